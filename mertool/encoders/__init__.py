@@ -1,0 +1,254 @@
+"""The table of encoders, and finding an encoder by table name, hub id or local folder. No torch here.
+
+A checkpoint is a row of TABLE; a family is a file of this folder (`speech`, `vision`, `text`), each with
+`load(source, device, dtype)` that returns an object with
+
+    layers: int             number of transformer blocks
+    channels: int           D
+    model, blocks           the torch module, and its transformer blocks in order
+    cost(item) -> float     what one input costs (seconds, frames, tokens), for batching
+    encode(items, keep) -> list of (L, T, D) float32 tensors, one per input, for the layers in `keep`
+
+Layer n is the output of block n, taken by a forward hook; layer 0 is the input of block 1.
+"""
+
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mertool.errors import MertoolError, choose, suggest
+from mertool.files import content_digest
+
+FAMILIES = {"audio": "speech", "video": "vision", "text": "text"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One known checkpoint. `revision` is a commit of the hub, where a checked one is known."""
+
+    name: str
+    modality: str
+    checkpoint: str
+    language: str
+    parameters: str
+    layers: int
+    channels: int
+    revision: str | None = None
+
+
+TABLE = (
+    Row("hubert-large-zh", "audio", "TencentGameMate/chinese-hubert-large", "Chinese", "317M", 24, 1024),
+    Row("hubert-base-zh", "audio", "TencentGameMate/chinese-hubert-base", "Chinese", "95M", 12, 768),
+    Row("wav2vec2-large-zh", "audio", "TencentGameMate/chinese-wav2vec2-large", "Chinese", "317M", 24, 1024),
+    Row("wav2vec2-base-zh", "audio", "TencentGameMate/chinese-wav2vec2-base", "Chinese", "95M", 12, 768),
+    Row(
+        "hubert-base",
+        "audio",
+        "facebook/hubert-base-ls960",
+        "English",
+        "95M",
+        12,
+        768,
+        "dba3bb02fda4248b6e082697eee756de8fe8aa8a",
+    ),
+    Row("hubert-large", "audio", "facebook/hubert-large-ll60k", "English", "317M", 24, 1024),
+    Row("hubert-xlarge", "audio", "facebook/hubert-xlarge-ll60k", "English", "964M", 48, 1280),
+    Row("wav2vec2-base", "audio", "facebook/wav2vec2-base", "English", "95M", 12, 768),
+    Row("wav2vec2-large", "audio", "facebook/wav2vec2-large-lv60", "English", "317M", 24, 1024),
+    Row("wav2vec2-xlsr", "audio", "facebook/wav2vec2-large-xlsr-53", "53 languages", "317M", 24, 1024),
+    Row("wavlm-base-plus", "audio", "microsoft/wavlm-base-plus", "English", "95M", 12, 768),
+    Row(
+        "wavlm-large",
+        "audio",
+        "microsoft/wavlm-large",
+        "English",
+        "317M",
+        24,
+        1024,
+        "c1423ed94bb01d80a3f5ce5bc39f6026a0f4828c",
+    ),
+    Row("data2vec-audio-base", "audio", "facebook/data2vec-audio-base", "English", "93M", 12, 768),
+    Row("data2vec-audio-large", "audio", "facebook/data2vec-audio-large", "English", "313M", 24, 1024),
+    Row("whisper-base", "audio", "openai/whisper-base", "multilingual", "74M", 6, 512),
+    Row("whisper-large-v3", "audio", "openai/whisper-large-v3", "multilingual", "1.5B", 32, 1280),
+    Row(
+        "clip-vit-l14",
+        "video",
+        "openai/clip-vit-large-patch14",
+        "-",
+        "304M",
+        24,
+        1024,
+        "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    ),
+    Row("clip-vit-b16", "video", "openai/clip-vit-base-patch16", "-", "86M", 12, 768),
+    Row(
+        "clip-vit-b32",
+        "video",
+        "openai/clip-vit-base-patch32",
+        "-",
+        "88M",
+        12,
+        768,
+        "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    ),
+    Row("siglip-b16", "video", "google/siglip-base-patch16-224", "-", "93M", 12, 768),
+    Row("siglip-so400m", "video", "google/siglip-so400m-patch14-384", "-", "428M", 27, 1152),
+    Row("dinov2-base", "video", "facebook/dinov2-base", "-", "86M", 12, 768),
+    Row("dinov2-large", "video", "facebook/dinov2-large", "-", "304M", 24, 1024),
+    Row(
+        "vit-base",
+        "video",
+        "google/vit-base-patch16-224",
+        "-",
+        "86M",
+        12,
+        768,
+        "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3",
+    ),
+    Row("roberta-large-zh", "text", "hfl/chinese-roberta-wwm-ext-large", "Chinese", "326M", 24, 1024),
+    Row("roberta-base-zh", "text", "hfl/chinese-roberta-wwm-ext", "Chinese", "102M", 12, 768),
+    Row("macbert-large-zh", "text", "hfl/chinese-macbert-large", "Chinese", "326M", 24, 1024),
+    Row(
+        "bert-base",
+        "text",
+        "google-bert/bert-base-uncased",
+        "English",
+        "110M",
+        12,
+        768,
+        "86b5e0934494bd15c9632b12f734a8a67f723594",
+    ),
+    Row(
+        "roberta-large",
+        "text",
+        "FacebookAI/roberta-large",
+        "English",
+        "355M",
+        24,
+        1024,
+        "722cf37b1afa9454edce342e7895e588b6ff1d59",
+    ),
+    Row("xlm-roberta-large", "text", "FacebookAI/xlm-roberta-large", "100 languages", "560M", 24, 1024),
+    Row("qwen2.5-7b", "text", "Qwen/Qwen2.5-7B", "Chinese, English", "7.6B", 28, 3584),
+    Row("qwen2.5-14b", "text", "Qwen/Qwen2.5-14B", "Chinese, English", "14.8B", 48, 5120),
+    Row("llama-3.1-8b", "text", "meta-llama/Llama-3.1-8B", "multilingual", "8.0B", 32, 4096),
+)
+DEFAULTS = {"audio": "hubert-large-zh", "video": "clip-vit-l14", "text": "roberta-large-zh"}
+
+CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja")
+SAFE_WEIGHTS = ("*.safetensors",)
+# Checkpoints without safetensors, chinese-hubert among them: torch reads these with weights_only.
+TORCH_WEIGHTS = ("pytorch_model*.bin",)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an encoder was found: its short name, its folder on this machine and how others find it."""
+
+    name: str
+    folder: Path
+    checkpoint: str
+    revision: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "checkpoint": self.checkpoint, "revision": self.revision}
+
+    def digest(self) -> str:
+        """SHA-256 of configuration, vocabulary and weights."""
+        files = [path for pattern in CONFIGURATION for path in self.folder.glob(pattern)]
+        weights = [path for pattern in SAFE_WEIGHTS for path in self.folder.glob(pattern)]
+        weights = weights or [path for pattern in TORCH_WEIGHTS for path in self.folder.glob(pattern)]
+        return content_digest(files + weights)
+
+
+def find(name: str, modality: str, revision: str | None = None) -> Source:
+    """Find an encoder by table name, local folder or hub id; download it where a hub can be reached."""
+    row = next((row for row in TABLE if row.name == name), None)
+    if row:
+        if row.modality != modality:
+            valid = [other.name for other in TABLE if other.modality == modality]
+            raise MertoolError(f"encoder '{name}' is for {row.modality}: for {modality} take {', '.join(valid)}")
+        return Source(name, _fetch(row.checkpoint, revision or row.revision), row.checkpoint, row.revision)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise MertoolError(f"encoder folder {folder} has no config.json: give a Hugging Face model folder")
+        return Source(folder.resolve().name, folder.resolve(), str(folder.resolve()))
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise MertoolError(f"encoder folder {name} does not exist")
+    if "/" not in name:
+        valid = [other.name for other in TABLE if other.modality == modality]
+        raise MertoolError(
+            f"unknown encoder '{name}': {suggest(name, valid)}valid: {', '.join(valid)}, a hub id as "
+            "owner/model, or a local folder"
+        )
+    return Source(name, _fetch(name, revision), name, revision)
+
+
+def count_layers(source: Source) -> int:
+    """Number of transformer blocks, read from the configuration alone."""
+    try:
+        config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MertoolError(f"{source.folder}/config.json cannot be read ({error})") from error
+    nested = config.get("vision_config") or config.get("text_config") or {}
+    for settings in (config, nested):
+        for key in ("num_hidden_layers", "encoder_layers", "n_layer"):
+            if isinstance(settings.get(key), int):
+                return int(settings[key])
+    # A hub's CLIP configuration may leave out what equals the class's default.
+    from transformers import AutoConfig
+
+    loaded = AutoConfig.from_pretrained(source.folder)
+    return int(getattr(loaded, "vision_config", loaded).num_hidden_layers)
+
+
+def load(modality: str, source: Source, device: Any, dtype: Any) -> Any:
+    """Load an encoder of one modality onto a device; see the top of this file for what comes back."""
+    choose("modality", modality, FAMILIES)
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks the hub to convert
+    family = importlib.import_module(f"mertool.encoders.{FAMILIES[modality]}")
+    try:
+        return family.load(source.folder, device, dtype)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MertoolError(f"{source.folder} cannot be loaded as an encoder for {modality}: {first}") from error
+
+
+def _fetch(checkpoint: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
+    def get(patterns: tuple[str, ...], local: bool) -> Path:
+        folder = snapshot_download(checkpoint, revision=revision, allow_patterns=list(patterns), local_files_only=local)
+        return Path(folder)
+
+    try:
+        folder = get(CONFIGURATION, local=True)
+        if _has_weights(folder):
+            return folder
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    try:
+        folder = get(CONFIGURATION + SAFE_WEIGHTS, local=False)
+        if not _has_weights(folder):
+            folder = get(TORCH_WEIGHTS, local=False)
+        if _has_weights(folder):
+            return folder
+        reason = "the hub has neither safetensors nor pytorch_model.bin of it"
+    except Exception as error:  # the hub's client raises many kinds, all of which mean: not to be had
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    at = f" --revision {revision}" if revision else ""
+    raise MertoolError(
+        f"encoder '{checkpoint}' is not in the cache {constants.HF_HUB_CACHE} and cannot be fetched ({reason}): "
+        f"where there is a connection run `hf download {checkpoint}{at}` and copy the cache, or give a local "
+        "folder as --encoder"
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in SAFE_WEIGHTS + TORCH_WEIGHTS)

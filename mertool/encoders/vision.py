@@ -1,0 +1,86 @@
+"""Image encoders on face crops: CLIP, SigLIP, ViT, DINOv2 and what else AutoModel loads as a ViT.
+
+A frame's vector is the class token of a layer, or the mean over patches where there is none (SigLIP).
+Pixels are prepared here and not by transformers, whose image processors differ in their pixels by which
+backends are installed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, CLIPVisionModel, SiglipVisionModel
+
+from mertool.encoders.blocks import find_blocks, stack, tap
+
+FRAMES_AT_ONCE = 64
+HALF = [0.5, 0.5, 0.5]
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype) -> "ImageEncoder":
+    """Load the encoder in `folder`; of a CLIP or SigLIP only the vision tower."""
+    return ImageEncoder(folder, device, dtype)
+
+
+class ImageEncoder:
+    """A vision transformer."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
+        kind = AutoConfig.from_pretrained(folder).model_type
+        towers: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+        self.model: Any = towers.get(kind, AutoModel).from_pretrained(folder).to(device, dtype).eval()
+        config = self.model.config
+        self.layers, self.channels = int(config.num_hidden_layers), int(config.hidden_size)
+        self.blocks = find_blocks(self.model, self.layers)
+        names = [name.split(".")[-1] for name, _ in self.model.named_parameters()]
+        self.has_class_token = "cls_token" in names or "class_embedding" in names
+        self.size = _input_size(folder, config)
+        self.mean, self.std = _normalisation(folder)
+        self.device, self.dtype = device, dtype
+
+    def cost(self, crops: np.ndarray) -> float:
+        """Frames."""
+        return float(len(crops))
+
+    def encode(self, clips: list[np.ndarray], keep: tuple[int, ...]) -> list[torch.Tensor]:
+        """(L, T, D) for the face crops (T, H, W, 3) uint8 RGB of each clip."""
+        crops = np.concatenate(clips)
+        parts = [self._forward(crops[i : i + FRAMES_AT_ONCE], keep) for i in range(0, len(crops), FRAMES_AT_ONCE)]
+        return list(torch.cat(parts, dim=1).split([len(clip) for clip in clips], dim=1))
+
+    def prepare(self, crops: np.ndarray) -> torch.Tensor:
+        """Crops as (T, 3, size, size): bicubic with antialias on uint8, scaled, normalised."""
+        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
+        if pixels.shape[-1] != self.size:
+            pixels = torch.nn.functional.interpolate(
+                pixels, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
+            )
+        mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return ((pixels.float() / 255 - mean) / std).to(self.dtype)
+
+    @torch.inference_mode()
+    def _forward(self, crops: np.ndarray, keep: tuple[int, ...]) -> torch.Tensor:
+        with tap(self.blocks, keep) as found:
+            self.model(self.prepare(crops))
+        tokens = stack(found, keep)
+        return tokens[:, :, 0] if self.has_class_token else tokens.mean(dim=2)
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    file = folder / "preprocessor_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _input_size(folder: Path, config: Any) -> int:
+    settings = _preprocessor(folder)
+    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return int(size or config.image_size)
+
+
+def _normalisation(folder: Path) -> tuple[list[float], list[float]]:
+    settings = _preprocessor(folder)
+    return settings.get("image_mean", HALF), settings.get("image_std", HALF)

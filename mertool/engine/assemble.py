@@ -1,0 +1,48 @@
+"""An encoder with its trained parts on top, ready to encode by a recipe."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mertool import encoders, peft_methods
+from mertool.encoders.aligner import Aligner
+from mertool.encoders.blocks import drop_above
+from mertool.engine.batch import budget
+from mertool.engine.pipeline import Work, keep_frames, mean_pool
+from mertool.features import Recipe
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of a recipe lie: the encoder, a folder of adapters, a folder with an aligner.
+
+    `adapter_of_clip` names the adapter of clips that have one of their own (those adapters were trained
+    on; each gets one that did not see it); all others get `final`.
+    """
+
+    source: encoders.Source
+    adapters: Path | None = None
+    aligner: Path | None = None
+    adapter_of_clip: dict[str, str] = field(default_factory=dict)
+
+
+def assemble(recipe: Recipe, parts: Parts, device: torch.device) -> Work:
+    """Load everything the recipe names."""
+    encoder = encoders.load(recipe.modality, parts.source, device, getattr(torch, recipe.compute_dtype))
+    finish: Callable[[torch.Tensor], torch.Tensor] = keep_frames if recipe.pool == "none" else mean_pool
+    if parts.aligner:
+        aligner = Aligner.load(parts.aligner).to(device)
+
+        def finish(frames: torch.Tensor) -> torch.Tensor:
+            return aligner.embed(frames)
+
+    work = Work(encoder, recipe.layers, finish, budget(recipe.modality, device.type))
+    if parts.adapters:
+        model = peft_methods.load_adapters(encoder.model, parts.adapters).to(device)
+        encoder.model = model
+        work.variant = lambda clip: parts.adapter_of_clip.get(clip, peft_methods.FINAL)
+        work.select = model.set_adapter
+    drop_above(encoder.blocks, max(recipe.layers))
+    return work

@@ -1,0 +1,100 @@
+"""`Recipe`: everything that changes the value of a feature, and the fingerprint made of it."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from mertool.errors import MertoolError, choose
+from mertool.files import digest_json
+
+MODALITIES = ("audio", "video", "text")
+POOLS = ("mean", "none")
+SAMPLE_RATE = 16_000
+# Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
+PREPROCESSING = {"audio": 1, "video": 1, "text": 1, "faces": 1}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the values of a store are made. Two stores may be compared or joined only if recipes are equal.
+
+    `layers` count transformer blocks from 1; 0 is the embedding, the input of block 1. `pool` is `mean`
+    (one vector per layer and clip) or `none` (frames are kept). `adapter` and `aligner` are digests of
+    the trained parts on top of the encoder, or None.
+    """
+
+    modality: str
+    encoder: str
+    weights: str
+    layers: tuple[int, ...]
+    pool: str
+    compute_dtype: str = "float32"
+    storage_dtype: str = "float16"
+    media: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+    aligner: str | None = None
+    preprocessing: int = 1
+
+    def __post_init__(self) -> None:
+        choose("pooling", self.pool, POOLS)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "layers": list(self.layers)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Recipe":
+        return cls(**{**value, "layers": tuple(value["layers"])})
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the recipe's canonical JSON."""
+        return digest_json(self.to_json())
+
+    def differences(self, other: "Recipe") -> str:
+        """What differs, in words for an error message: `encoder: 'a' there, 'b' here`."""
+        mine, theirs = self.to_json(), other.to_json()
+        return "; ".join(
+            f"{key.replace('_', ' ')}: {_short(theirs[key])} there, {_short(mine[key])} here"
+            for key in mine
+            if mine[key] != theirs[key]
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:16] + "..."
+
+
+def parse_layers(text: str, count: int) -> tuple[int, ...]:
+    """Layers named by `all`, `last`, `16-21`, `0,6,12` or a mix of those, for an encoder of `count` blocks.
+
+    >>> parse_layers("16-18,24", 24)
+    (16, 17, 18, 24)
+    """
+    valid = f"valid: all, last, a range as 16-21 or a list as 0,6,12, with 0 (embedding) to {count}"
+    chosen: list[int] = []
+    for piece in text.replace(" ", "").lower().split(","):
+        if piece == "all":
+            chosen += range(count + 1)
+        elif piece == "last":
+            chosen.append(count)
+        else:
+            first, _, last = piece.partition("-")
+            if not first.isdecimal() or not (last.isdecimal() or "-" not in piece):
+                raise MertoolError(f"layers '{text}' cannot be read; {valid}")
+            chosen += range(int(first), int(last or first) + 1)
+    if not chosen or max(chosen) > count:
+        raise MertoolError(f"layers '{text}' are not in this encoder; {valid}")
+    return tuple(sorted(set(chosen)))
+
+
+def format_layers(layers: tuple[int, ...] | list[int]) -> str:
+    """The shortest spelling of a set of layers: `16-21`."""
+    numbers = sorted(layers)
+    if len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ",".join(map(str, numbers))
+
+
+def unaligned_frames(recipe: Recipe) -> Recipe:
+    """The recipe of the frame store that an aligner of this video recipe is trained on."""
+    return replace(recipe, pool="none", aligner=None)

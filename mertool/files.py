@@ -1,0 +1,111 @@
+"""Writing files so that a reader never sees half of one, and digests that name what is in them."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mertool.errors import MertoolError
+
+SPOT = 1 << 16  # bytes read at the head, the middle and the tail of a media file
+
+
+@contextmanager
+def clear_write_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a missing right or a folder in the way into one line that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # HDF5 hides the number in its message, and reports a failing close as a RuntimeError.
+        full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        if isinstance(error, RuntimeError) and "errno" not in str(error):
+            raise
+        number = getattr(error, "errno", None)
+        if number in full or any(f"errno = {code}," in str(error) for code in full):
+            raise MertoolError(
+                f"the disk is full: cannot write {path}. What was finished is kept: free some space "
+                "and run the same command again"
+            ) from error
+        raise MertoolError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Choose another output path"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents."""
+    with clear_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write to a temporary name, flush to the disk, rename: the old file stays until the new one is whole."""
+    data = content.encode() if isinstance(content, str) else content
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with clear_write_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_writable(path: Path) -> None:
+    """Raise now, before the long work, if a file at `path` could not be written later."""
+    if path.is_dir():
+        raise MertoolError(f"cannot write {path}: it is a folder. Give the path of a file")
+    write_probe = path.parent / f".{path.name}.probe-{os.getpid()}"
+    make_folder(path.parent)
+    with clear_write_errors(path):
+        write_probe.touch()
+        write_probe.unlink()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with one spelling per value, so that equal values have equal digests."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def media_digest(path: Path) -> str:
+    """A digest of the size and of the head, middle and tail of a file: cheap for any length of video."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for start in (0, size // 2 - SPOT // 2, size - SPOT):
+            file.seek(max(0, start))
+            digest.update(file.read(SPOT))
+    return digest.hexdigest()[:32]
+
+
+def content_digest(paths: list[Path]) -> str:
+    """SHA-256 over names and whole contents of several files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        digest.update(path.name.encode() + b"\0")
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

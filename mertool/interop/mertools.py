@@ -1,0 +1,128 @@
+"""Labels and transcripts in MERTools' forms (MER2023 to MER2026), and in any CSV of the same shape.
+
+`label-6way.npz` holds one pickled dict per corpus. Only numpy's own array constructors are allowed while
+it is read, so a prepared file cannot run code.
+"""
+
+import csv
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mertool.errors import MertoolError
+
+NAME_COLUMNS = ("clip", "name", "file", "filename")
+LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
+TEXT_COLUMNS = ("text", "transcript", "chinese", "english", "sentence")
+TRAIN_CORPORA = ("train_corpus", "whole_corpus")
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+def read_labels(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Labels and splits by clip name, from MERTools' npz or from a CSV with a name and a label column.
+
+    Of an npz only the training corpus is read: test clips carry the placeholder `neutral` there. Corpora
+    that number their classes (IEMOCAP, MELD) give the numbers as class names.
+    """
+    _check_exists(path, "labels")
+    if path.suffix == ".npz":
+        return _read_npz(path), {}
+    rows, header = _read_rows(path)
+    label = _column(path, header, LABEL_COLUMNS, "label")
+    name = _column(path, header, NAME_COLUMNS, "clip name")
+    labels = {_stem(row[name]): row[label].strip() for row in rows if row[label].strip()}
+    splits = {_stem(row[name]): row["split"] for row in rows if row.get("split")}
+    return labels, splits
+
+
+def read_transcripts(path: Path) -> dict[str, str]:
+    """Transcripts by clip name from a CSV (`name,chinese`, `clip,text`, ...); empty ones are left out."""
+    _check_exists(path, "transcripts")
+    rows, header = _read_rows(path)
+    text = _column(path, header, TEXT_COLUMNS, "text")
+    name = _column(path, header, NAME_COLUMNS, "clip name")
+    return {_stem(row[name]): row[text].strip() for row in rows if (row[text] or "").strip()}
+
+
+def _read_npz(path: Path) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    found = False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for corpus in TRAIN_CORPORA:
+                if f"{corpus}.npy" in archive.namelist():
+                    found = True
+                    for clip, entry in _unpickle(archive.read(f"{corpus}.npy")).items():
+                        labels[str(clip)] = str(entry["emo"])
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        AttributeError,
+        TypeError,
+        KeyError,
+        EOFError,
+    ) as error:
+        raise MertoolError(f"{path} is not a label file of MERTools ({error})") from error
+    if not found:
+        raise MertoolError(f"{path} holds none of {', '.join(TRAIN_CORPORA)}")
+    return labels
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, which labels do not need: refused")
+        return super().find_class(module, name)
+
+
+def _unpickle(data: bytes) -> dict[str, dict[str, Any]]:
+    """The dict inside a 0-d object array in npy form."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reader(stream)
+    if shape != () or not dtype.hasobject:
+        raise TypeError(f"an array of shape {shape} and type {dtype} where a dict was expected")
+    array = _Unpickler(stream).load()
+    return array.item() if isinstance(array, np.ndarray) else array
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+            return [row for row in reader if any(row.values())], list(reader.fieldnames)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MertoolError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+
+
+def _column(path: Path, header: list[str], valid: tuple[str, ...], what: str) -> str:
+    for name in valid:
+        if name in header:
+            return name
+    raise MertoolError(f"{path} has no {what} column: it has {', '.join(header) or 'none'}; valid: {', '.join(valid)}")
+
+
+def _stem(name: str) -> str:
+    """`clip.mp4` names the same clip as `clip`; a dot inside a name stays."""
+    known = (".mp4", ".avi", ".wav", ".flac", ".mp3", ".mov", ".mkv", ".m4a", ".webm", ".mpg")
+    cleaned = name.strip()
+    return cleaned[: -len(Path(cleaned).suffix)] if cleaned.lower().endswith(known) else cleaned
+
+
+def _check_exists(path: Path, what: str) -> None:
+    if not path.is_file():
+        raise MertoolError(f"{what} file {path} does not exist")

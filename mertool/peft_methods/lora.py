@@ -1,0 +1,15 @@
+"""LoRA on the feed-forward projections (Hu et al., 2022).
+
+Not on queries and values: WavLM hands its projection weights to a fused attention, so a LoRA there gets no
+gradient.
+"""
+
+from peft import LoraConfig
+
+SIZE = 16  # default rank
+TARGETS = ("feed_forward.intermediate_dense", "feed_forward.output_dense")
+
+
+def config(targets: list[str], size: int) -> LoraConfig:
+    """PEFT configuration of LoRA of rank `size` (alpha twice the rank) on the linear modules `targets`."""
+    return LoraConfig(target_modules=targets, r=size, lora_alpha=2 * size, lora_dropout=0.0)

@@ -1,0 +1,21 @@
+"""The folder is the registry: each file of a package is one choice, known without importing it."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from mertool.errors import choose
+
+ROOT = Path(__file__).parent
+
+
+def names(package: str) -> list[str]:
+    """The choices of `mertool.<package>`, one per file: `layer_adapters.py` is `layer-adapters`."""
+    files = (ROOT / package).glob("*.py")
+    return sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_"))
+
+
+def load(package: str, what: str, name: str) -> ModuleType:
+    """Import the module of one choice; an unknown name is answered with the valid ones."""
+    choose(what, name, names(package))
+    return importlib.import_module(f"mertool.{package}.{name.replace('-', '_')}")

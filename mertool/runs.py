@@ -1,0 +1,151 @@
+"""`Run`: the folder a stage leaves behind, and the rules that keep it whole.
+
+A run folder holds `run.json` (stage, options, seed, folds, versions, fingerprints, label names),
+`metrics.json`, `*.safetensors` and plots. It is made under a temporary name and renamed when all is
+written, so a folder with a `run.json` is always complete. `key` names everything the result depends on:
+the same command over the same input finds its run and does not compute it again.
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mertool import __version__
+from mertool.errors import MertoolError
+from mertool.files import clear_write_errors, content_digest, digest_json, make_folder, write_atomic
+
+PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run: its folder and what `run.json` says."""
+
+    folder: Path
+    info: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, stage: str) -> "Run":
+        """Read a run of one stage; a folder that is no run, or of another stage, is an error."""
+        file = folder / "run.json"
+        if not file.exists():
+            raise MertoolError(f"{folder} is not a run: there is no run.json in it. `mertool {stage}` makes one")
+        try:
+            info = json.loads(file.read_text(encoding="utf-8"))
+            found = info["stage"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MertoolError(f"{file} cannot be read ({error}): run `mertool {stage}` again") from error
+        if found != stage:
+            raise MertoolError(
+                f"{folder} is a run of {found}, one of {stage} is needed: give the -o folder of `mertool {stage}`"
+            )
+        return cls(folder, info)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `metrics.json` says."""
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    def digest(self) -> str:
+        """Digest of the trained parts (all safetensors), or of the key where there are none."""
+        tensors = sorted(self.folder.rglob("*.safetensors"))
+        names = [str(t.relative_to(self.folder)) for t in tensors]
+        return digest_json([names, content_digest(tensors)]) if tensors else str(self.info["key"])
+
+
+def make_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str:
+    """Digest of all that a run's result depends on."""
+    return digest_json({"stage": stage, "options": options, "inputs": inputs, "mertool": __version__})
+
+
+def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
+    """The run in `folder` if it is the one asked for; raises if `folder` is something else's."""
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise MertoolError(f"{folder} is a file: give a folder for the run")
+    if not (folder / "run.json").exists():
+        if any(folder.iterdir()):
+            raise MertoolError(f"{folder} is not empty and not a run of mertool: give another -o")
+        return None
+    found = Run.read(folder, stage)
+    return found if found.info["key"] == key and not overwrite else None
+
+
+@contextmanager
+def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts: Any) -> Iterator["RunDraft"]:
+    """Build a run beside `folder` and put it in place at the end; an error leaves the old one untouched."""
+    target = folder.absolute()
+    make_folder(target.parent)
+    draft_folder = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    info = {
+        "stage": stage,
+        "key": key,
+        "options": options,
+        "mertool": __version__,
+        "versions": _versions(),
+        **facts,
+    }
+    draft = RunDraft(draft_folder, info, {})
+    try:
+        with clear_write_errors(folder):
+            draft_folder.mkdir()
+        yield draft
+        _write_json(draft_folder / "metrics.json", draft.metrics)
+        _write_json(draft_folder / "run.json", draft.info)
+        with clear_write_errors(folder):
+            old = target.with_name(f".{target.name}.old-{os.getpid()}")
+            if target.exists():
+                os.replace(target, old)
+            os.replace(draft_folder, target)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft_folder, ignore_errors=True)
+
+
+@dataclass
+class RunDraft:
+    """A run in the making: write files into `folder`, facts into `info`, scores into `metrics`."""
+
+    folder: Path
+    info: dict[str, Any]
+    metrics: dict[str, Any]
+
+    def save_tensors(self, name: str, tensors: dict[str, Any]) -> None:
+        """Write `name`.safetensors, torch tensors only."""
+        from safetensors.torch import save
+
+        content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        write_atomic(self.folder / f"{name}.safetensors", content)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read a safetensors file into torch tensors on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MertoolError(f"{path} cannot be read ({error}): the run is damaged, make it again") from error
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
