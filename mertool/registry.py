@@ -15,7 +15,12 @@ def names(package: str) -> list[str]:
     return sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_"))
 
 
+def check(package: str, what: str, name: str) -> None:
+    """Raise if `name` is no choice of the package; imports nothing."""
+    choose(what, name, names(package))
+
+
 def load(package: str, what: str, name: str) -> ModuleType:
     """Import the module of one choice; an unknown name is answered with the valid ones."""
-    choose(what, name, names(package))
+    check(package, what, name)
     return importlib.import_module(f"mertool.{package}.{name.replace('-', '_')}")

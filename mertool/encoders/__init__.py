@@ -211,6 +211,10 @@ def load(modality: str, source: Source, device: Any, dtype: Any) -> Any:
     """Load an encoder of one modality onto a device; see the top of this file for what comes back."""
     choose("modality", modality, FAMILIES)
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks the hub to convert
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     family = importlib.import_module(f"mertool.encoders.{FAMILIES[modality]}")
     try:
         return family.load(source.folder, device, dtype)

@@ -36,7 +36,8 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device) -> Work:
         aligner = Aligner.load(parts.aligner).to(device)
 
         def finish(frames: torch.Tensor) -> torch.Tensor:
-            return aligner.embed(frames)
+            # Rounded as a frame store rounds them, so that both ways to aligned features agree.
+            return aligner.embed(frames.to(getattr(torch, recipe.storage_dtype)))
 
     work = Work(encoder, recipe.layers, finish, budget(recipe.modality, device.type))
     if parts.adapters:

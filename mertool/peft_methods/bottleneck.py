@@ -6,7 +6,7 @@ published, ours is after the feed-forward network (Houlsby et al., 2019): f <- f
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftConfig
@@ -84,7 +84,7 @@ class BottleneckModel(BaseTuner):
 
     prefix = "bottleneck_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping: ClassVar[dict[str, Any]] = {}
+    target_module_mapping: dict[str, Any] = {}  # noqa: RUF012  PEFT declares it so
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> Any:

@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,10 @@ class StoreWriter:
     def __enter__(self) -> "StoreWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            with suppress(MertoolError):  # an interrupted run keeps the part at hand, if the disk allows
+                self.flush()
         self._lock.release()
         if not any(self.parts.glob("part-*.h5")):
             shutil.rmtree(self.parts, ignore_errors=True)

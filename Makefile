@@ -1,0 +1,37 @@
+# Plain `make` prints the targets. Everything runs in one virtual environment, .venv, of pinned versions.
+PYTHON ?= python3
+VENV := .venv
+MERTOOL := $(VENV)/bin/mertool
+DEMO := build/demo
+
+.PHONY: help setup demo test lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup   the environment .venv, from constraints.txt"
+	@echo "make demo    the whole pipeline on the clips of data/demo, into $(DEMO)"
+	@echo "make test    the tests"
+	@echo "make lint    style, format and types"
+	@echo "make clean   remove build/ and caches (the environment stays)"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash data/demo/run.sh $(DEMO)
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

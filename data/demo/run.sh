@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The main job on the demo clips, command by command: what `make demo` runs. Usage: run.sh [OUTPUT_FOLDER]
+# The encoders are tiny and of random weights: they show the machinery, not the accuracy.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-build/demo}
+features=$out/features
+runs=$out/runs
+mkdir -p "$features" "$runs"
+
+step() {
+    echo
+    echo "\$ $*"
+    local began=$SECONDS; "$@"; [ -z "${DEMO_TIMES:-}" ] || echo "($((SECONDS - began)) s)"
+}
+
+step python "$here/make_encoders.py" "$out/encoders"
+hubert=$out/encoders/tiny-random-hubert
+clip=$out/encoders/tiny-random-clip
+bert=$out/encoders/tiny-random-bert
+
+step mertool manifest "$here/clips" -o "$out/clips.csv" --labels "$here/manifest.csv" \
+    --transcripts "$here/manifest.csv" --speakers '^(spk\d+)_'
+step mertool extract audio "$out/clips.csv" -o "$features/audio.h5" --encoder "$hubert"
+step mertool extract faces "$out/clips.csv" -o "$features/faces.h5"
+step mertool extract video "$out/clips.csv" -o "$features/video.h5" --encoder "$clip" --faces "$features/faces.h5"
+step mertool extract video "$out/clips.csv" -o "$features/video-frames.h5" --encoder "$clip" --pool none \
+    --faces "$features/faces.h5"
+step mertool extract text "$out/clips.csv" -o "$features/text.h5" --encoder "$bert"
+step mertool probe-layers "$features/audio.h5" --manifest "$out/clips.csv" -o "$runs/probe"
+step mertool finetune "$out/clips.csv" --probe "$runs/probe" -o "$runs/acoustic"
+step mertool extract audio "$out/clips.csv" -o "$features/acoustic.h5" --encoder "$hubert" --adapter "$runs/acoustic"
+step mertool align --audio "$features/acoustic.h5" --video "$features/video-frames.h5" -o "$runs/visual"
+step mertool fuse "$features/acoustic.h5" "$features/video.h5" "$features/aligned.h5" "$features/text.h5" \
+    --manifest "$out/clips.csv" -o "$runs/fusion"
+
+# Clips never seen, from two speakers more than in training.
+step mertool manifest "$here/test" -o "$out/test.csv" --labels "$here/manifest.csv" \
+    --transcripts "$here/manifest.csv"
+step mertool predict "$runs/fusion" "$out/test.csv" -o "$out/predictions.csv"
+step mertool evaluate "$out/predictions.csv" --labels "$out/test.csv" -o "$out/metrics.json"
+
+echo
+echo "predictions: $out/predictions.csv"
+echo "metrics:     $out/metrics.json"
+echo "plots:       $out/metrics-confusion.png $runs/probe/layers.png $runs/acoustic/losses.png"
+echo "             $runs/visual/loss.png $runs/fusion/scores.png $runs/fusion/confusion.png"
+echo "features:    $features"
+echo "runs:        $runs (the bundle is $runs/fusion)"
+echo "The encoders are tiny and of random weights: these figures show the machinery, not the accuracy."

@@ -1,0 +1,71 @@
+"""The command line: a table of contents, one line per command. Heavy libraries load inside the commands."""
+
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from mertool import __version__
+from mertool.cli import align, doctor, evaluate, extract, finetune, fuse, manifest, models, predict, probe_layers, store
+from mertool.errors import MertoolError
+
+app = typer.Typer(
+    name="mertool",
+    help="Multimodal emotion recognition: from a folder of clips to predictions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("manifest", epilog=manifest.EXAMPLE)(manifest.manifest)
+app.add_typer(extract.app, name="extract")
+app.command("probe-layers", epilog=probe_layers.EXAMPLE)(probe_layers.probe_layers)
+app.command("finetune", epilog=finetune.EXAMPLE)(finetune.finetune)
+app.command("align", epilog=align.EXAMPLE)(align.align)
+app.command("fuse", epilog=fuse.EXAMPLE)(fuse.fuse)
+app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
+app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.add_typer(store.app, name="store")
+app.command("models", epilog=models.EXAMPLE)(models.models)
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM; not an Exception, so that no handler of errors swallows it."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mertool {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Multimodal emotion recognition: from a folder of clips to predictions."""
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 user's error, 2 usage, 3 too many clips failed."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except MertoolError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(1)
+    except Interrupted as stop:
+        print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
+        sys.exit(stop.code)
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise Interrupted(128 + number)

@@ -1,0 +1,136 @@
+"""What the commands share: options, progress, tables, results."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Source = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
+ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
+RunOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run to write.")]
+StoreOutput = Annotated[Path, typer.Option("--output", "-o", help="Feature store (HDF5) to write.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option(help="Number format of the encoder: auto, float32, bfloat16, float16.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as one JSON object on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Compute again, replacing what is there.")]
+MaxFailed = Annotated[float, typer.Option(min=0, max=1, help="Exit with 3 if a larger share of the clips failed.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Decoder processes; default: the cores, at most 8.")]
+ClipTimeout = Annotated[float, typer.Option(help="Seconds after which a decoder is killed.")]
+Folds = Annotated[int, typer.Option(min=2, help="Parts of the cross-validation; by speaker where all are known.")]
+Classes = Annotated[str, typer.Option(help="Class names in index order, comma-separated.")]
+
+MER_CLASSES = "neutral,angry,happy,sad,worried,surprise"
+LINE_EVERY = 15.0  # seconds between lines of progress where there is no terminal
+
+
+def say(text: str = "") -> None:
+    """Print one line on standard output, with paths kept whole."""
+    print(text)
+
+
+def note(text: str) -> None:
+    """Print one line on standard error."""
+    print(text, file=sys.stderr)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """The result as one JSON object."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print a table; the first column is text, the others are numbers."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(str(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140
+    console.print(drawn)
+
+
+def show_score(score: dict[str, float]) -> str:
+    """`73.0 [70.1, 75.8]` in per cent."""
+    return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+@contextmanager
+def progress(title: str, quiet: bool, unit: str = "clips") -> Iterator[Callable[..., None]]:
+    """A function (done, total, failed=0) that shows how far a stage is, on standard error."""
+    if quiet:
+        yield lambda *_: None
+    elif sys.stderr.isatty():
+        with _bar(title, unit) as update:
+            yield update
+    else:
+        yield _Lines(title, unit)
+
+
+@contextmanager
+def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + "{task.fields[failures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, failures="")
+
+        def update(done: int, total: int, failed: int = 0) -> None:
+            bar.update(task, completed=done, total=total, failures=f", {failed} failed" if failed else "")
+
+        yield update
+
+
+class _Lines:
+    """Progress without a terminal: a line now and then."""
+
+    def __init__(self, title: str, unit: str):
+        self.title, self.unit = title, unit
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int, failed: int = 0) -> None:
+        now = time.monotonic()
+        if now - self.last < LINE_EVERY or not done:
+            return
+        self.last = now
+        left = (now - self.began) * (total - done) / done
+        failures = f", {failed} failed" if failed else ""
+        note(f"{self.title}: {done} of {total} {self.unit}{failures}, about {left:.0f} s left")
+
+
+def check_failed(share: float, features: int, most: float, where: str) -> None:
+    """Exit with 3 if too many clips failed, or none gave anything."""
+    if features == 0:
+        note(f"no clip gave anything; the reasons are in {where}")
+        raise typer.Exit(3)
+    if share > most:
+        note(f"{share:.1%} of the clips failed, more than --max-failed {most:g}; the reasons are in {where}")
+        raise typer.Exit(3)

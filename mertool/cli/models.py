@@ -1,0 +1,45 @@
+"""`mertool models`: the table of encoders."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from mertool.cli.common import Json, Quiet, print_json, say, table
+from mertool.errors import choose
+
+EXAMPLE = "Example: mertool models --modality audio"
+
+
+def models(
+    modality: Annotated[str | None, typer.Option(help="audio, video or text; default: all.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The encoders that have a short name. Any hub id or local folder of these families works too."""
+    from mertool.encoders import DEFAULTS, FAMILIES, TABLE
+
+    if modality:
+        choose("modality", modality, FAMILIES)
+    rows = [row for row in TABLE if modality in (None, row.modality)]
+    if as_json:
+        print_json({"encoders": [asdict(row) for row in rows], "defaults": DEFAULTS})
+    elif not quiet:
+        table(
+            f"{len(rows)} encoders (* is the default of its modality)",
+            ["name", "modality", "checkpoint", "language", "size", "layers", "channels", "revision"],
+            [
+                [
+                    row.name + ("*" if DEFAULTS[row.modality] == row.name else ""),
+                    row.modality,
+                    row.checkpoint,
+                    row.language,
+                    row.parameters,
+                    row.layers,
+                    row.channels,
+                    (row.revision or "main")[:10],
+                ]
+                for row in rows
+            ],
+        )
+        say("next: mertool extract audio clips.csv -o features/audio.h5 --encoder NAME")
