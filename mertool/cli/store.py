@@ -61,16 +61,16 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
     """Verify stores: shapes, offsets, fingerprint, finite values. Exits with 1 if one is faulty."""
     from mertool.store import FeatureStore
 
-    faults = {}
+    faults: dict[str, list[str]] = {}
     for path in stores:
         with FeatureStore(path) as store:
             faults[str(path)] = store.faults()
     if as_json:
         print_json({"faults": faults})
     elif not quiet:
-        for path, wrong in faults.items():
-            say(f"{path}: {"; ".join(wrong) or 'sound'}")
-    faulty = [path for path, wrong in faults.items() if found]
+        for name, wrong in faults.items():
+            say(f"{name}: {', '.join(wrong) or 'sound'}")
+    faulty = [name for name, wrong in faults.items() if wrong]
     if faulty:
         raise MertoolError(f"{len(faulty)} of {len(stores)} stores are faulty: extract {', '.join(faulty)} again")
 
