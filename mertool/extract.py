@@ -12,7 +12,7 @@ from mertool.engine import pipeline
 from mertool.engine.assemble import Parts, assemble
 from mertool.engine.fill import Filled, Limits, fill_store
 from mertool.errors import ABSENT, MertoolError, choose
-from mertool.features import POOLS, PREPROCESSING, SAMPLE_RATE, Recipe, parse_layers, unaligned_frames
+from mertool.features import POOLS, PREPROCESSING, SAMPLE_RATE, Recipe, faces_recipe, parse_layers, unaligned_frames
 from mertool.files import check_writable
 from mertool.manifest import Manifest
 from mertool.runs import Run
@@ -115,10 +115,7 @@ Prepared = tuple[Recipe, dict[str, Any], Callable[[], pipeline.Work | None]]
 
 
 def _prepare_faces(options: ExtractOptions) -> Prepared:
-    recipe = Recipe(
-        "faces", "mtcnn", "facenet-pytorch", (), "none", storage_dtype="uint8", media=_media_settings(options)
-    )
-    return recipe, {}, lambda: None
+    return faces_recipe(_media_settings(options)), {}, lambda: None
 
 
 def _prepare_encoder(options: ExtractOptions) -> Prepared:

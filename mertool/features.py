@@ -98,3 +98,17 @@ def format_layers(layers: tuple[int, ...] | list[int]) -> str:
 def unaligned_frames(recipe: Recipe) -> Recipe:
     """The recipe of the frame store that an aligner of this video recipe is trained on."""
     return replace(recipe, pool="none", aligner=None)
+
+
+def faces_recipe(media: dict[str, Any]) -> Recipe:
+    """The recipe of face crops found with these settings."""
+    return Recipe(
+        "faces",
+        "mtcnn",
+        "facenet-pytorch",
+        (),
+        "none",
+        storage_dtype="uint8",
+        media=media,
+        preprocessing=PREPROCESSING["faces"],
+    )

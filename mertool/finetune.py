@@ -2,10 +2,12 @@
 
 One adapter is trained per fold, without that fold's clips, and one (`final`) on all. So features of a
 training clip can come from an adapter that never saw its label, and the score reported here is of
-held-out clips. The head reads the mean over time of the last adapted layer; it is not kept.
+held-out clips. The head reads the mean over time of the last adapted layer; it begins as the linear probe
+of the frozen features (Kumar et al., 2022: a random head would first distort them) and is not kept.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,16 +20,16 @@ from torch import nn
 from mertool import encoders, peft_methods, registry
 from mertool.devices import resolve_device, seed_everything, worker_count
 from mertool.encoders.blocks import drop_above, tap
-from mertool.encoders.speech import pad
 from mertool.engine import decode
 from mertool.engine.plan import WorkItem, item_digest
 from mertool.errors import ClipError, MertoolError
 from mertool.features import format_layers, parse_layers
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import score
+from mertool.metrics import paired_bootstrap, score
 from mertool.runs import Run, make_key, new_run, reuse
 from mertool.training.examples import Examples, keep, labelled_examples
 from mertool.training.folds import make_folds
+from mertool.training.linear import STRENGTH, Probes, fit_probes
 
 ADAPTERS = "adapters"
 LEAST_SAMPLES = 400  # one frame of the convolutional front end
@@ -102,12 +104,13 @@ def finetune(
         trainer = _Trainer(source, layers, waves, examples, options, device)
         jobs = [(f"fold{fold}", folds.train(fold), folds.held_out(fold)) for fold in range(folds.count)]
         jobs.append((peft_methods.FINAL, np.arange(len(examples)), np.arange(0)))
-        total = len(jobs) * options.epochs
-        guess, losses = np.zeros(len(examples), np.int64), {}
+        frozen, adapted = np.zeros_like(examples.labels), np.zeros_like(examples.labels)
+        losses = {}
         for number, (name, train, held_out) in enumerate(jobs):
-            step = partial(_step, progress, number * options.epochs, total)
-            losses[name], answers = trainer.train(name, train, held_out, draft.folder, step)
-            guess[held_out] = answers
+            step = partial(_step, progress, number * options.epochs, len(jobs) * options.epochs)
+            frozen[held_out], adapted[held_out], losses[name] = trainer.train(
+                name, train, held_out, draft.folder / ADAPTERS, step
+            )
         draft.metrics.update(
             {
                 "clips": len(examples),
@@ -117,10 +120,7 @@ def finetune(
                 "layers": format_layers(layers),
                 "trainable": trainer.trainable,
                 "parameters": trainer.parameters,
-                "held_out": {
-                    name: value.to_json()
-                    for name, value in score(examples.labels, guess, len(options.classes), options.seed).items()
-                },
+                **_compare(examples.labels, frozen, adapted, options),
                 "losses": losses,
             }
         )
@@ -128,6 +128,16 @@ def finetune(
 
         curves(draft.folder / "losses", losses, "cross-entropy", f"{options.method} on layers {format_layers(layers)}")
     return Run.read(output, "finetune"), False
+
+
+def _compare(labels: np.ndarray, frozen: np.ndarray, adapted: np.ndarray, options: FinetuneOptions) -> dict[str, Any]:
+    """Scores of held-out clips before and after adaptation, and the paired difference."""
+    classes = len(options.classes)
+    scores: dict[str, Any] = {
+        name: {metric: value.to_json() for metric, value in score(labels, guess, classes, options.seed).items()}
+        for name, guess in (("frozen", frozen), ("adapted", adapted))
+    }
+    return {**scores, "gain": paired_bootstrap(labels, frozen, adapted, classes, options.seed)}
 
 
 def _step(progress: Callable[[int, int], None], before: int, total: int, epoch: int) -> None:
@@ -156,19 +166,27 @@ def _read_waves(
 
 
 class _Head(nn.Module):
-    """Mean over the real frames, layer norm, linear: (B, T, D), frames per clip (B,) -> (B, C)."""
+    """A probe of pooled features (B, D) that goes on learning; its standardisation stays."""
 
-    def __init__(self, channels: int, classes: int):
+    def __init__(self, probes: Probes):
         super().__init__()
-        self.norm, self.classify = nn.LayerNorm(channels), nn.Linear(channels, classes)
+        self.mean, self.scale = probes.mean[0], probes.scale[0]
+        self.weight, self.bias = nn.Parameter(probes.weight[0].clone()), nn.Parameter(probes.bias[0].clone())
 
-    def forward(self, hidden: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        real = (torch.arange(hidden.shape[1], device=hidden.device)[None] < frames[:, None])[..., None]
-        return self.classify(self.norm((hidden * real).sum(1) / frames[:, None]))
+    def penalty(self) -> torch.Tensor:
+        """The probe's own L2 penalty, times the number of training clips."""
+        return self.weight.square().sum() / (2 * STRENGTH)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return (pooled - self.mean) * self.scale @ self.weight + self.bias
 
 
 class _Trainer:
-    """Loads the frozen encoder once and trains one fresh adapter after the other on it."""
+    """Holds the frozen encoder and what its convolutional front end makes of every clip.
+
+    The front end is frozen and has no dropout, so its output is computed once; masks are those of the
+    samples, as the encoder would have seen them.
+    """
 
     def __init__(
         self,
@@ -179,82 +197,121 @@ class _Trainer:
         options: FinetuneOptions,
         device: torch.device,
     ):
-        self.source, self.layers, self.options, self.device = source, layers, options, device
+        self.layers, self.options, self.device = layers, options, device
         self.labels = torch.as_tensor(examples.labels, device=device)
-        self.waves = waves
-        self.trainable = self.parameters = 0
+        self.encoder = encoders.load("audio", source, device, torch.float32)
+        if not hasattr(self.encoder, "prepare"):
+            raise MertoolError(f"{source.name} takes spectrograms: finetune adapts encoders of waveforms")
+        self.parameters = sum(p.numel() for p in self.encoder.model.parameters())
+        self.trainable = 0
+        self.samples = [len(wave) for wave in waves]
+        with torch.inference_mode():
+            prepared = (self.encoder.prepare(wave)[None].to(device) for wave in waves)
+            self.fronts = [self.encoder.model.feature_extractor(wave)[0].clone().cpu() for wave in prepared]
+        self.encoder.model.feature_extractor = nn.Identity()
+        drop_above(self.encoder.blocks, max(layers))
+        self.frozen = self._pool_all(self.encoder)
 
     def train(
         self, name: str, train: np.ndarray, held_out: np.ndarray, folder: Path, progress: Callable[[int], None]
-    ) -> tuple[list[float], np.ndarray]:
-        """Train adapter `name` on rows `train` and save it; mean loss by epoch, classes of rows `held_out`."""
-        seed_everything(self.options.seed)
-        encoder = encoders.load("audio", self.source, self.device, torch.float32)
-        if not hasattr(encoder, "prepare"):
-            raise MertoolError(f"{self.source.name} takes spectrograms: finetune adapts encoders of waveforms")
-        self._samples = [encoder.prepare(wave) for wave in self.waves]
-        size = self.options.size or registry.load(peft_methods.PACKAGE, "PEFT method", self.options.method).SIZE
-        self.parameters = sum(p.numel() for p in encoder.model.parameters())
-        model = peft_methods.add_adapter(encoder.model, encoder.blocks, self.layers, self.options.method, size)
+    ) -> tuple[np.ndarray, np.ndarray, list[float]]:
+        """Train adapter `name` on rows `train` and save it.
+
+        Returns the classes of rows `held_out` before and after, and the mean loss by epoch.
+        """
+        options = self.options
+        seed_everything(options.seed)
+        encoder = deepcopy(self.encoder)
+        size = options.size or registry.load(peft_methods.PACKAGE, "PEFT method", options.method).SIZE
+        model = peft_methods.add_adapter(encoder.model, encoder.blocks, self.layers, options.method, size)
         model.to(self.device)
         adapters = [p for p in model.parameters() if p.requires_grad]
         self.trainable = sum(p.numel() for p in adapters)
-        drop_above(encoder.blocks, max(self.layers))
-        head = _Head(encoder.channels, len(self.options.classes)).to(self.device)
+        head = self._probe(train).to(self.device)
+        before = self._guess(head, self.frozen[held_out])
+        losses = self._fit(encoder, head, [*adapters, *head.parameters()], train, progress)
+        after = self._guess(head, self._pool_all(encoder, held_out))
+        peft_methods.save_adapter(model, folder, name)
+        return before, after, losses
+
+    def _fit(
+        self,
+        encoder: Any,
+        head: _Head,
+        parameters: list[nn.Parameter],
+        train: np.ndarray,
+        progress: Callable[[int], None],
+    ) -> list[float]:
         options = self.options
-        optimizer = torch.optim.AdamW(
-            [*adapters, *head.parameters()], lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
         steps = -(-len(train) // options.batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, options.epochs * steps)
         order = np.random.default_rng(options.seed)
         losses = []
+        # The encoder stays in eval mode: dropout in its frozen blocks would train adapters for features
+        # that extraction never sees.
         for epoch in range(options.epochs):
-            encoder.model.train()
             total = 0.0
             for batch in np.array_split(order.permutation(train), steps):
                 optimizer.zero_grad()
                 loss = self._backward(encoder, head, batch)
+                (head.penalty() / len(train)).backward()
                 if not np.isfinite(loss):
                     raise MertoolError(f"the loss became {loss} in epoch {epoch + 1}: give a smaller --learning-rate")
-                nn.utils.clip_grad_norm_([*adapters, *head.parameters()], 1.0)
+                nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 schedule.step()
                 total += loss * len(batch)
             losses.append(total / len(train))
             progress(epoch + 1)
-        encoder.model.eval()
-        with torch.inference_mode():
-            groups = self._groups(encoder, held_out)
-            answers = {row: guess for group in groups for row, guess in self._guess(encoder, head, group)}
-        peft_methods.save_adapter(model, folder / ADAPTERS, name)
-        return losses, np.array([answers[row] for row in held_out], np.int64)
+        return losses
 
     def _backward(self, encoder: Any, head: nn.Module, batch: np.ndarray) -> float:
         """Mean loss of a batch; its gradient is gathered over parts the encoder can take together."""
         total = 0.0
-        for group in self._groups(encoder, batch):
-            logits = self._logits(encoder, head, group)
-            loss = nn.functional.cross_entropy(logits, self.labels[group], reduction="sum") / len(batch)
+        for rows in self._groups(batch):
+            logits = head(self._pool(encoder, rows))
+            loss = nn.functional.cross_entropy(logits, self.labels[rows], reduction="sum") / len(batch)
             loss.backward()
             total += float(loss.detach())
         return total
 
-    def _groups(self, encoder: Any, rows: np.ndarray) -> list[np.ndarray]:
+    def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rows that may share a forward pass: sorted by length and padded, or one by one without padding."""
-        ordered = np.array(sorted(rows, key=lambda row: len(self._samples[row])), np.int64)
-        count = -(-len(rows) // self.options.batch) if encoder.pads else len(rows)
+        ordered = np.array(sorted(rows, key=lambda row: self.samples[row]), np.int64)
+        count = -(-len(rows) // self.options.batch) if self.encoder.pads else len(rows)
         return [part for part in np.array_split(ordered, max(1, count)) if len(part)]
 
-    def _logits(self, encoder: Any, head: nn.Module, rows: np.ndarray) -> torch.Tensor:
-        padded, mask = pad([self._samples[row] for row in rows])
-        options = {} if mask.all() else {"attention_mask": mask.to(self.device)}
-        frames = torch.tensor([encoder.frames(len(self._samples[row])) for row in rows], device=self.device)
+    def _pool(self, encoder: Any, rows: np.ndarray) -> torch.Tensor:
+        """Mean over the real frames of the last adapted layer, (B, D)."""
+        fronts = nn.utils.rnn.pad_sequence([self.fronts[row].T for row in rows], batch_first=True).transpose(1, 2)
+        samples = torch.tensor([self.samples[row] for row in rows])
+        mask = torch.arange(int(samples.max()))[None] < samples[:, None]
+        options = {} if mask.all() else {"attention_mask": mask.long().to(self.device)}
         last = max(self.layers)
         with tap(encoder.blocks, [last]) as found:
-            encoder.model(padded.to(self.device), **options)
-        return head(found[last], frames)
+            encoder.model(fronts.to(self.device), **options)
+        hidden = found[last]
+        frames = torch.tensor([self.fronts[row].shape[1] for row in rows], device=self.device)
+        real = torch.arange(hidden.shape[1], device=self.device)[None] < frames[:, None]
+        return (hidden * real[..., None]).sum(1) / frames[:, None]
 
-    def _guess(self, encoder: Any, head: nn.Module, rows: np.ndarray) -> list[tuple[int, int]]:
-        logits = self._logits(encoder, head, rows)
-        return list(zip(rows.tolist(), logits.argmax(1).tolist(), strict=True))
+    @torch.inference_mode()
+    def _pool_all(self, encoder: Any, rows: np.ndarray | None = None) -> torch.Tensor:
+        """Pooled features (N, D) of `rows` (default: all), in their order."""
+        chosen = np.arange(len(self.fronts)) if rows is None else rows
+        pooled = torch.zeros(len(self.fronts), encoder.channels, device=self.device)
+        for group in self._groups(chosen):
+            pooled[group] = self._pool(encoder, group)
+        return pooled[chosen]
+
+    def _probe(self, train: np.ndarray) -> _Head:
+        """The linear probe of the frozen features of rows `train`."""
+        trains = torch.zeros(1, len(self.fronts), device=self.device)
+        trains[0, train] = 1
+        frozen = self.frozen.clone()  # out of inference mode
+        return _Head(fit_probes(frozen, self.labels, trains, len(self.options.classes)))
+
+    @torch.inference_mode()
+    def _guess(self, head: nn.Module, pooled: torch.Tensor) -> np.ndarray:
+        return head(pooled).argmax(1).cpu().numpy()

@@ -18,7 +18,7 @@ from mertool.engine.assemble import Parts, assemble
 from mertool.engine.fill import Limits, fill_store
 from mertool.engine.pipeline import Work
 from mertool.errors import ABSENT, MertoolError
-from mertool.features import Recipe
+from mertool.features import Recipe, faces_recipe
 from mertool.files import check_writable, write_atomic
 from mertool.manifest import Manifest
 from mertool.predictions import Predictions
@@ -71,8 +71,9 @@ def predict(
     run = Run.read(bundle, "fuse")
     device = resolve_device(options.device)
     cache = output.with_name(output.name + ".features")
+    faces = _find_faces(run, manifest, cache, options, progress)
     stores = [
-        _extract(run, number, manifest, cache / f"{part['name']}.h5", device, options, progress)
+        _extract(run, number, manifest, cache / f"{part['name']}.h5", faces, device, options, progress)
         for number, part in enumerate(run.info["parts"])
     ]
     with ExitStack() as stack:
@@ -96,11 +97,40 @@ def predict(
     )
 
 
+def _find_faces(
+    run: Run,
+    manifest: Manifest,
+    cache: Path,
+    options: PredictOptions,
+    progress: Callable[[str, int, int, int], None],
+) -> Path | None:
+    """Face crops once for all visual parts; None if the bundle has none."""
+    media = [part["recipe"]["media"] for part in run.info["parts"] if part["modality"] == "video"]
+    if not media:
+        return None
+    if any(settings != media[0] for settings in media):
+        raise MertoolError(f"{run.folder} mixes video features of different face settings: extract all with one --fps")
+    recipe = faces_recipe(media[0])
+    store = cache / "faces.h5"
+    fill_store(
+        manifest,
+        store,
+        recipe,
+        {},
+        lambda: None,
+        lambda done, total, failed: progress("faces", done, total, failed),
+        Limits(options.workers, options.clip_timeout),
+        overwrite=_is_other(store, recipe),
+    )
+    return store
+
+
 def _extract(
     run: Run,
     number: int,
     manifest: Manifest,
     store: Path,
+    faces: Path | None,
     device: torch.device,
     options: PredictOptions,
     progress: Callable[[str, int, int, int], None],
@@ -134,6 +164,7 @@ def _extract(
         load,
         lambda done, total, failed: progress(part["name"], done, total, failed),
         Limits(options.workers, options.clip_timeout),
+        faces=faces if recipe.modality == "video" else None,
         overwrite=_is_other(store, recipe),
     )
     return store

@@ -11,7 +11,9 @@ mkdir -p "$features" "$runs"
 step() {
     echo
     echo "\$ $*"
-    local began=$SECONDS; "$@"; [ -z "${DEMO_TIMES:-}" ] || echo "($((SECONDS - began)) s)"
+    local began=$SECONDS
+    "$@"
+    echo "($((SECONDS - began)) s)"
 }
 
 step python "$here/make_encoders.py" "$out/encoders"

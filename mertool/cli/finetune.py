@@ -23,6 +23,7 @@ from mertool.cli.common import (
     progress,
     say,
     show_score,
+    table,
 )
 from mertool.errors import MertoolError
 from mertool.manifest import Manifest, parse_classes
@@ -84,7 +85,15 @@ def finetune(
         share = metrics["trainable"] / metrics["parameters"]
         adapted = f"{metrics['trainable']:,} trainable parameters ({share:.2%})"
         say(f"{metrics['method']} on layers {metrics['layers']}: {adapted}")
-        say(f"held-out clips ({metrics['folds']}): weighted F1 {show_score(metrics['held_out']['waf'])}")
+        rows = [
+            [name, *(show_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
+            for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted"))
+        ]
+        title = f"{metrics['clips']} clips, each held out once; {metrics['folds']}; per cent, 95 % intervals over clips"
+        table(title, ["held-out clips", "weighted F1", "accuracy", "UAR"], rows)
+        gain = metrics["gain"]
+        interval = f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+        say(f"gain: {100 * gain['difference']:+.1f} points {interval}, p = {gain['p']:.3f} (paired bootstrap)")
         if metrics["skipped"]:
             note(f"note: left out for lack of sound: {', '.join(sorted(metrics['skipped']))}")
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")

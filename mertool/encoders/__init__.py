@@ -15,6 +15,7 @@ Layer n is the output of block n, taken by a forward hook; layer 0 is the input 
 import importlib
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def load(modality: str, source: Source, device: Any, dtype: Any) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")  # deprecations between it and PEFT
     family = importlib.import_module(f"mertool.encoders.{FAMILIES[modality]}")
     try:
         return family.load(source.folder, device, dtype)
