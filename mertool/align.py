@@ -62,6 +62,8 @@ def align(
 ) -> tuple[Run, bool]:
     """Train the aligner on the clips both stores hold, and write the aligned store of all video clips."""
     check_writable(aligned)
+    if aligned.resolve() in (audio.resolve(), video.resolve()):
+        raise MertoolError(f"--aligned {aligned} is a store that is read here: give another path")
     device = resolve_device(options.device)
     with FeatureStore(audio) as sound, FeatureStore(video) as sight:
         _check(sound, sight)

@@ -18,7 +18,7 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, number = name.partition(":")
     available = {
-        "cpu": True,
+        "cpu": not number or number.isdecimal(),
         "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
         if number.isdecimal() or not number
         else False,

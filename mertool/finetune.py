@@ -20,10 +20,11 @@ from torch import nn
 from mertool import encoders, peft_methods, registry
 from mertool.devices import resolve_device, seed_everything, worker_count
 from mertool.encoders.blocks import drop_above, tap
+from mertool.encoders.speech import MOST_SECONDS
 from mertool.engine import decode
 from mertool.engine.plan import WorkItem, item_digest
 from mertool.errors import ClipError, MertoolError
-from mertool.features import format_layers, parse_layers
+from mertool.features import SAMPLE_RATE, format_layers, parse_layers
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import paired_bootstrap, score
 from mertool.runs import Run, make_key, new_run, reuse
@@ -32,7 +33,6 @@ from mertool.training.folds import make_folds
 from mertool.training.linear import STRENGTH, Probes, fit_probes
 
 ADAPTERS = "adapters"
-LEAST_SAMPLES = 400  # one frame of the convolutional front end
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,10 @@ def finetune(
     if found := reuse(output, "finetune", key, options.overwrite):
         return found, True
     make_folds(examples, options.folds, options.seed)  # faults of the labels show before the long work
-    waves, examples, skipped = _read_waves(items, examples, options)
+    encoder = encoders.load("audio", source, device, torch.float32)
+    if not hasattr(encoder, "prepare"):
+        raise MertoolError(f"{source.name} takes spectrograms: finetune adapts encoders of waveforms")
+    waves, examples, skipped = _read_waves(items, examples, encoder, options)
     folds = make_folds(examples, options.folds, options.seed)
     with new_run(
         output,
@@ -101,7 +104,7 @@ def finetune(
         folds=folds.to_json(examples),
         adapter_of_clip={clip: f"fold{fold}" for clip, fold in folds.to_json(examples).items()},
     ) as draft:
-        trainer = _Trainer(source, layers, waves, examples, options, device)
+        trainer = _Trainer(encoder, layers, waves, examples, options, device)
         jobs = [(f"fold{fold}", folds.train(fold), folds.held_out(fold)) for fold in range(folds.count)]
         jobs.append((peft_methods.FINAL, np.arange(len(examples)), np.arange(0)))
         frozen, adapted = np.zeros_like(examples.labels), np.zeros_like(examples.labels)
@@ -145,7 +148,7 @@ def _step(progress: Callable[[int, int], None], before: int, total: int, epoch: 
 
 
 def _read_waves(
-    items: list[WorkItem], examples: Examples, options: FinetuneOptions
+    items: list[WorkItem], examples: Examples, encoder: Any, options: FinetuneOptions
 ) -> tuple[list[np.ndarray], Examples, dict[str, str]]:
     """The sound of all clips; clips without any are left out and named with their reason."""
     waves, readable, skipped = [], [], {}
@@ -153,15 +156,17 @@ def _read_waves(
         items, decode.decode_audio, worker_count(options.workers), options.clip_timeout
     )
     for item, decoded in outcomes:
+        if not isinstance(decoded, ClipError) and encoder.frames(len(decoded.content)) < 1:
+            decoded = ClipError("too_short")
         readable.append(not isinstance(decoded, ClipError))
         if isinstance(decoded, ClipError):
             skipped[item.clip.clip] = decoded.reason
         else:
-            waves.append(decoded.content)
+            # Attention grows with the square of the length; half a minute shows the emotion.
+            waves.append(decoded.content[: MOST_SECONDS * SAMPLE_RATE])
     if not waves:
-        raise MertoolError(
-            f"none of the {len(items)} labelled clips has readable sound ({sorted(set(skipped.values()))})"
-        )
+        reasons = ", ".join(sorted(set(skipped.values())))
+        raise MertoolError(f"none of the {len(items)} labelled clips has readable sound ({reasons})")
     return waves, keep(examples, np.array(readable)), skipped
 
 
@@ -190,7 +195,7 @@ class _Trainer:
 
     def __init__(
         self,
-        source: encoders.Source,
+        encoder: Any,
         layers: tuple[int, ...],
         waves: list[np.ndarray],
         examples: Examples,
@@ -199,9 +204,7 @@ class _Trainer:
     ):
         self.layers, self.options, self.device = layers, options, device
         self.labels = torch.as_tensor(examples.labels, device=device)
-        self.encoder = encoders.load("audio", source, device, torch.float32)
-        if not hasattr(self.encoder, "prepare"):
-            raise MertoolError(f"{source.name} takes spectrograms: finetune adapts encoders of waveforms")
+        self.encoder = encoder
         self.parameters = sum(p.numel() for p in self.encoder.model.parameters())
         self.trainable = 0
         self.samples = [len(wave) for wave in waves]

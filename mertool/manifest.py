@@ -6,6 +6,7 @@ A manifest is a CSV file with the columns `clip,path,label,text,speaker,split,st
 
 import csv
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -95,7 +96,11 @@ class Manifest:
             values = [clip.clip, Path(relative).as_posix()]
             values += ["" if v is None else str(v) for v in (getattr(clip, c) for c in COLUMNS[2:])]
             writer.writerow(values)
-        write_atomic(path, buffer.getvalue())
+        try:
+            write_atomic(path, buffer.getvalue())
+        except UnicodeEncodeError as error:
+            wrong = next(c.path for c in self.clips if not str(c.path).isprintable())
+            raise MertoolError(f"the file name {str(wrong)!r} is not UTF-8: rename the file") from error
 
     def labelled(self, classes: tuple[str, ...] = EMOTIONS) -> dict[str, str]:
         """Canonical labels of the training clips: splits test and unlabelled are left out."""
@@ -168,13 +173,20 @@ def _unique_names(folder: Path, paths: list[Path]) -> Iterable[tuple[str, Path]]
     """The file's stem; where two files share it, the relative path with `__` for `/` (and the suffix)."""
     stems = Counter(path.stem for path in paths)
     joined = Counter("__".join(path.relative_to(folder).with_suffix("").parts) for path in paths)
+    given: set[str] = set()
     for path in paths:
         name = path.stem
         if stems[name] > 1:
             name = "__".join(path.relative_to(folder).with_suffix("").parts)
             if joined[name] > 1:
                 name += path.suffix
-        yield "".join(char if char.isprintable() else "_" for char in name), path
+        clean = "".join(char if char.isprintable() else "_" for char in name).strip() or "_"
+        name, number = clean, 1
+        while name in given:
+            number += 1
+            name = f"{clean}_{number}"
+        given.add(name)
+        yield name, path
 
 
 def _read_csv(path: Path) -> Manifest:
@@ -229,6 +241,8 @@ def _read_row(cells: dict[str, str], folder: Path) -> tuple[Clip, list[str]]:
     for name in ("start", "end"):
         try:
             times[name] = float(cells[name]) if cells.get(name) else None
+            if not math.isfinite(times[name] or 0):
+                raise ValueError
         except ValueError:
             faults.append(f"{name} '{cells[name]}' is not a number of seconds")
             times[name] = None

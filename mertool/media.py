@@ -7,6 +7,7 @@ list), or does not keep the order of frames (MPEG-1 streams); elsewhere both giv
 
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def sample_frames(
     times: list[float], fps: float, most: int, start: float | None = None, end: float | None = None
 ) -> list[int]:
     """Indices of the frames on the screen in the middle of each of n equal intervals of the clip."""
-    shown = (times[-1] - times[0]) / max(1, len(times) - 1)
+    shown = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / fps
     first, last = start or 0.0, min(times[-1] + shown, np.inf if end is None else end)
     if last <= first:
         raise ClipError("too_short", f"the video ends at {times[-1] + shown:.2f} s, before the clip begins")
@@ -120,8 +121,8 @@ def check_file(path: Path) -> None:
 def _decord() -> Any:
     """The module decord, or None where there is no wheel of it (Apple silicon, arm64 Linux)."""
     try:
-        import decord
-        import torch  # noqa: F401  decord must be imported after torch (decord issue 251)
+        import_module("torch")  # decord must be imported after torch (decord issue 251)
+        decord = import_module("decord")
     except ImportError:
         return None
     decord.logging.set_level(decord.logging.QUIET)

@@ -34,14 +34,14 @@ class Predictions:
         buffer = io.StringIO()
         if path.suffix == ".jsonl":
             for clip, label, row, present in rows:
-                scores = dict(zip(self.classes, (round(p, 6) for p in row), strict=True))
+                scores = dict(zip(self.classes, map(float, map(_digits, row)), strict=True))
                 record = {"clip": clip, "label": label, "probabilities": scores, "modalities": list(present)}
                 buffer.write(json.dumps(record, ensure_ascii=False) + "\n")
         else:
             writer = csv.writer(buffer, lineterminator="\n")
             writer.writerow(["clip", "label", *(PREFIX + name for name in self.classes), "modalities"])
             for clip, label, row, present in rows:
-                writer.writerow([clip, label, *(f"{p:.6f}" for p in row), "+".join(present)])
+                writer.writerow([clip, label, *map(_digits, row), "+".join(present)])
         write_atomic(path, buffer.getvalue())
 
     @classmethod
@@ -53,7 +53,7 @@ class Predictions:
             records = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
             clips, rows, modalities, classes = records
             probabilities = np.array(rows, np.float64).reshape(len(clips), len(classes))
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise MertoolError(
                 f"{path} is not a predictions file (columns clip,label,{PREFIX}<class>...,modalities): {error}"
             ) from error
@@ -63,6 +63,11 @@ class Predictions:
         if repeated:
             raise MertoolError(f"{path}: clip '{min(repeated)}' stands twice")
         return cls(tuple(clips), tuple(classes), probabilities, tuple(modalities))
+
+
+def _digits(probability: float) -> str:
+    """All that single precision holds, so that a near tie is read as it was written."""
+    return f"{probability:.9g}"
 
 
 Records = tuple[list[str], list[list[float]], list[tuple[str, ...]], list[str]]

@@ -6,6 +6,7 @@ written, so a folder with a `run.json` is always complete. `key` names everythin
 the same command over the same input finds its run and does not compute it again.
 """
 
+import glob
 import json
 import os
 import platform
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from mertool import __version__
 from mertool.errors import MertoolError
@@ -39,7 +42,7 @@ class Run:
             raise MertoolError(f"{folder} is not a run: there is no run.json in it. `mertool {stage}` makes one")
         try:
             info = json.loads(file.read_text(encoding="utf-8"))
-            found = info["stage"]
+            found, _ = info["stage"], info["key"]
         except (ValueError, KeyError, TypeError) as error:
             raise MertoolError(f"{file} cannot be read ({error}): run `mertool {stage}` again") from error
         if found != stage:
@@ -84,6 +87,7 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
     """Build a run beside `folder` and put it in place at the end; an error leaves the old one untouched."""
     target = folder.absolute()
     make_folder(target.parent)
+    _sweep(target)
     draft_folder = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     info = {
         "stage": stage,
@@ -104,10 +108,27 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
             if target.exists():
                 os.replace(target, old)
-            os.replace(draft_folder, target)
+            try:
+                os.replace(draft_folder, target)
+            except OSError:
+                if old.exists():
+                    os.replace(old, target)
+                raise
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft_folder, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Put back the run, and remove the drafts, of a process that was killed here."""
+    for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*-*")):
+        kind, _, process = leftover.name.removeprefix(f".{target.name}.").partition("-")
+        if kind not in ("tmp", "old") or not process.isdecimal() or psutil.pid_exists(int(process)):
+            continue
+        if kind == "old" and not target.exists():
+            os.replace(leftover, target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @dataclass

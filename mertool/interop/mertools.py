@@ -8,6 +8,7 @@ import csv
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_labels(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     rows, header = _read_rows(path)
     label = _column(path, header, LABEL_COLUMNS, "label")
     name = _column(path, header, NAME_COLUMNS, "clip name")
-    labels = {_stem(row[name]): row[label].strip() for row in rows if row[label].strip()}
+    labels = {_stem(row[name]): row[label].strip() for row in rows if (row[label] or "").strip()}
     splits = {_stem(row[name]): row["split"] for row in rows if row.get("split")}
     return labels, splits
 
@@ -66,18 +67,25 @@ def _read_npz(path: Path) -> dict[str, str]:
                     found = True
                     for clip, entry in _unpickle(archive.read(f"{corpus}.npy")).items():
                         labels[str(clip)] = str(entry["emo"])
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        AttributeError,
-        TypeError,
-        KeyError,
-        EOFError,
-    ) as error:
+    except UNREADABLE as error:
         raise MertoolError(f"{path} is not a label file of MERTools ({error})") from error
     if not found:
         raise MertoolError(f"{path} holds none of {', '.join(TRAIN_CORPORA)}")
     return labels
+
+
+# What zipfile, zlib, NumPy's header and the unpickler raise on a damaged or foreign file.
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -116,10 +124,10 @@ def _column(path: Path, header: list[str], valid: tuple[str, ...], what: str) ->
     raise MertoolError(f"{path} has no {what} column: it has {', '.join(header) or 'none'}; valid: {', '.join(valid)}")
 
 
-def _stem(name: str) -> str:
+def _stem(name: str | None) -> str:
     """`clip.mp4` names the same clip as `clip`; a dot inside a name stays."""
     known = (".mp4", ".avi", ".wav", ".flac", ".mp3", ".mov", ".mkv", ".m4a", ".webm", ".mpg")
-    cleaned = name.strip()
+    cleaned = (name or "").strip()
     return cleaned[: -len(Path(cleaned).suffix)] if cleaned.lower().endswith(known) else cleaned
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,21 +39,19 @@ def merge_files(
     """
     place: dict[str, _Row | Failure] = {}
     layout: tuple[tuple[int, ...], np.dtype] = ((0,), np.dtype(recipe.storage_dtype))
-    need = 0
     for number, source in enumerate(sources):
         with h5py.File(source, "r") as file:
             place |= {row.clip.clip: row for row in _rows_of(file, number)}
             place |= {failure.clip: failure for failure in read_failures(file)}
             if "values" in file and file["values"].size:
                 layout = (file["values"].shape, file["values"].dtype)
-                need += file["values"].nbytes
-    _check_room(target, need)
     ids = dict.fromkeys([clip for clip in order if clip in place] + list(place))
     rows = [at for at in (place[clip] for clip in ids) if isinstance(at, _Row)]
     failures = [at for at in (place[clip] for clip in ids) if isinstance(at, Failure)]
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with clear_write_errors(target):
+            _reserve(temporary, sum(source.stat().st_size for source in sources))
             with h5py.File(temporary, "w") as out:
                 write_tables(out, recipe, origin, [row.clip for row in rows], failures)
                 if recipe.pool == "none":
@@ -107,13 +104,13 @@ def _rows_of(file: h5py.File, number: int) -> list[_Row]:
     return [_Row(clip, number, row, int(offset[row]), int(length[row])) for row, clip in enumerate(clips)]
 
 
-def _check_room(target: Path, need: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if need > free:
-        raise MertoolError(
-            f"the disk is full: {target} needs {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are free. "
-            "What was finished is kept: free some space and run the same command again"
-        )
+def _reserve(path: Path, size: int) -> None:
+    """Raise OSError now if `size` bytes do not fit: HDF5 ends the process when a write of its own fails."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, size))
+        else:
+            file.write(bytes(size))
 
 
 def _copy_pooled(

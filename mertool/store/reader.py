@@ -121,21 +121,32 @@ class FeatureStore:
         both = set(self.ids) & {failure.clip for failure in self.failures()}
         if both:
             found.append(f"{len(both)} clips have features and a failure")
-        values = self._file["values"]
+        if "values" not in self._file:
+            return [*found, "the values are missing"]
+        values, clips = self._file["values"], self._file["clips"]
+        tables = [(name, clips[name]) for name in clips]
+        tables += [(name, self._file[name]) for name in ("offset", "length") if name in self._file]
+        uneven = [name for name, table in tables if len(table) != len(self.ids)]
+        if uneven:
+            return [*found, f"there are {len(self.ids)} clip ids, but not as many rows of {', '.join(uneven)}"]
         if self.pooled and (values.ndim != 3 or values.shape[:2] != (len(self.ids), len(self.layers))):
             found.append(f"values are {values.shape}, not ({len(self.ids)}, {len(self.layers)}, D)")
         if not self.pooled:
             offset, length = self._file["offset"][:], self._file["length"][:]
             end = values.shape[1 if len(self.layers) > 1 else 0]
-            if len(offset) and (np.any(offset[1:] != (offset + length)[:-1]) or offset[-1] + length[-1] != end):
+            covered = np.array_equal(offset, np.cumsum(length) - length) and length.sum() == end
+            if not covered or (length < 1).any():
                 found.append("offsets and lengths do not cover the frames end to end")
         if not _all_finite(values):
             found.append("values hold NaN or infinity")
         return found
 
 
-def _all_finite(values: h5py.Dataset, rows: int = 4096) -> bool:
-    if not np.issubdtype(values.dtype, np.floating):
+def _all_finite(values: h5py.Dataset, size: int = 1 << 22) -> bool:
+    """Read in blocks of about `size` values along the longer of the first two axes."""
+    if not np.issubdtype(values.dtype, np.floating) or values.size == 0:
         return True
-    starts = range(0, values.shape[0], rows)
-    return all(bool(np.isfinite(values[start : start + rows]).all()) for start in starts)
+    axis = 1 if values.ndim > 2 and values.shape[1] > values.shape[0] else 0
+    step = max(1, size * values.shape[axis] // values.size)
+    blocks = (slice(start, start + step) for start in range(0, values.shape[axis], step))
+    return all(bool(np.isfinite(values[:, block] if axis else values[block]).all()) for block in blocks)

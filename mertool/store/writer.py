@@ -62,7 +62,11 @@ class StoreWriter:
         merges = path.parent.glob(f".{glob.escape(path.name)}.tmp-*")
         for leftover in [*self.parts.glob(".part-*.tmp-*"), *merges]:
             leftover.unlink(missing_ok=True)
-        self._read_progress(overwrite)
+        try:
+            self._read_progress(overwrite)
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -78,7 +82,8 @@ class StoreWriter:
     def add(self, features: ClipFeatures) -> None:
         """Take one clip's features; they are on the disk after the next flush."""
         values = features.values
-        stored = values.astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):  # answered below, in words
+            stored = values.astype(self.dtype, copy=False)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
             raise MertoolError(
                 f"clip '{features.clip}': a value of {np.abs(values).max():.3g} does not fit float16: "
@@ -171,9 +176,11 @@ class StoreWriter:
 
 def _lock(path: Path, store: Path) -> FileLock:
     lock = FileLock(path)
-    try:
-        with clear_write_errors(path):
+    with clear_write_errors(path):
+        try:
             lock.acquire(timeout=0)
-    except Timeout as error:
-        raise MertoolError(f"another extraction is writing {store}: wait for it to end, or give another -o") from error
+        except Timeout as error:
+            raise MertoolError(
+                f"another extraction is writing {store}: wait for it to end, or give another -o"
+            ) from error
     return lock

@@ -1,0 +1,155 @@
+"""Layer n is the output of block n, and equals what transformers computes when it is called directly."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
+
+SPEECH = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group", "data2vec"]
+IMAGES = ["clip", "clip_full", "siglip", "vit", "dinov2"]
+TEXTS = ["bert", "roberta", "llama"]
+PATHS = ("vision_model.encoder.layers", "encoder.layers", "encoder.layer", "layers", "vision_model.layers")
+
+
+def blocks_of(model):
+    """The transformer blocks, by the names transformers gives them: not the search that is tested."""
+    for path in PATHS:
+        try:
+            return model.get_submodule(path)
+        except AttributeError:
+            continue
+    raise AssertionError(f"{type(model).__name__} keeps its blocks elsewhere: add the path here")
+
+
+def reference(model, **inputs):
+    """Input of block 1 and output of every block by hooks of the test's own, and the model's hidden_states."""
+    blocks, seen = blocks_of(model), []
+    handles = [
+        blocks[0].register_forward_pre_hook(
+            lambda _, a, k: seen.append(a[0] if a else k["hidden_states"]), with_kwargs=True
+        )
+    ]
+    for block in blocks:
+        handles.append(
+            block.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        )
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    for handle in handles:
+        handle.remove()
+    return [layer[0] for layer in seen], [state[0] for state in states]
+
+
+def agree(found, expected, states, frames=slice(None)):
+    """`found` (L, T, D) equals the hooked layers everywhere, and hidden_states below the last."""
+    assert len(found) == len(expected) == len(states)
+    for number, (ours, hooked) in enumerate(zip(found, expected, strict=True)):
+        torch.testing.assert_close(
+            ours, hooked[frames], atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"layer {n}: {m}"
+        )
+    for ours, state in zip(found[:-1], states[:-1], strict=True):
+        torch.testing.assert_close(ours, state[frames], atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def wave(demo):
+    from mertool.media import read_audio
+
+    return read_audio(demo / "clips" / "spk01_001.mp4")
+
+
+@pytest.fixture(scope="module")
+def crops():
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_speech_layers(name, tiny_encoders, load_tiny, wave):
+    encoder = load_tiny(name, "audio")
+    model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
+    inputs = AutoFeatureExtractor.from_pretrained(tiny_encoders[name])(wave, sampling_rate=16_000, return_tensors="pt")
+    layers, states = reference(model, input_values=inputs.input_values)
+    found = encoder.encode([wave], tuple(range(encoder.layers + 1)))[0]
+    assert found.shape == (encoder.layers + 1, encoder.frames(len(wave)), encoder.channels)
+    agree(found, layers, states)
+
+
+def test_whisper_layers(tiny_encoders, load_tiny, wave):
+    encoder = load_tiny("whisper", "audio")
+    model = AutoModel.from_pretrained(tiny_encoders["whisper"]).get_encoder().eval()
+    inputs = AutoFeatureExtractor.from_pretrained(tiny_encoders["whisper"])(
+        wave, sampling_rate=16_000, return_tensors="pt"
+    )
+    layers, states = reference(model, input_features=inputs.input_features)
+    real = -(-len(wave) // 320)  # 50 frames a second: the rest of the 30 s window is silence
+    agree(encoder.encode([wave], tuple(range(4)))[0], layers, states, slice(real))
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image_layers(name, tiny_encoders, load_tiny):
+    encoder = load_tiny(name, "video")
+    crops = np.random.default_rng(0).integers(0, 256, (2, encoder.size, encoder.size, 3), np.uint8)
+    model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
+    model = getattr(model, "vision_model", model)
+    look = AutoImageProcessor.from_pretrained(tiny_encoders[name])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (look.image_mean, look.image_std))
+    for number, crop in enumerate(crops):
+        pixels = (torch.from_numpy(crop).permute(2, 0, 1) / 255 - mean) / std
+        layers, states = reference(model, pixel_values=pixels[None])
+        found = encoder.encode([crops], tuple(range(encoder.layers + 1)))[0][:, number]
+        one = (lambda tokens: tokens.mean(0)) if name == "siglip" else (lambda tokens: tokens[0])
+        agree(found, [one(layer) for layer in layers], [one(state) for state in states])
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_layers(name, tiny_encoders, load_tiny):
+    encoder = load_tiny(name, "text")
+    model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
+    tokens = AutoTokenizer.from_pretrained(tiny_encoders[name])("we lost the dog", return_tensors="pt")
+    layers, states = reference(model, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    words = slice(None) if name == "llama" else slice(1, -1)  # without the first and the last special token
+    found = encoder.encode(["we lost the dog"], tuple(range(encoder.layers + 1)))[0]
+    assert found.shape[1] == 4
+    agree(found, layers, states, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [(n, "audio") for n in [*SPEECH, "whisper"]] + [(n, "video") for n in IMAGES] + [(n, "text") for n in TEXTS],
+)
+def test_layers_counted_without_loading(name, modality, tiny_encoders, load_tiny):
+    from mertool.encoders import count_layers, find
+
+    assert count_layers(find(str(tiny_encoders[name]), modality)) == load_tiny(name, modality).layers
+
+
+def test_kept_layers_come_in_the_order_asked(load_tiny, wave):
+    encoder = load_tiny("hubert", "audio")
+    every = encoder.encode([wave], tuple(range(9)))[0]
+    some = encoder.encode([wave], (0, 3, 8))[0]
+    assert torch.equal(some, every[[0, 3, 8]])
+
+
+def test_layers_above_the_highest_kept_change_nothing(load_tiny, wave):
+    from mertool.encoders.blocks import drop_above
+
+    encoder = load_tiny("hubert", "audio")
+    whole = encoder.encode([wave], (2, 5))[0]
+    drop_above(encoder.blocks, 5)
+    assert len(encoder.blocks) == 5
+    assert torch.equal(encoder.encode([wave], (2, 5))[0], whole)
+
+
+def test_train_mode_masks_and_skips_nothing(tiny_encoders, load_tiny, wave):
+    """SpecAugment and layerdrop of the checkpoint's configuration stay off while adapters are trained."""
+    encoder = load_tiny("hubert_group", "audio")
+    for module in encoder.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    encoder.model.feature_projection.dropout.p = 0.0
+    quiet = encoder.encode([wave], (4,))[0]
+    encoder.model.train()
+    assert not encoder.model.config.apply_spec_augment
+    assert encoder.model.config.layerdrop == 0.0
+    for _ in range(3):
+        torch.testing.assert_close(encoder.encode([wave], (4,))[0], quiet, atol=0.05, rtol=0.05)

@@ -1,0 +1,126 @@
+"""What every fusion head of the folder keeps to."""
+
+import pytest
+import torch
+
+from mertool import fusion, registry
+from mertool.errors import MertoolError
+
+HEADS = registry.names("fusion")
+SHAPES = [(3, 8), (1, 5), (2, 4)]
+each_head = pytest.mark.parametrize("name", HEADS)
+
+
+def build(name, shapes=SHAPES, dropout=0.0):
+    torch.manual_seed(1)
+    head = fusion.build(name, shapes, 6, 16, dropout).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return head
+
+
+def inputs(count=12, shapes=SHAPES, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, *shape, generator=draw) for shape in shapes]
+
+
+def test_the_folder_has_the_heads_of_the_help_text():
+    assert {"attention", "concat"} <= set(HEADS)
+
+
+@each_head
+def test_logits_have_a_row_per_clip(name):
+    assert build(name)(inputs(), torch.ones(12, 3, dtype=torch.bool)).shape == (12, 6)
+
+
+@each_head
+@pytest.mark.parametrize("absent", [(0,), (1,), (2,), (0, 2), (1, 2)])
+@pytest.mark.parametrize("value", ["random", "huge", "nan", "infinite"])
+def test_an_absent_modality_never_changes_the_logits(name, absent, value):
+    head, features, present = build(name), inputs(), torch.ones(12, 3, dtype=torch.bool)
+    present[:, list(absent)] = False
+    expected = head(features, present)
+    for seed in range(5):
+        other = inputs(seed=seed + 100)
+        fill = {"random": 1.0, "huge": 1e20, "nan": float("nan"), "infinite": float("inf")}[value]
+        changed = [other[n] * fill if n in absent else features[n] for n in range(3)]
+        assert torch.equal(head(changed, present), expected)
+
+
+@each_head
+def test_an_absent_modality_gets_no_gradient(name):
+    head, features, present = build(name), inputs(), torch.ones(12, 3, dtype=torch.bool)
+    present[:, 1] = False
+    for values in features:
+        values.requires_grad_(True)
+    head(features, present).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+    assert features[1].grad.abs().sum() == 0
+    assert features[0].grad.abs().sum() > 0
+
+
+@each_head
+def test_every_present_modality_matters(name):
+    head, features, present = build(name), inputs(), torch.ones(12, 3, dtype=torch.bool)
+    expected = head(features, present)
+    for number in range(3):
+        changed = [values + 1.0 if n == number else values for n, values in enumerate(features)]
+        assert not torch.allclose(head(changed, present), expected, atol=1e-3)
+
+
+@each_head
+def test_a_clip_does_not_depend_on_its_batch(name):
+    head, features = build(name), inputs()
+    present = torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.6
+    together = head(features, present)
+    for row in range(12):
+        alone = head([values[row : row + 1] for values in features], present[row : row + 1])
+        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-5)
+
+
+@each_head
+def test_a_clip_without_anything_has_finite_logits(name):
+    assert build(name)(inputs(), torch.zeros(12, 3, dtype=torch.bool)).isfinite().all()
+
+
+@each_head
+def test_a_single_modality(name):
+    head = build(name, [(4, 7)])
+    assert head(inputs(shapes=[(4, 7)]), torch.ones(12, 1, dtype=torch.bool)).shape == (12, 6)
+
+
+@each_head
+def test_features_are_normalised_by_the_clips_that_have_them(name):
+    """Scale and offset of a modality are the normaliser's affair: they change no logit."""
+    features = inputs(200)
+    present = torch.rand(200, 3, generator=torch.Generator().manual_seed(2)) < 0.7
+    head = build(name)
+    head.fit_normaliser(features, present)
+    expected = head(features, present)
+    moved = [values * scale + offset for values, scale, offset in zip(features, (50, 0.1, 3), (4, -2, 90), strict=True)]
+    head.fit_normaliser(moved, present)
+    torch.testing.assert_close(head(moved, present), expected, atol=1e-3, rtol=1e-3)
+
+
+@each_head
+def test_a_constant_channel_is_no_division_by_zero(name):
+    features, present = inputs(), torch.ones(12, 3, dtype=torch.bool)
+    features[0][:, :, 2] = 4.0
+    head = build(name)
+    head.fit_normaliser(features, present)
+    assert head(features, present).isfinite().all()
+
+
+def test_attention_weighs_only_what_is_present():
+    head, features = build("attention"), inputs()
+    present = torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.5
+    present[~present.any(1), 0] = True
+    weights = head.weigh(head.inputs(features, present), present)
+    torch.testing.assert_close(weights.sum(1), torch.ones(12))
+    assert (weights[~present] == 0).all()
+
+
+def test_an_unknown_head_gets_a_suggestion():
+    with pytest.raises(MertoolError, match=r"unknown fusion head 'conact': did you mean 'concat'\?"):
+        fusion.build("conact", SHAPES, 6, 16, 0.0)

@@ -1,0 +1,87 @@
+"""Devices, number formats, seeds and worker counts."""
+
+import random
+
+import pytest
+import torch
+
+from mertool.devices import dtype_name, resolve_device, resolve_dtype, seed_everything, worker_count
+from mertool.errors import MertoolError
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine with nothing but a CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+
+
+def test_auto_is_the_cpu_where_there_is_nothing_else(bare):
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_auto_is_the_gpu_where_there_is_one(two_gpus):
+    assert resolve_device("auto") == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_a_device_that_is_not_there(name, bare):
+    with pytest.raises(MertoolError, match=f"device '{name}' is not there .*--device auto or cpu; `mertool doctor`"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:-1", "cuda:x"])
+def test_a_gpu_that_is_not_there(name, two_gpus):
+    with pytest.raises(MertoolError, match=f"device '{name}' is not there"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "CUDA", "", "cpu:x", "cpu0"])
+def test_an_unknown_device(name, bare):
+    with pytest.raises(MertoolError, match=f"device '{name}'"):
+        resolve_device(name)
+
+
+def test_auto_dtype_is_bfloat16_on_a_gpu_that_computes_it(two_gpus, monkeypatch):
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.float32
+
+
+def test_auto_dtype_is_float32_on_a_cpu():
+    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_dtype_by_name(name):
+    dtype = resolve_dtype(name, torch.device("cpu"))
+    assert dtype is getattr(torch, name)
+    assert dtype_name(dtype) == name
+
+
+def test_an_unknown_dtype():
+    with pytest.raises(MertoolError, match="unknown dtype 'float8': did you mean"):
+        resolve_dtype("float8", torch.device("cpu"))
+
+
+def test_a_seed_repeats_what_is_random():
+    draws = []
+    for seed in (3, 3, 4):
+        seed_everything(seed)
+        draws.append((random.random(), torch.rand(1).item()))
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_workers_are_those_asked_for_or_the_cores_up_to_eight(monkeypatch):
+    assert worker_count(3) == 3
+    for cores, workers in ((1, 1), (4, 4), (64, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+        assert worker_count() == workers

@@ -1,0 +1,353 @@
+"""`mertool extract`: clips in, a store out."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mertool.errors import MertoolError
+from mertool.store import FeatureStore
+
+FOUR = ("spk01_001", "spk02_004", "spk03_006", "spk06_009")
+
+
+def read(path):
+    """Ids and values, layers, failures by clip."""
+    with FeatureStore(path) as store:
+        values = {clip: store.read([clip])[0] if store.pooled else store.frames(clip) for clip in store.ids}
+        return values, store.layers, {failure.clip: failure.reason for failure in store.failures()}
+
+
+@pytest.fixture
+def four(tmp_path, demo_rows, write_manifest):
+    """A manifest of copies of four clips, which a test may change."""
+    (tmp_path / "media").mkdir()
+    rows = []
+    for clip in FOUR:
+        shutil.copy(demo_rows[clip]["path"], tmp_path / "media" / f"{clip}.mp4")
+        rows.append({**demo_rows[clip], "path": f"media/{clip}.mp4"})
+    return write_manifest(tmp_path / "clips.csv", rows)
+
+
+@pytest.fixture
+def audio(invoke, tiny_encoders, four, tmp_path):
+    """A function (*options, source) that extracts audio with a small encoder; its JSON object."""
+
+    def run(*options, source=four, encoder="hubert_group", store=tmp_path / "audio.h5", code=0):
+        result = invoke(
+            *("extract", "audio", source, "-o", store, "--encoder", tiny_encoders[encoder], "--json", *options)
+        )
+        assert result.exit_code == code, (result.exception, result.stderr)
+        return json.loads(result.stdout)
+
+    return run
+
+
+# ---------------------------------------------------------------- the values
+
+
+def test_audio_values_are_those_of_the_encoder(audio_store, demo_rows, load_tiny):
+    from mertool.media import read_audio
+
+    values, layers, _ = read(audio_store)
+    assert layers == tuple(range(9))
+    for clip in ("spk01_001", "spk06_009"):
+        encoder = load_tiny("hubert", "audio")
+        frames = encoder.encode([read_audio(_path(demo_rows, clip))], layers)[0]
+        np.testing.assert_allclose(values[clip], frames.mean(1), atol=2e-3, rtol=2e-3)
+
+
+def _path(rows, clip):
+    from pathlib import Path
+
+    return Path(rows[clip]["path"])
+
+
+def test_text_values_are_those_of_the_encoder(text_store, demo_rows, load_tiny):
+    values, layers, _ = read(text_store)
+    assert layers == (3,)
+    frames = load_tiny("bert", "text").encode([demo_rows["spk01_001"]["text"]], (3,))[0]
+    np.testing.assert_allclose(values["spk01_001"], frames.mean(1), atol=2e-3, rtol=2e-3)
+
+
+def test_pooled_video_is_the_mean_of_the_frames(video_store, frames_store):
+    pooled, _, _ = read(video_store)
+    frames, _, _ = read(frames_store)
+    assert list(pooled) == list(frames)
+    for clip, value in pooled.items():
+        np.testing.assert_allclose(value[0], frames[clip].astype(np.float32).mean(0), atol=4e-3, rtol=4e-3)
+
+
+def test_video_from_face_crops_equals_video(call, tiny_encoders, demo_rows, write_manifest, faces_store, tmp_path):
+    manifest = write_manifest(tmp_path / "m.csv", [demo_rows[clip] for clip in ("spk01_001", "spk01_014")])
+    given = ["extract", "video", manifest, "--encoder", tiny_encoders["clip"], "--fps", 1, "-q"]
+    call(*given, "-o", tmp_path / "direct.h5")
+    call(*given, "-o", tmp_path / "cropped.h5", "--faces", faces_store)
+    (direct, _, absent), (cropped, _, absent_too) = read(tmp_path / "direct.h5"), read(tmp_path / "cropped.h5")
+    assert direct.keys() == cropped.keys() == {"spk01_001"}
+    np.testing.assert_array_equal(direct["spk01_001"], cropped["spk01_001"])
+    assert absent == absent_too == {"spk01_014": "no_face"}
+
+
+def test_the_part_from_start_to_end(audio, demo_rows, write_manifest, load_tiny, tmp_path):
+    from mertool.media import read_audio
+
+    row = demo_rows["spk01_001"]
+    parts = [{**row, "clip": "a", "end": "1.0"}, {**row, "clip": "b", "start": "1.0", "end": "1.5"}]
+    audio("--storage", "float32", source=write_manifest(tmp_path / "parts.csv", parts))
+    values, layers, _ = read(tmp_path / "audio.h5")
+    wave = read_audio(_path(demo_rows, "spk01_001"))
+    expected = load_tiny("hubert_group", "audio").encode([wave[16_000:24_000]], layers)[0].mean(1)
+    np.testing.assert_allclose(values["b"], expected, atol=1e-5)
+    assert not np.allclose(values["a"], values["b"], atol=1e-3)
+
+
+def test_chosen_layers_and_frames(audio, tmp_path):
+    assert audio("--layers", "0,2-3", "--pool", "none")["layers"] == 3
+    values, layers, _ = read(tmp_path / "audio.h5")
+    assert layers == (0, 2, 3)
+    seconds = FeatureStore(tmp_path / "audio.h5").facts()["seconds"][0]
+    assert values[FOUR[0]].shape[0] == 3
+    assert abs(values[FOUR[0]].shape[1] - 50 * seconds) <= 2
+
+
+# ---------------------------------------------------------------- the counts
+
+
+def test_every_clip_is_accounted_for(workspace, audio_store, faces_store, text_store, clip_names):
+    values, _, failures = read(audio_store)
+    assert failures == {
+        clip_names.no_sound: "no_audio",
+        clip_names.broken: "unreadable",
+        clip_names.gone: "missing_file",
+    }
+    assert [clip for clip in workspace.clips if clip not in failures] == list(values)
+    faces, _, faceless = read(faces_store)
+    assert faceless == {
+        clip_names.no_face: "no_face",
+        clip_names.broken: "unreadable",
+        clip_names.pictureless: "no_video",
+        clip_names.gone: "missing_file",
+    }
+    assert len(faces) == len(workspace.clips) - 4
+    assert read(text_store)[2] == {clip_names.no_text: "no_text"}
+
+
+def test_the_json_result(audio, tmp_path):
+    result = audio()
+    assert {key: result[key] for key in ("clips", "extracted", "cached", "features", "layers", "channels")} == {
+        "clips": 4,
+        "extracted": 4,
+        "cached": 0,
+        "features": 4,
+        "layers": 5,
+        "channels": 32,
+    }
+    assert (result["missing"], result["failed"], result["failed_share"]) == ({}, {}, 0.0)
+    assert result["store"] == str(tmp_path / "audio.h5")
+    assert 8 <= result["media_seconds"] <= 16
+
+
+def test_the_report_for_people(invoke, four, tiny_encoders, tmp_path):
+    given = ["extract", "text", four, "-o", tmp_path / "t.h5", "--encoder", tiny_encoders["bert"]]
+    first, second = invoke(*given), invoke(*given)
+    assert "3 of 4 clips have text features (3 extracted now, 0 cached), 1 layers x 96" in first.stdout
+    assert "missing: 1 no_text" in first.stdout
+    assert f"next: mertool fuse features/*.h5 --manifest {four}" in first.stdout
+    assert "is up to date: 3 of 4 clips cached, nothing to do" in second.stdout
+
+
+@pytest.mark.parametrize(("broken", "code"), [(1, 0), (2, 3)])
+def test_too_many_failures_are_exit_code_three(broken, code, audio, four, tmp_path, write_manifest, invoke):
+    for number in range(broken):
+        (tmp_path / "media" / f"{FOUR[number]}.mp4").write_bytes(b"no media")
+    result = audio("--max-failed", "0.25", code=code)
+    assert result["failed"] == {"unreadable": broken}
+    assert result["failed_share"] == broken / 4
+    assert len(read(tmp_path / "audio.h5")[0]) == 4 - broken
+
+
+def test_a_store_without_a_single_clip_is_exit_code_three(invoke, tiny_encoders, demo_rows, write_manifest, tmp_path):
+    manifest = write_manifest(tmp_path / "m.csv", [{**demo_rows["spk01_001"], "text": ""}])
+    result = invoke("extract", "text", manifest, "-o", tmp_path / "t.h5", "--encoder", tiny_encoders["bert"], "-q")
+    assert result.exit_code == 3
+    assert "no clip gave anything" in result.stderr
+
+
+# ---------------------------------------------------------------- again
+
+
+def test_a_second_run_does_nothing(audio, tmp_path):
+    audio()
+    before = (tmp_path / "audio.h5").read_bytes()
+    again = audio()
+    assert (again["extracted"], again["cached"], again["features"]) == (0, 4, 4)
+    assert (tmp_path / "audio.h5").read_bytes() == before
+
+
+def test_a_second_run_does_not_even_load_the_encoder(audio, monkeypatch):
+    import mertool.extract
+
+    audio()
+    monkeypatch.setattr(mertool.extract, "assemble", lambda *_: pytest.fail("the encoder was loaded"))
+    audio()
+
+
+def test_a_changed_file_alone_is_extracted_again(audio, demo_rows, tmp_path):
+    audio()
+    before = read(tmp_path / "audio.h5")[0]
+    shutil.copy(demo_rows["spk05_005"]["path"], tmp_path / "media" / f"{FOUR[1]}.mp4")
+    again = audio()
+    after = read(tmp_path / "audio.h5")[0]
+    assert (again["extracted"], again["cached"]) == (1, 3)
+    assert [clip for clip in FOUR if not np.array_equal(before[clip], after[clip])] == [FOUR[1]]
+
+
+def test_a_file_that_came_back_is_extracted(audio, demo_rows, tmp_path):
+    (tmp_path / "media" / f"{FOUR[0]}.mp4").unlink()
+    assert audio(code=3)["failed"] == {"missing_file": 1}
+    shutil.copy(demo_rows[FOUR[0]]["path"], tmp_path / "media" / f"{FOUR[0]}.mp4")
+    again = audio()
+    assert (again["extracted"], again["cached"], again["failed"]) == (1, 3, {})
+    assert list(read(tmp_path / "audio.h5")[0]) == list(FOUR)
+
+
+def test_clips_added_to_the_manifest_are_added_to_the_store(audio, demo_rows, four, write_manifest, tmp_path):
+    rows = [{**demo_rows[clip], "path": f"media/{clip}.mp4"} for clip in FOUR]
+    write_manifest(four, rows[:2])
+    assert audio()["features"] == 2
+    write_manifest(four, rows)
+    again = audio()
+    assert (again["extracted"], again["cached"], again["features"]) == (2, 2, 4)
+
+
+def test_another_encoder_is_refused_and_the_store_untouched(audio, invoke, four, tiny_encoders, tmp_path):
+    audio()
+    before = (tmp_path / "audio.h5").read_bytes()
+    given = ["extract", "audio", four, "-o", tmp_path / "audio.h5", "--encoder", tiny_encoders["wav2vec2_group"]]
+    result = invoke(*given)
+    assert isinstance(result.exception, MertoolError)
+    assert "was made by another recipe (encoder: hubert_group there, wav2vec2_group here" in str(result.exception)
+    assert "--overwrite" in str(result.exception)
+    assert (tmp_path / "audio.h5").read_bytes() == before
+    assert not (tmp_path / "audio.h5.parts").exists()
+
+
+@pytest.mark.parametrize("option", [("--layers", "last"), ("--storage", "float32"), ("--pool", "none")])
+def test_other_settings_are_refused(option, audio, invoke, four, tiny_encoders, tmp_path):
+    audio()
+    given = ["extract", "audio", four, "-o", tmp_path / "audio.h5", "--encoder", tiny_encoders["hubert_group"]]
+    assert "another recipe" in str(invoke(*given, *option).exception)
+
+
+def test_overwrite_builds_the_store_anew(audio, tmp_path):
+    audio()
+    result = audio("--overwrite", "--layers", "last", encoder="wav2vec2_group")
+    assert (result["extracted"], result["cached"], result["layers"]) == (4, 0, 1)
+    with FeatureStore(tmp_path / "audio.h5") as store:
+        assert store.recipe.encoder == "wav2vec2_group"
+        assert store.faults() == []
+
+
+def test_moving_the_encoder_or_the_media_changes_nothing(
+    audio, invoke, tiny_encoders, demo_rows, write_manifest, tmp_path
+):
+    audio()
+    shutil.copytree(tiny_encoders["hubert_group"], tmp_path / "moved" / "hubert_group")
+    (tmp_path / "media").rename(tmp_path / "films")
+    rows = [{**demo_rows[clip], "path": f"films/{clip}.mp4"} for clip in FOUR]
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    encoder = tmp_path / "moved" / "hubert_group"
+    result = invoke("extract", "audio", manifest, "-o", tmp_path / "audio.h5", "--encoder", encoder, "--json")
+    assert json.loads(result.stdout)["cached"] == 4
+
+
+# ---------------------------------------------------------------- sound alone
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory, demo_rows):
+    """One utterance as wav, flac, mp3 and m4a of several rates."""
+    import av
+    import soundfile
+
+    from mertool.media import read_audio
+
+    folder = tmp_path_factory.mktemp("sounds")
+    wave = read_audio(_path(demo_rows, "spk01_001"))
+    soundfile.write(folder / "plain.wav", wave, 16_000)
+    soundfile.write(folder / "stereo.flac", np.stack([wave, wave], 1), 16_000)
+    for name, codec, rate in (("music.mp3", "libmp3lame", 44_100), ("phone.m4a", "aac", 16_000)):
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream(codec, rate=rate)
+            resampler = av.AudioResampler(format=stream.format, layout="mono", rate=rate)
+            frame = av.AudioFrame.from_ndarray((wave * 32767).astype(np.int16)[None], format="s16", layout="mono")
+            frame.sample_rate = 16_000
+            pieces = [*resampler.resample(frame), *resampler.resample(None)]
+            fifo = av.AudioFifo()
+            for piece in pieces:
+                fifo.write(piece)
+            while samples := fifo.read(stream.codec_context.frame_size or 1024, partial=True):
+                container.mux(stream.encode(samples))
+            container.mux(stream.encode(None))
+    return folder, len(wave) / 16_000
+
+
+def test_a_folder_of_sound_files(sounds, audio, tmp_path):
+    folder, seconds = sounds
+    assert audio("--storage", "float32", source=folder)["features"] == 4
+    values, _, _ = read(tmp_path / "audio.h5")
+    assert sorted(values) == ["music", "phone", "plain", "stereo"]
+    with FeatureStore(tmp_path / "audio.h5") as store:
+        np.testing.assert_allclose(store.facts()["seconds"], seconds, atol=0.15)
+    np.testing.assert_allclose(values["stereo"], values["plain"], atol=1e-3)
+    for name in ("music", "phone"):
+        a, b = values[name].ravel(), values["plain"].ravel()
+        assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.95
+
+
+def test_sound_files_have_no_faces(sounds, invoke, tmp_path):
+    result = invoke("extract", "faces", sounds[0], "-o", tmp_path / "faces.h5", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["missing"] == {"no_video": 4}
+    assert json.loads(result.stdout)["failed"] == {}
+
+
+# ---------------------------------------------------------------- options that do not fit together
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--fps", 3], "was made with other settings"),
+        (["--fps", 0], "fps 0 is not in the range"),
+        (["--fps", 1, "--pool", "none", "--aligner", "nowhere"], "leave out --pool none"),
+        (["--fps", 1, "--aligner", "nowhere"], "nowhere is not a run"),
+    ],
+)
+def test_video_options_that_do_not_fit(options, words, invoke, workspace, faces_store, tiny_encoders, tmp_path):
+    given = ["--encoder", tiny_encoders["clip"], "--faces", faces_store, *options]
+    result = invoke("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *given)
+    assert isinstance(result.exception, MertoolError)
+    assert words in str(result.exception)
+
+
+def test_faces_must_be_a_store_of_faces(invoke, workspace, audio_store, tiny_encoders, tmp_path):
+    given = ["--encoder", tiny_encoders["clip"], "--faces", audio_store]
+    result = invoke("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *given)
+    assert "holds audio: --faces takes a store of `extract faces`" in str(result.exception)
+
+
+def test_half_precision_is_close_and_another_recipe(audio, tmp_path):
+    audio("--storage", "float32", "--layers", "last")
+    audio("--storage", "float32", "--layers", "last", "--dtype", "bfloat16", store=tmp_path / "half.h5")
+    full, half = read(tmp_path / "audio.h5")[0], read(tmp_path / "half.h5")[0]
+    for clip in FOUR:
+        error = np.linalg.norm(full[clip] - half[clip]) / np.linalg.norm(full[clip])
+        assert 0 < error < 0.05
+    with FeatureStore(tmp_path / "audio.h5") as a, FeatureStore(tmp_path / "half.h5") as b:
+        assert a.fingerprint != b.fingerprint
+        assert b.recipe.compute_dtype == "bfloat16"
+    assert torch.get_default_dtype() == torch.float32

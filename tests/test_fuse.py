@@ -1,0 +1,165 @@
+"""`mertool fuse`: one classifier over any number of stores, and the bundle it leaves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mertool import registry
+from mertool.errors import MertoolError
+from mertool.manifest import EMOTIONS
+
+QUICK = ["--folds", 3, "--seeds", 2, "--width", 16, "--epochs", 25, "--learning-rate", 0.01]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, make_store, write_manifest):
+    """Ninety clips: `audio` tells classes 0 to 2 apart, `text` 3 to 5, `noise` none; some lack a modality."""
+    folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
+    labels = rng.integers(0, 6, 90)
+    centres = 3 * rng.normal(0, 1, (6, 8))
+    values = {name: rng.normal(0, 1, (90, 2, 8)).astype(np.float32) for name in ("audio", "text", "noise")}
+    for number, label in enumerate(labels):
+        values["audio" if label < 3 else "text"][number] += centres[label]
+    absent = {"audio": {3, 4}, "text": {4, 5}, "noise": set()}
+    stores = {}
+    for name, x in values.items():
+        there = {f"c{n}": x[n] for n in range(90) if n not in absent[name]}
+        reasons = {f"c{n}": "no_audio" for n in absent[name]}
+        stores[name] = make_store(folder / f"{name}.h5", "text" if name == "text" else "audio", there, reasons)
+    rows = [
+        {"clip": f"c{n}", "path": "x.mp4", "label": EMOTIONS[label], "speaker": f"s{n % 9}", "split": "train"}
+        for n, label in enumerate(labels)
+    ]
+    return stores, write_manifest(folder / "clips.csv", rows)
+
+
+def fuse(invoke, stores, manifest, run, *options):
+    result = invoke("fuse", *stores, "-m", manifest, "-o", run, *QUICK, "--json", *options)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def fused(made, invoke, tmp_path_factory):
+    """The run of audio and text, and its JSON object."""
+    run = tmp_path_factory.mktemp("fuse") / "run"
+    return run, fuse(invoke, [made[0]["audio"], made[0]["text"]], made[1], run)
+
+
+def test_fusion_beats_what_it_fuses(fused):
+    scores = {name: score["accuracy"]["value"] for name, score in fused[1]["cross_validation"].items()}
+    assert set(scores) == {"audio", "text", "fusion"}
+    assert scores["fusion"] > max(scores["audio"], scores["text"]) + 0.1
+    assert scores["fusion"] > 0.8
+
+
+def test_clips_without_a_modality_stay(fused):
+    counts = {name: score["clips"] for name, score in fused[1]["cross_validation"].items()}
+    assert counts == {"audio": 88, "text": 88, "fusion": 89}  # one has neither
+    assert fused[1]["clips"] == 90
+
+
+def test_members_are_folds_times_seeds(fused):
+    from mertool.runs import load_tensors
+
+    assert fused[1]["members"] == 6
+    assert {len(value) for value in load_tensors(fused[0] / "members.safetensors").values()} == {6}
+
+
+def test_the_files_of_the_run(fused):
+    names = {file.name for file in fused[0].iterdir() if file.is_file()}
+    assert names == {
+        *("run.json", "metrics.json", "members.safetensors"),
+        *("scores.png", "scores.svg", "confusion.png", "confusion.svg"),
+    }
+
+
+def test_noise_is_near_chance(made, invoke, tmp_path):
+    result = fuse(invoke, [made[0]["noise"]], made[1], tmp_path / "run")
+    assert set(result["cross_validation"]) == {"noise"}
+    assert result["cross_validation"]["noise"]["accuracy"]["value"] < 0.35
+
+
+def test_random_labels_are_near_chance(made, invoke, tmp_path):
+    rows = made[1].read_text().splitlines()
+    labels = [row.split(",")[2] for row in rows[1:]]
+    shuffled = np.random.default_rng(5).permutation(labels)
+    manifest = tmp_path / "m.csv"
+    changed = [row.replace(f",{old},", f",{new},") for row, old, new in zip(rows[1:], labels, shuffled, strict=True)]
+    manifest.write_text("\n".join([rows[0], *changed]) + "\n")
+    result = fuse(invoke, [made[0]["audio"], made[0]["text"]], manifest, tmp_path / "run")
+    assert result["cross_validation"]["fusion"]["accuracy"]["value"] < 0.38
+
+
+@pytest.mark.parametrize("head", registry.names("fusion"))
+def test_every_head_trains(head, made, invoke, tmp_path):
+    result = fuse(invoke, [made[0]["audio"], made[0]["text"]], made[1], tmp_path / "run", "--head", head)
+    assert result["cross_validation"]["fusion"]["accuracy"]["value"] > 0.6
+    assert result["loss"][-1] < result["loss"][0]
+
+
+def test_a_second_run_is_reused_and_another_seed_is_not(fused, made, invoke):
+    stores = [made[0]["audio"], made[0]["text"]]
+    before = (fused[0] / "members.safetensors").read_bytes()
+    assert fuse(invoke, stores, made[1], fused[0])["reused"] is True
+    assert (fused[0] / "members.safetensors").read_bytes() == before
+
+
+def test_the_same_seed_gives_the_same_bundle(made, invoke, tmp_path):
+    stores = [made[0]["audio"], made[0]["text"]]
+    a, b, c = (fuse(invoke, stores, made[1], tmp_path / f"{n}", "--seed", seed) for n, seed in enumerate((1, 1, 2)))
+    assert a["cross_validation"] == b["cross_validation"]
+    assert (tmp_path / "0" / "members.safetensors").read_bytes() == (
+        tmp_path / "1" / "members.safetensors"
+    ).read_bytes()
+    assert a["cross_validation"] != c["cross_validation"]
+
+
+def test_a_clip_that_was_never_extracted_is_an_error(made, invoke, tmp_path):
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(made[1].read_text() + "extra,x.mp4,happy,,s1,train,,\n")
+    result = invoke("fuse", made[0]["audio"], made[0]["text"], "-m", manifest, "-o", tmp_path / "run")
+    assert isinstance(result.exception, MertoolError)
+    assert "of 91 labelled clips 1 not in" in str(result.exception)
+    assert "extra" in str(result.exception)
+
+
+def test_frames_are_refused(frames_store, workspace, invoke, tmp_path):
+    result = invoke("fuse", frames_store, "-m", workspace.manifest, "-o", tmp_path / "run")
+    assert isinstance(result.exception, MertoolError)
+    assert "holds frames: fuse takes pooled stores" in str(result.exception)
+
+
+def test_test_clips_are_not_learned_from(made, invoke, tmp_path):
+    manifest = tmp_path / "m.csv"
+    rows = made[1].read_text().splitlines()
+    manifest.write_text("\n".join([*rows[:61], *(row.replace(",train,", ",test,") for row in rows[61:])]) + "\n")
+    assert fuse(invoke, [made[0]["audio"]], manifest, tmp_path / "run")["clips"] == 60
+
+
+def test_the_bundle_holds_what_predict_needs(fuse_run, workspace):
+    facts = json.loads((fuse_run / "run.json").read_text())
+    assert [part["name"] for part in facts["parts"]] == ["acoustic", "video", "aligned", "text"]
+    assert [part["modality"] for part in facts["parts"]] == ["audio", "video", "video", "text"]
+    assert facts["classes"] == list(EMOTIONS)
+    for number in range(4):
+        assert (fuse_run / f"part{number}" / "encoder" / "config.json").exists()
+    assert (fuse_run / "part0" / "adapters" / "final" / "adapter_model.safetensors").exists()
+    assert (fuse_run / "part2" / "aligner" / "aligner.safetensors").exists()
+    metrics = json.loads((fuse_run / "metrics.json").read_text())
+    assert metrics["clips"] == 24
+    assert metrics["cross_validation"]["video"]["clips"] == 23  # one shows no face
+    assert metrics["cross_validation"]["acoustic"]["clips"] == 23  # one has no sound
+
+
+def test_an_adapter_that_changed_since_is_an_error(
+    acoustic_store, finetune_run, workspace, invoke, tmp_path, monkeypatch
+):
+    from mertool.runs import Run
+
+    monkeypatch.setattr(Run, "digest", lambda self: "another")
+    result = invoke("fuse", acoustic_store, "-m", workspace.manifest, "-o", tmp_path / "run", *QUICK, "--epochs", 1)
+    assert isinstance(result.exception, MertoolError)
+    assert "was made with an adapter that is no longer in" in str(result.exception)
+    assert not (tmp_path / "run").exists()

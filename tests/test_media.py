@@ -1,0 +1,397 @@
+"""Reading media: sound at 16 kHz mono and true to level, frames equal in both decoders, reasons of failures."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from mertool.errors import ClipError
+from mertool.media import frame_table, read_audio, read_frames, sample_frames
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+RATE = 44_100
+WIDTH, HEIGHT, FPS = 96, 64, 15
+
+
+def sine(seconds: float, rate: int = RATE, level: float = 0.5) -> np.ndarray:
+    """440 Hz, (2, n) float32, the same in both channels."""
+    wave = level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+    return np.stack([wave, wave]).astype(np.float32)
+
+
+def picture(number: int) -> np.ndarray:
+    """A frame that names its number by its grey, with a corner to tell up from down."""
+    frame = np.full((HEIGHT, WIDTH, 3), 8 * (number % 30), np.uint8)
+    frame[:16, :16] = (250, 20, 20)
+    return frame
+
+
+def make(
+    path: Path,
+    seconds: float = 2.0,
+    video: str | None = "libx264",
+    audio: str | None = "aac",
+    options: dict[str, str] | None = None,
+    rotation: int = 0,
+) -> Path:
+    """A small file with the streams that are named."""
+    with av.open(str(path), "w", options=options or {}) as out:
+        if video:
+            pictures = out.add_stream(video, rate=FPS)
+            pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        if audio:
+            sound = out.add_stream(audio, rate=RATE, layout="stereo")
+        if video:
+            for number in range(round(seconds * FPS)):
+                frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, FPS)
+                out.mux(pictures.encode(frame))
+            out.mux(pictures.encode(None))
+        if audio:
+            wave = sine(seconds)
+            resampler = av.AudioResampler(format=sound.format, layout="stereo", rate=RATE)
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+            fifo = av.AudioFifo()
+            for piece in resampler.resample(frame):
+                fifo.write(piece)
+            while block := fifo.read(sound.frame_size or 1024, partial=True):
+                out.mux(sound.encode(block))
+            out.mux(sound.encode(None))
+    return path
+
+
+def frames_of(path: Path, decoder: str, fps: float = FPS, **more) -> tuple[list[float], np.ndarray]:
+    pairs = list(read_frames(path, fps, 256, decoder=decoder, **more))
+    return [moment for moment, _ in pairs], np.stack([frame for _, frame in pairs])
+
+
+def level_of(wave: np.ndarray) -> float:
+    """Amplitude of a sine, from the middle where no codec fades."""
+    middle = wave[len(wave) // 4 : 3 * len(wave) // 4]
+    return float(np.sqrt(2) * middle.std())
+
+
+def reason_of(action, *args, **more) -> str:
+    with pytest.raises(ClipError) as caught:
+        result = action(*args, **more)
+        list(result)
+    return caught.value.reason
+
+
+@pytest.fixture(scope="module")
+def mp4(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("media") / "测试 clip.mp4")
+
+
+# ---------------------------------------------------------------- sound
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "slack"),
+    [
+        ("a.wav", "pcm_s16le", 2),
+        ("a.flac", "flac", 2),
+        ("a.mp3", "libmp3lame", 1600),
+        ("a.m4a", "aac", 1100),
+        ("a.mp4", "aac", 1100),
+    ],
+)
+def test_sound_is_16_khz_mono_at_its_level(name, codec, slack, tmp_path):
+    path = make(tmp_path / name, video="libx264" if name.endswith(".mp4") else None, audio=codec)
+    wave = read_audio(path)
+    assert (wave.ndim, wave.dtype) == (1, np.float32)
+    assert abs(len(wave) - 2 * 16_000) <= slack
+    # LAME itself is 5 % quieter: the level that counts is the file's own.
+    assert level_of(wave) == pytest.approx(level_of(decoded(path)), rel=0.01)
+    assert level_of(wave) == pytest.approx(0.5, rel=0.06)
+
+
+def decoded(path: Path) -> np.ndarray:
+    """The left channel as it comes out of the codec."""
+    with av.open(str(path)) as container:
+        wave = np.concatenate(
+            [
+                frame.to_ndarray().reshape(-1) if not frame.format.is_planar else frame.to_ndarray()[0]
+                for frame in container.decode(audio=0)
+            ]
+        )
+        packed = not container.streams.audio[0].format.is_planar
+    left = wave[::2] if packed else wave
+    return left / np.iinfo(left.dtype).max if left.dtype.kind == "i" else left
+
+
+def test_the_pitch_stays(mp4):
+    wave = read_audio(mp4)
+    spectrum = np.abs(np.fft.rfft(wave[:16_000]))
+    assert spectrum.argmax() == 440
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_both_readers_of_16_khz_agree(name, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    noise = (0.3 * rng.normal(size=16_000)).clip(-1, 1)
+    soundfile.write(tmp_path / name, noise, 16_000, subtype="PCM_16")
+    quick = read_audio(tmp_path / name)
+    monkeypatch.setattr("mertool.media._read_soundfile", lambda _: None)
+    np.testing.assert_array_equal(quick, read_audio(tmp_path / name))
+    np.testing.assert_allclose(quick, noise, atol=1 / 32768)
+
+
+def test_stereo_at_16_khz_is_the_mean_of_its_channels(tmp_path, monkeypatch):
+    left, right = sine(1, 16_000)[0], np.zeros(16_000, np.float32)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 16_000)
+    quick = read_audio(tmp_path / "a.wav")
+    assert level_of(quick) == pytest.approx(0.25, rel=0.01)
+    monkeypatch.setattr("mertool.media._read_soundfile", lambda _: None)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), quick, atol=2 / 32768)
+
+
+def test_a_part_of_the_sound(mp4):
+    whole = read_audio(mp4)
+    np.testing.assert_array_equal(read_audio(mp4, 0.5, 1.25), whole[8_000:20_000])
+    np.testing.assert_array_equal(read_audio(mp4, start=1.5), whole[24_000:])
+    np.testing.assert_array_equal(read_audio(mp4, end=0.5), whole[:8_000])
+
+
+def test_a_part_beyond_the_end_is_too_short(mp4):
+    assert reason_of(read_audio, mp4, 60, 61) == "too_short"
+
+
+def test_an_empty_wav_is_no_traceback(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16_000)
+    assert reason_of(read_audio, tmp_path / "a.wav") == "too_short"
+
+
+# ---------------------------------------------------------------- frames
+
+
+def test_both_decoders_give_the_same_pixels(mp4):
+    pytest.importorskip("decord")
+    times, frames = frames_of(mp4, "decord")
+    times_again, frames_again = frames_of(mp4, "pyav")
+    assert times == times_again == pytest.approx([n / FPS for n in range(2 * FPS)])
+    np.testing.assert_array_equal(frames, frames_again)
+
+
+def test_frames_are_the_ones_of_their_moments(mp4):
+    times, frames = frames_of(mp4, "pyav", fps=5)
+    assert frames.shape == (10, HEIGHT, WIDTH, 3)
+    numbers = [round(moment * FPS) for moment in times]
+    assert numbers == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28]
+    for number, frame in zip(numbers, frames, strict=True):
+        assert abs(int(frame[-8:, -8:].mean()) - 8 * (number % 30)) <= 4
+
+
+def test_a_part_of_the_frames(mp4):
+    times, _ = frames_of(mp4, "pyav", start=1.0, end=1.4)
+    assert times == pytest.approx([n / FPS for n in range(15, 21)])
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_rotation_metadata_is_applied(decoder, tmp_path):
+    if decoder == "decord":
+        pytest.importorskip("decord")
+    path = rotated(make(tmp_path / "flat.mp4", 0.5, audio=None), tmp_path / "turned.mp4")
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).rotation != 0, "the stand-in for a phone's video is not rotated"
+    _, frames = frames_of(path, decoder)
+    assert frames.shape[1:] == (WIDTH, HEIGHT, 3)
+    red = frames[0].astype(int)[..., 0] - frames[0][..., 1]
+    corners = {
+        "top left": red[:12, :12],
+        "top right": red[:12, -12:],
+        "bottom left": red[-12:, :12],
+        "bottom right": red[-12:, -12:],
+    }
+    assert [name for name, corner in corners.items() if corner.mean() > 100] == ["top right"]
+
+
+def rotated(path: Path, target: Path) -> Path:
+    """The same file, to be shown turned by a quarter clockwise: the matrix in its track header says so."""
+    data = bytearray(path.read_bytes())
+    box = data.index(b"tkhd")
+    matrix = box + 4 + 4 + 20 + 8 + 8  # version and flags, times and id and duration, reserved, layer to volume
+    one, none, last = (0x10000).to_bytes(4, "big"), bytes(4), (0x40000000).to_bytes(4, "big")
+    assert data[matrix : matrix + 36] == one + none * 3 + one + none * 3 + last
+    minus = (0x100000000 - 0x10000).to_bytes(4, "big")
+    shift = (HEIGHT << 16).to_bytes(4, "big")
+    data[matrix : matrix + 36] = none + one + none + minus + none * 2 + shift + none + last
+    target.write_bytes(data)
+    return target
+
+
+def test_a_cover_is_no_video(tmp_path):
+    path = make(tmp_path / "song.m4a", 1.0, video=None)
+    covered = tmp_path / "covered.m4a"
+    with av.open(str(path)) as source, av.open(str(covered), "w", format="mp4") as out:
+        copy = out.add_stream_from_template(source.streams.audio[0])
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in source.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                out.mux(packet)
+        frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24").reformat(format="yuvj420p")
+        out.mux(cover.encode(frame))
+        out.mux(cover.encode(None))
+    with av.open(str(covered)) as container:
+        assert container.streams.video, "the stand-in has no cover"
+    assert reason_of(read_frames, covered, 4, 256) == "no_video"
+    assert len(read_audio(covered)) > 15_000
+
+
+def test_frame_table_of_a_file(mp4):
+    times, kind = frame_table(mp4)
+    assert kind == "mp4"
+    assert times == pytest.approx([n / FPS for n in range(2 * FPS)])
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_an_edit_list_hides_frames(decoder, tmp_path):
+    """Cutting without encoding keeps frames that an edit list says not to show."""
+    source, path = make(tmp_path / "whole.mp4", 2.0, audio=None, video="libx264"), tmp_path / "cut.mp4"
+    first = cut_by_edit_list(source, path, 10)
+    times, _ = frame_table(path)
+    assert len(times) == 2 * FPS - first
+    _, frames = frames_of(path, decoder)
+    assert len(frames) == len(times)
+    assert abs(int(frames[0][-8:, -8:].mean()) - 8 * first) <= 4
+
+
+def cut_by_edit_list(source: Path, target: Path, first: int) -> int:
+    """The same file with its edit list's media time moved to frame `first`."""
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        step = round(1 / FPS / stream.time_base)
+    box = data.index(b"elst")
+    assert int.from_bytes(data[box + 8 : box + 12], "big") == 1
+    begin = int.from_bytes(data[box + 16 : box + 20], "big")
+    data[box + 16 : box + 20] = (begin + first * step).to_bytes(4, "big")
+    target.write_bytes(data)
+    return first
+
+
+# ---------------------------------------------------------------- which frames
+
+
+def test_sampled_frames_are_in_the_middle_of_equal_parts():
+    times = [n / 10 for n in range(40)]  # 4 s
+    assert sample_frames(times, 1, 256) == [5, 15, 25, 35]
+    assert sample_frames(times, 10, 256) == list(range(40))
+    assert sample_frames(times, 1, 2) == [10, 30]
+
+
+def test_sampling_faster_than_the_video_repeats_no_frame():
+    assert sample_frames([n / 10 for n in range(10)], 60, 256) == list(range(10))
+
+
+def test_sampling_follows_the_times_of_a_variable_rate():
+    times = [0.0, 0.1, 0.2, 0.3, 3.0]  # frame 3 stands on the screen for 2.7 s
+    assert sample_frames(times, 1, 256) == [3, 4]
+
+
+def test_one_frame_and_the_shortest_part_give_one():
+    assert sample_frames([0.0], 4, 256) == [0]
+    assert sample_frames([n / 10 for n in range(40)], 4, 256, 2.0, 2.01) == [20]
+
+
+def test_a_part_after_the_end_is_too_short():
+    assert reason_of(sample_frames, [n / 10 for n in range(40)], 4, 256, 9.0) == "too_short"
+
+
+# ---------------------------------------------------------------- reasons
+
+
+@pytest.mark.parametrize("read", [read_audio, lambda path: read_frames(path, 4, 256)], ids=["audio", "frames"])
+def test_a_missing_file(read, tmp_path):
+    assert reason_of(read, tmp_path / "gone.mp4") == "missing_file"
+
+
+@pytest.mark.parametrize("read", [read_audio, lambda path: read_frames(path, 4, 256)], ids=["audio", "frames"])
+@pytest.mark.parametrize(
+    "content", [b"", b"To whom it may concern\n" * 99, b"\0" * 5000], ids=["empty", "text", "zeros"]
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.wav"])
+def test_what_is_no_media_is_unreadable(read, content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert reason_of(read, tmp_path / name) == "unreadable"
+
+
+@pytest.mark.parametrize("read", [read_audio, lambda path: read_frames(path, 4, 256)], ids=["audio", "frames"])
+def test_a_truncated_file_without_its_index_is_unreadable(read, mp4, tmp_path):
+    (tmp_path / "half.mp4").write_bytes(mp4.read_bytes()[: mp4.stat().st_size // 2])
+    assert reason_of(read, tmp_path / "half.mp4") == "unreadable"
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_a_file_whose_last_frames_are_lost_is_unreadable_with_either_decoder(decoder, tmp_path):
+    whole = make(tmp_path / "whole.mp4", audio=None, options={"movflags": "faststart"})
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+    assert reason_of(frames_of, tmp_path / "half.mp4", decoder) == "unreadable"
+
+
+def test_no_audio_stream(tmp_path):
+    path = make(tmp_path / "mute.mp4", 0.5, audio=None)
+    assert reason_of(read_audio, path) == "no_audio"
+    assert len(frames_of(path, "pyav")[1]) == 8
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.wav"])
+def test_no_video_stream(name, tmp_path):
+    path = make(tmp_path / name, 0.5, video=None, audio="aac" if name == "a.m4a" else "pcm_s16le")
+    assert reason_of(read_frames, path, 4, 256) == "no_video"
+    assert len(read_audio(path)) > 7000
+
+
+# ---------------------------------------------------------------- real files, where they are
+
+
+def shared_media() -> list[Path]:
+    return sorted((SHARED / "media").glob("*.*")) if (SHARED / "media").is_dir() else []
+
+
+needs_media = pytest.mark.skipif(not shared_media(), reason="no ../shared/data/media")
+needs_ravdess = pytest.mark.skipif(not (SHARED / "ravdess" / "original_48k").is_dir(), reason="no RAVDESS")
+
+
+@needs_media
+@pytest.mark.parametrize("path", shared_media(), ids=lambda path: path.name)
+def test_decoders_agree_on_real_files(path):
+    pytest.importorskip("decord")
+    chosen = {"fps": 1.0, "end": 6.0}
+    times, frames = frames_of(path, "auto", **chosen)
+    times_again, frames_again = frames_of(path, "pyav", **chosen)
+    assert times == times_again
+    np.testing.assert_array_equal(frames, frames_again)
+
+
+@needs_media
+def test_a_real_file_without_sound():
+    assert reason_of(read_audio, SHARED / "media" / "fer_test.mp4") == "no_audio"
+
+
+@needs_media
+def test_a_real_file_without_a_face():
+    from mertool.faces import find_face
+
+    assert reason_of(find_face, read_frames(SHARED / "media" / "pyfeat_no_face.mp4", 1, 8)) == "no_face"
+
+
+@needs_ravdess
+def test_resampling_is_close_to_the_published_files():
+    originals = sorted((SHARED / "ravdess" / "original_48k").glob("*.wav"))
+    assert originals
+    for original in originals:
+        ours = read_audio(original)
+        theirs, rate = soundfile.read(SHARED / "ravdess" / "flac" / f"{original.stem}.flac", dtype="float32")
+        assert rate == 16_000
+        assert abs(len(ours) - len(theirs)) <= 2
+        count = min(len(ours), len(theirs))
+        error = ours[:count] - theirs[:count]
+        assert np.sqrt((error**2).mean()) < 0.05 * np.sqrt((theirs**2).mean())

@@ -1,0 +1,56 @@
+"""The pictures: both formats, whole, with their words in them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mertool import plots
+
+SCORES = {"0": (0.3, 0.2, 0.4), "1": (0.5, 0.4, 0.6), "2": (0.4, 0.3, 0.5)}
+
+
+@pytest.fixture(autouse=True)
+def words_as_text(monkeypatch):
+    monkeypatch.setitem(plots.plt.rcParams, "svg.fonttype", "none")
+
+
+DRAWN = {
+    "layers": (
+        lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), 0.2),
+        ["recommended window", "95 % interval", "chance", "layer (0 = embedding)"],
+    ),
+    "scores": (
+        lambda path: plots.score_bars(path, {"audio": SCORES["0"], "fusion": SCORES["1"]}, "Fusion", 0.2),
+        ["audio", "fusion", "Fusion", "always the largest class"],
+    ),
+    "confusion": (
+        lambda path: plots.confusion_matrix(path, np.array([[37, 2], [0, 0]]), ("calm", "tense")),
+        ["calm", "tense", "37", "predicted"],
+    ),
+    "loss": (
+        lambda path: plots.curves(path, {"training": [3.0, 2.0], "validation": [3.1, 2.9]}, "loss", "Losses"),
+        ["training", "validation", "epoch", "Losses"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_each_picture_is_a_png_and_an_svg(name, tmp_path):
+    draw, words = DRAWN[name]
+    draw(tmp_path / f"{name}.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.png", f"{name}.svg"]
+    with Image.open(tmp_path / f"{name}.png") as image:
+        assert min(image.size) > 200
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 10  # something is drawn
+    drawing = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+    for word in words:
+        assert word in drawing
+
+
+def test_no_figure_stays_open(tmp_path):
+    DRAWN["loss"][0](tmp_path / "loss.png")
+    assert plots.plt.get_fignums() == []
+
+
+def test_pictures_need_no_screen():
+    assert plots.matplotlib.get_backend().lower() == "agg"

@@ -1,0 +1,96 @@
+"""Predictions: CSV and JSON Lines, written whole and read again."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mertool.errors import MertoolError
+from mertool.predictions import Predictions
+
+GIVEN = Predictions(
+    ("a", "测试 clip, b"),
+    ("sad", "happy"),
+    np.array([[0.25, 0.75], [0.625, 0.375]]),
+    (("audio", "text"), ()),
+)
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_what_is_written_is_read_again(name, tmp_path):
+    GIVEN.write(tmp_path / name)
+    again = Predictions.read(tmp_path / name)
+    assert (again.clips, again.classes, again.modalities) == (GIVEN.clips, GIVEN.classes, GIVEN.modalities)
+    np.testing.assert_allclose(again.probabilities, GIVEN.probabilities)
+    assert again.labels == ["happy", "sad"]
+
+
+def test_the_documented_columns(tmp_path):
+    GIVEN.write(tmp_path / "p.csv")
+    with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["clip", "label", "p_sad", "p_happy", "modalities"],
+        ["a", "happy", "0.25", "0.75", "audio+text"],
+        ["测试 clip, b", "sad", "0.625", "0.375", ""],
+    ]
+
+
+def test_one_json_object_per_line(tmp_path):
+    GIVEN.write(tmp_path / "p.jsonl")
+    lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[0]) == {
+        "clip": "a",
+        "label": "happy",
+        "probabilities": {"sad": 0.25, "happy": 0.75},
+        "modalities": ["audio", "text"],
+    }
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_a_near_tie_keeps_its_label(name, tmp_path):
+    """Six decimals do not tell these two apart; the label in the file does."""
+    tie = Predictions(("a",), ("sad", "happy"), np.array([[0.4999999, 0.5000001]]), (("audio",),))
+    tie.write(tmp_path / name)
+    assert Predictions.read(tmp_path / name).labels == tie.labels == ["happy"]
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(MertoolError, match="does not exist: give the predictions file of `mertool predict`"):
+        Predictions.read(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", ""),
+        ("p.csv", "clip,label\na,sad\n"),
+        ("p.csv", "label,p_sad,modalities\nsad,1,audio\n"),
+        ("p.csv", "clip,label,p_sad,modalities\na,sad,much,audio\n"),
+        ("p.csv", "clip,label,p_sad,modalities\na,sad,1\n"),
+        ("p.csv", "clip,label,p_sad\na,sad,1\n"),
+        ("p.jsonl", "{not json}\n"),
+        ("p.jsonl", "[1]\n"),
+        ("p.jsonl", '{"clip": "a"}\n'),
+        ("p.jsonl", '{"clip": "a", "probabilities": 3, "modalities": []}\n'),
+    ],
+)
+def test_a_file_that_is_none(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(MertoolError, match="is not a predictions file") as caught:
+        Predictions.read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_no_prediction(tmp_path):
+    (tmp_path / "p.csv").write_text("clip,label,p_sad,modalities\n")
+    with pytest.raises(MertoolError, match="holds no prediction"):
+        Predictions.read(tmp_path / "p.csv")
+
+
+def test_a_clip_twice(tmp_path):
+    (tmp_path / "p.csv").write_text("clip,label,p_sad,modalities\na,sad,1,\nb,sad,1,\na,sad,1,\n")
+    with pytest.raises(MertoolError, match="clip 'a' stands twice"):
+        Predictions.read(tmp_path / "p.csv")

@@ -1,0 +1,198 @@
+"""Runs: whole or not there, found again by their key, and never in somebody else's folder."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from mertool.errors import MertoolError
+from mertool.runs import Run, load_tensors, make_key, new_run, reuse
+
+
+def make(folder, key="k1", score=1, stage="fuse", tensors=None, **facts) -> Run:
+    with new_run(folder, stage, key, {"seed": 0}, **facts) as draft:
+        draft.metrics["score"] = score
+        for name, value in (tensors or {}).items():
+            draft.save_tensors(name, {"weight": value})
+    return Run.read(folder, stage)
+
+
+def test_a_run_says_what_it_is(tmp_path):
+    run = make(tmp_path / "run", labels=["sad", "happy"])
+    assert run.info["stage"] == "fuse"
+    assert run.info["options"] == {"seed": 0}
+    assert run.info["labels"] == ["sad", "happy"]
+    assert {"python", "torch", "numpy"} <= set(run.info["versions"])
+    assert run.metrics == {"score": 1}
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_tensors_are_read_again(tmp_path):
+    run = make(tmp_path / "run", tensors={"model": torch.arange(6.0).reshape(2, 3).T})
+    torch.testing.assert_close(
+        load_tensors(run.folder / "model.safetensors")["weight"], torch.arange(6.0).reshape(2, 3).T
+    )
+
+
+def test_a_new_run_replaces_the_old_one_as_a_whole(tmp_path):
+    make(tmp_path / "run", tensors={"old": torch.ones(1)})
+    run = make(tmp_path / "run", key="k2", score=2, tensors={"new": torch.ones(1)})
+    assert run.metrics == {"score": 2}
+    assert sorted(p.name for p in run.folder.iterdir()) == ["metrics.json", "new.safetensors", "run.json"]
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_run_and_no_other_folder(error, tmp_path):
+    make(tmp_path / "run")
+    with pytest.raises(error), new_run(tmp_path / "run", "fuse", "k2", {}) as draft:
+        draft.save_tensors("half", {"weight": torch.ones(1)})
+        raise error
+    assert Run.read(tmp_path / "run", "fuse").info["key"] == "k1"
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_an_error_of_a_first_run_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError), new_run(tmp_path / "run", "fuse", "k", {}):
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_run_is_not_there_before_it_is_whole(tmp_path):
+    with new_run(tmp_path / "run", "fuse", "k", {}) as draft:
+        assert draft.folder.is_dir()
+        assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_rename_that_fails_leaves_the_old_run_in_place(tmp_path, monkeypatch):
+    make(tmp_path / "run")
+    real = os.replace
+
+    def fail(source, target):
+        if ".tmp-" in str(source) and str(target).endswith("run"):
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(MertoolError, match="cannot write"), new_run(tmp_path / "run", "fuse", "k2", {}):
+        pass
+    assert Run.read(tmp_path / "run", "fuse").info["key"] == "k1"
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_run(tmp_path, monkeypatch):
+    make(tmp_path / "run")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(MertoolError, match="the disk is full"):
+        patch.setattr(os, "fsync", full)
+        make(tmp_path / "run", key="k2", tensors={"model": torch.ones(9)})
+    assert Run.read(tmp_path / "run", "fuse").info["key"] == "k1"
+    assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from pathlib import Path
+
+    make(Path("runs/probe"))
+    assert (tmp_path / "runs" / "probe" / "run.json").exists()
+
+
+# ---------------------------------------------------------------- found again
+
+
+def test_the_same_key_finds_its_run(tmp_path):
+    make(tmp_path / "run")
+    assert reuse(tmp_path / "run", "fuse", "k1", False).info["key"] == "k1"
+    assert reuse(tmp_path / "run", "fuse", "k2", False) is None
+    assert reuse(tmp_path / "run", "fuse", "k1", True) is None
+
+
+def test_a_free_place_has_no_run(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert reuse(tmp_path / "nowhere", "fuse", "k1", False) is None
+    assert reuse(tmp_path / "empty", "fuse", "k1", False) is None
+
+
+def test_a_key_names_stage_options_and_inputs():
+    keys = [
+        make_key("fuse", {"a": 1}, {"x": "d"}),
+        make_key("align", {"a": 1}, {"x": "d"}),
+        make_key("fuse", {"a": 2}, {"x": "d"}),
+        make_key("fuse", {"a": 1}, {"x": "e"}),
+    ]
+    assert len(set(keys)) == 4
+    assert make_key("fuse", {"a": 1}, {"x": "d"}) == keys[0]
+
+
+def test_the_digest_follows_the_tensors_and_not_the_folder(tmp_path):
+    one = make(tmp_path / "1", tensors={"model": torch.ones(3)})
+    same = make(tmp_path / "2", key="k2", tensors={"model": torch.ones(3)})
+    other = make(tmp_path / "3", tensors={"model": torch.zeros(3)})
+    assert one.digest() == same.digest() != other.digest()
+    assert make(tmp_path / "4", key="k4").digest() == "k4"
+
+
+def test_adapters_that_change_places_have_another_digest(tmp_path):
+    def adapted(folder, order):
+        with new_run(folder, "finetune", "k", {}) as draft:
+            for name, value in zip("ab", order, strict=True):
+                (draft.folder / name).mkdir()
+                draft.save_tensors(f"{name}/adapter", {"weight": torch.full((2,), value)})
+        return Run.read(folder, "finetune").digest()
+
+    assert adapted(tmp_path / "1", (1.0, 2.0)) != adapted(tmp_path / "2", (2.0, 1.0))
+
+
+# ---------------------------------------------------------------- refusing
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(MertoolError, match="is not empty and not a run of mertool: give another -o"):
+        reuse(tmp_path, "fuse", "k", True)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(MertoolError, match="is a file: give a folder for the run"):
+        reuse(tmp_path / "run", "fuse", "k", False)
+
+
+def test_a_run_of_another_stage(tmp_path):
+    make(tmp_path / "run", stage="align")
+    words = r"is a run of align, one of fuse is needed: give the -o folder of `mertool fuse`"
+    with pytest.raises(MertoolError, match=words):
+        Run.read(tmp_path / "run", "fuse")
+    with pytest.raises(MertoolError, match=words):
+        reuse(tmp_path / "run", "fuse", "k1", True)
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(MertoolError, match=r"is not a run: there is no run.json in it. `mertool fuse` makes one"):
+        Run.read(tmp_path, "fuse")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "k"}', '{"stage": "fuse"}'])
+def test_a_damaged_run(content, tmp_path):
+    make(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(MertoolError, match=r"run\.json cannot be read .*run `mertool fuse` again"):
+        reuse(tmp_path / "run", "fuse", "k1", False)
+
+
+def test_damaged_tensors(tmp_path):
+    run = make(tmp_path / "run", tensors={"model": torch.ones(3)})
+    (run.folder / "model.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(MertoolError, match="the run is damaged, make it again"):
+        load_tensors(run.folder / "model.safetensors")
+
+
+def test_json_keeps_chinese_readable(tmp_path):
+    run = make(tmp_path / "run", labels=["快乐"])
+    assert "快乐" in (run.folder / "run.json").read_text(encoding="utf-8")
+    assert json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["labels"] == ["快乐"]
