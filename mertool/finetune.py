@@ -74,7 +74,10 @@ def finetune(
     device = resolve_device(options.device)
     source = encoders.find(options.encoder, "audio")
     weights = source.digest()
-    layers = parse_layers(options.layers, encoders.count_layers(source))
+    blocks = encoders.count_layers(source)
+    layers = parse_layers(options.layers, blocks)
+    if min(layers) < 1:
+        raise MertoolError(f"layer 0 is the embedding and cannot be adapted: give --layers within 1 to {blocks}")
     examples = labelled_examples(manifest, options.classes)
     by_id = {clip.clip: clip for clip in manifest.clips}
     items = [WorkItem(by_id[clip], item_digest(by_id[clip], "audio")) for clip in examples.clips]

@@ -22,7 +22,7 @@ import psutil
 
 from mertool import __version__
 from mertool.errors import MertoolError
-from mertool.files import clear_write_errors, content_digest, digest_json, make_folder, write_atomic
+from mertool.files import check_writable, clear_write_errors, content_digest, digest_json, make_folder, write_atomic
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
@@ -71,6 +71,7 @@ def make_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str
 def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
     """The run in `folder` if it is the one asked for; raises if `folder` is something else's."""
     if not folder.exists():
+        check_writable(folder)
         return None
     if not folder.is_dir():
         raise MertoolError(f"{folder} is a file: give a folder for the run")

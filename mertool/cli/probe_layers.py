@@ -55,7 +55,7 @@ def probe_layers(
         run, reused = run_stage(store, labelled, output, options, update)
     metrics = run.metrics
     if as_json:
-        print_json({"run": str(output), "reused": reused, "window": run.info["window"], **metrics})
+        print_json({"run": str(output), "reused": reused, **metrics})
     elif not quiet:
         rows = [[layer, *map(show_score, scores.values())] for layer, scores in metrics["layers"].items()]
         rows.append(["chance (shuffled labels)", *map(show_score, metrics["chance"].values())])

@@ -220,9 +220,18 @@ def load(modality: str, source: Source, device: Any, dtype: Any) -> Any:
     family = importlib.import_module(f"mertool.encoders.{FAMILIES[modality]}")
     try:
         return family.load(source.folder, device, dtype)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except _unloadable() as error:
+        if type(error).__name__ == "OutOfMemoryError":  # of the device: a RuntimeError that is no fault of the folder
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MertoolError(f"{source.folder} cannot be loaded as an encoder for {modality}: {first}") from error
+
+
+def _unloadable() -> tuple[type[Exception], ...]:
+    """What loading a damaged or foreign model folder raises."""
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def _fetch(checkpoint: str, revision: str | None) -> Path:

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from mertool.encoders.blocks import find_blocks, stack, tap
+from mertool.encoders.checkpoint import load_model
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
@@ -37,7 +38,7 @@ class WaveformEncoder:
         known = {key: value for key, value in overrides.items() if hasattr(config, key)}
         for key, value in known.items():
             setattr(config, key, value)
-        self.model: Any = AutoModel.from_pretrained(folder, config=config).to(device, dtype).eval()
+        self.model: Any = load_model(AutoModel, folder, config=config).to(device, dtype).eval()
         if not hasattr(self.model, "_get_feat_extract_output_lengths"):
             raise ValueError(f"{config.model_type} does not take a waveform")
         self.layers, self.channels = int(config.num_hidden_layers), int(config.hidden_size)
@@ -70,10 +71,9 @@ class WaveformEncoder:
 
     def _pieces(self, wave: np.ndarray) -> list[torch.Tensor]:
         count = -(-len(wave) // (MOST_SECONDS * SAMPLE_RATE))
-        pieces = list(self.prepare(wave).tensor_split(max(1, count)))
-        if self.frames(len(pieces[0])) < 1:
+        if self.frames(len(wave)) < 1:
             raise ClipError("too_short", f"{len(wave)} samples are too few for one frame")
-        return pieces
+        return list(self.prepare(wave).tensor_split(count))
 
     def _encode_pieces(self, pieces: list[torch.Tensor], keep: tuple[int, ...]) -> list[torch.Tensor]:
         if self.pads:
@@ -104,7 +104,7 @@ class WhisperEncoder:
 
     def __init__(self, folder: Path, config: Any, device: torch.device, dtype: torch.dtype):
         config.encoder_layerdrop = 0.0
-        self.model: Any = AutoModel.from_pretrained(folder, config=config).get_encoder()
+        self.model: Any = load_model(AutoModel, folder, config=config).get_encoder()
         self.model = self.model.to(device, dtype).eval()
         self.extractor = AutoFeatureExtractor.from_pretrained(folder)
         self.layers, self.channels = int(config.encoder_layers), int(config.d_model)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mertool.encoders.blocks import find_blocks, stack, tap
+from mertool.encoders.checkpoint import load_model
 from mertool.errors import ClipError
 
 MOST_TOKENS = 512
@@ -21,11 +22,14 @@ class TextEncoder:
     """A transformer over tokens. Special tokens are cut from what comes back."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # tokenizers raise anything where their files are not there
+            raise ValueError(f"it has no tokenizer that can be loaded ({type(error).__name__})") from error
         self.tokenizer.padding_side = "right"  # of a causal model no real token then sees a pad
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model: Any = AutoModel.from_pretrained(folder).to(device, dtype).eval()
+        self.model: Any = load_model(AutoModel, folder).to(device, dtype).eval()
         config = self.model.config
         self.layers, self.channels = int(config.num_hidden_layers), int(config.hidden_size)
         self.blocks = find_blocks(self.model, self.layers)

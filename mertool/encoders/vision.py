@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel, CLIPVisionModel, SiglipVisionModel
 
 from mertool.encoders.blocks import find_blocks, stack, tap
+from mertool.encoders.checkpoint import load_model
 
 FRAMES_AT_ONCE = 64
 HALF = [0.5, 0.5, 0.5]
@@ -28,9 +29,12 @@ class ImageEncoder:
     """A vision transformer."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype):
-        kind = AutoConfig.from_pretrained(folder).model_type
+        settings = AutoConfig.from_pretrained(folder)
+        kind = settings.model_type
+        if not hasattr(getattr(settings, "vision_config", settings), "image_size"):
+            raise ValueError(f"{kind} does not take images")
         towers: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
-        self.model: Any = towers.get(kind, AutoModel).from_pretrained(folder).to(device, dtype).eval()
+        self.model: Any = load_model(towers.get(kind, AutoModel), folder).to(device, dtype).eval()
         config = self.model.config
         self.layers, self.channels = int(config.num_hidden_layers), int(config.hidden_size)
         self.blocks = find_blocks(self.model, self.layers)

@@ -5,6 +5,7 @@ blocks to adapt, counted from 1, by the modules inside them.
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -45,11 +46,11 @@ def load_adapters(model: nn.Module, folder: Path) -> Any:
 
 def save_adapter(model: Any, folder: Path, name: str) -> None:
     """Save the adapter as `folder/name`, in PEFT's format. Nothing of the frozen model is written."""
-    model.save_pretrained(str(folder), selected_adapters=[FINAL])
-    # PEFT names the folder after the adapter.
-    (folder / FINAL).rename(folder / name)
-    card = folder / "README.md"  # PEFT's model card with blanks to fill in
-    card.unlink(missing_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as draft:
+        # PEFT names the folder after the adapter, and adds a model card with blanks to fill in.
+        model.save_pretrained(draft, selected_adapters=[FINAL])
+        folder.mkdir(exist_ok=True)
+        (Path(draft) / FINAL).rename(folder / name)
 
 
 def target_names(

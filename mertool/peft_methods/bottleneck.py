@@ -60,6 +60,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         """Add one adapter."""
         channels = _output_channels(self.get_base_layer())
         down, up = nn.Linear(channels, config.bottleneck), nn.Linear(config.bottleneck, channels)
+        nn.init.zeros_(down.bias)  # PyTorch's random one can shut every ReLU of a narrow adapter
         nn.init.zeros_(up.weight)
         nn.init.zeros_(up.bias)
         self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = down, up
