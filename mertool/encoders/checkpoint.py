@@ -12,7 +12,5 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in UNUSED))
     if missing:
-        raise ValueError(
-            f"{len(missing)} weights of a {type(model).__name__} are not in it (first: {missing[0]})"
-        )
+        raise ValueError(f"{len(missing)} weights of a {type(model).__name__} are not in it (first: {missing[0]})")
     return model
