@@ -23,7 +23,7 @@ def models(
         choose("modality", modality, FAMILIES)
     rows = [row for row in TABLE if modality in (None, row.modality)]
     if as_json:
-        print_json({"encoders": [asdict(row) for row in rows], "defaults": DEFAULTS})
+        print_json({"encoders": [{**asdict(row), "revision": row.revision} for row in rows], "defaults": DEFAULTS})
     elif not quiet:
         table(
             f"{len(rows)} encoders (* is the default of its modality)",

@@ -28,7 +28,7 @@ FAMILIES = {"audio": "speech", "video": "vision", "text": "text"}
 
 @dataclass(frozen=True)
 class Row:
-    """One known checkpoint. `revision` is a commit of the hub, where a checked one is known."""
+    """One known checkpoint."""
 
     name: str
     modality: str
@@ -37,102 +37,52 @@ class Row:
     parameters: str
     layers: int
     channels: int
-    revision: str | None = None
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the hub that is loaded, where a checked one is known."""
+        return REVISIONS.get(self.checkpoint)
 
 
+REVISIONS = {
+    "facebook/hubert-base-ls960": "dba3bb02fda4248b6e082697eee756de8fe8aa8a",
+    "microsoft/wavlm-large": "c1423ed94bb01d80a3f5ce5bc39f6026a0f4828c",
+    "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "openai/clip-vit-base-patch32": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    "google/vit-base-patch16-224": "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3",
+    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+    "FacebookAI/roberta-large": "722cf37b1afa9454edce342e7895e588b6ff1d59",
+}
 TABLE = (
     Row("hubert-large-zh", "audio", "TencentGameMate/chinese-hubert-large", "Chinese", "317M", 24, 1024),
     Row("hubert-base-zh", "audio", "TencentGameMate/chinese-hubert-base", "Chinese", "95M", 12, 768),
     Row("wav2vec2-large-zh", "audio", "TencentGameMate/chinese-wav2vec2-large", "Chinese", "317M", 24, 1024),
     Row("wav2vec2-base-zh", "audio", "TencentGameMate/chinese-wav2vec2-base", "Chinese", "95M", 12, 768),
-    Row(
-        "hubert-base",
-        "audio",
-        "facebook/hubert-base-ls960",
-        "English",
-        "95M",
-        12,
-        768,
-        "dba3bb02fda4248b6e082697eee756de8fe8aa8a",
-    ),
+    Row("hubert-base", "audio", "facebook/hubert-base-ls960", "English", "95M", 12, 768),
     Row("hubert-large", "audio", "facebook/hubert-large-ll60k", "English", "317M", 24, 1024),
     Row("hubert-xlarge", "audio", "facebook/hubert-xlarge-ll60k", "English", "964M", 48, 1280),
     Row("wav2vec2-base", "audio", "facebook/wav2vec2-base", "English", "95M", 12, 768),
     Row("wav2vec2-large", "audio", "facebook/wav2vec2-large-lv60", "English", "317M", 24, 1024),
     Row("wav2vec2-xlsr", "audio", "facebook/wav2vec2-large-xlsr-53", "53 languages", "317M", 24, 1024),
     Row("wavlm-base-plus", "audio", "microsoft/wavlm-base-plus", "English", "95M", 12, 768),
-    Row(
-        "wavlm-large",
-        "audio",
-        "microsoft/wavlm-large",
-        "English",
-        "317M",
-        24,
-        1024,
-        "c1423ed94bb01d80a3f5ce5bc39f6026a0f4828c",
-    ),
+    Row("wavlm-large", "audio", "microsoft/wavlm-large", "English", "317M", 24, 1024),
     Row("data2vec-audio-base", "audio", "facebook/data2vec-audio-base", "English", "93M", 12, 768),
     Row("data2vec-audio-large", "audio", "facebook/data2vec-audio-large", "English", "313M", 24, 1024),
     Row("whisper-base", "audio", "openai/whisper-base", "multilingual", "74M", 6, 512),
     Row("whisper-large-v3", "audio", "openai/whisper-large-v3", "multilingual", "1.5B", 32, 1280),
-    Row(
-        "clip-vit-l14",
-        "video",
-        "openai/clip-vit-large-patch14",
-        "-",
-        "304M",
-        24,
-        1024,
-        "32bd64288804d66eefd0ccbe215aa642df71cc41",
-    ),
+    Row("clip-vit-l14", "video", "openai/clip-vit-large-patch14", "-", "304M", 24, 1024),
     Row("clip-vit-b16", "video", "openai/clip-vit-base-patch16", "-", "86M", 12, 768),
-    Row(
-        "clip-vit-b32",
-        "video",
-        "openai/clip-vit-base-patch32",
-        "-",
-        "88M",
-        12,
-        768,
-        "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
-    ),
+    Row("clip-vit-b32", "video", "openai/clip-vit-base-patch32", "-", "88M", 12, 768),
     Row("siglip-b16", "video", "google/siglip-base-patch16-224", "-", "93M", 12, 768),
     Row("siglip-so400m", "video", "google/siglip-so400m-patch14-384", "-", "428M", 27, 1152),
     Row("dinov2-base", "video", "facebook/dinov2-base", "-", "86M", 12, 768),
     Row("dinov2-large", "video", "facebook/dinov2-large", "-", "304M", 24, 1024),
-    Row(
-        "vit-base",
-        "video",
-        "google/vit-base-patch16-224",
-        "-",
-        "86M",
-        12,
-        768,
-        "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3",
-    ),
+    Row("vit-base", "video", "google/vit-base-patch16-224", "-", "86M", 12, 768),
     Row("roberta-large-zh", "text", "hfl/chinese-roberta-wwm-ext-large", "Chinese", "326M", 24, 1024),
     Row("roberta-base-zh", "text", "hfl/chinese-roberta-wwm-ext", "Chinese", "102M", 12, 768),
     Row("macbert-large-zh", "text", "hfl/chinese-macbert-large", "Chinese", "326M", 24, 1024),
-    Row(
-        "bert-base",
-        "text",
-        "google-bert/bert-base-uncased",
-        "English",
-        "110M",
-        12,
-        768,
-        "86b5e0934494bd15c9632b12f734a8a67f723594",
-    ),
-    Row(
-        "roberta-large",
-        "text",
-        "FacebookAI/roberta-large",
-        "English",
-        "355M",
-        24,
-        1024,
-        "722cf37b1afa9454edce342e7895e588b6ff1d59",
-    ),
+    Row("bert-base", "text", "google-bert/bert-base-uncased", "English", "110M", 12, 768),
+    Row("roberta-large", "text", "FacebookAI/roberta-large", "English", "355M", 24, 1024),
     Row("xlm-roberta-large", "text", "FacebookAI/xlm-roberta-large", "100 languages", "560M", 24, 1024),
     Row("qwen2.5-7b", "text", "Qwen/Qwen2.5-7B", "Chinese, English", "7.6B", 28, 3584),
     Row("qwen2.5-14b", "text", "Qwen/Qwen2.5-14B", "Chinese, English", "14.8B", 48, 5120),
