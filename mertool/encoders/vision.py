@@ -56,11 +56,13 @@ class ImageEncoder:
 
     def prepare(self, crops: np.ndarray) -> torch.Tensor:
         """Crops as (T, 3, size, size): bicubic with antialias on uint8, scaled, normalised."""
-        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
+        # Resized on the CPU: GPUs have no bicubic for uint8, and so every device gets the same pixels.
+        pixels = torch.from_numpy(crops).permute(0, 3, 1, 2)
         if pixels.shape[-1] != self.size:
             pixels = torch.nn.functional.interpolate(
                 pixels, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
             )
+        pixels = pixels.to(self.device)
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return ((pixels.float() / 255 - mean) / std).to(self.dtype)
 
