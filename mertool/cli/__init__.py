@@ -63,9 +63,13 @@ def main() -> None:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
-        print("interrupted: what was finished is kept; run the same command again to go on", file=sys.stderr)
+        print("interrupted: run the same command again to go on; finished parts of an extraction are kept", file=sys.stderr)
         sys.exit(stop.code)
 
 
 def _interrupt(number: int, _: Any) -> None:
+    # The part at hand is being kept from here on: a supervisor's second SIGTERM does not end that, a second
+    # Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise Interrupted(128 + number)
