@@ -61,9 +61,7 @@ def align(
     audio: Path, video: Path, output: Path, aligned: Path, options: AlignOptions, progress: Callable[[int, int], None]
 ) -> tuple[Run, bool]:
     """Train the aligner on the clips both stores hold, and write the aligned store of all video clips."""
-    check_writable(aligned)
-    if aligned.resolve() in (audio.resolve(), video.resolve()):
-        raise MertoolError(f"--aligned {aligned} is a store that is read here: give another path")
+    check_writable(aligned, audio, video)
     device = resolve_device(options.device)
     with FeatureStore(audio) as sound, FeatureStore(video) as sight:
         _check(sound, sight)

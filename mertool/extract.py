@@ -80,6 +80,7 @@ class ExtractResult:
     channels: int
     media_seconds: float
     seconds: dict[str, float]
+    worked: bool
 
     @property
     def failed_share(self) -> float:
@@ -92,7 +93,7 @@ class ExtractResult:
 
 def extract(manifest: Manifest, output: Path, options: ExtractOptions, progress: pipeline.Progress) -> ExtractResult:
     """Fill the store `output` with features of every clip; resumes, and skips what is there."""
-    check_writable(output)
+    check_writable(output, manifest.source, options.faces)
     prepare = _prepare_faces if options.modality == "faces" else _prepare_encoder
     recipe, origin, load = prepare(options)
     if options.faces:
@@ -126,8 +127,10 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
     source = encoders.find(options.encoder or encoders.DEFAULTS[modality], modality)
     weights = source.digest()
     adapter = _read_adapter(options.adapter, source.name, weights)
-    aligner = Run.read(options.aligner, "align") if options.aligner else None
-    layers = parse_layers(options.layers or DEFAULT_LAYERS[modality], encoders.count_layers(source))
+    aligner = Run.read(options.aligner, "align", "video", "sizes") if options.aligner else None
+    layers = parse_layers(
+        DEFAULT_LAYERS[modality] if options.layers is None else options.layers, encoders.count_layers(source)
+    )
     recipe = Recipe(
         modality,
         source.name,
@@ -175,7 +178,7 @@ def _media_settings(options: ExtractOptions) -> dict[str, Any]:
 def _read_adapter(folder: Path | None, encoder: str, weights: str) -> Run | None:
     if folder is None:
         return None
-    run = Run.read(folder, "finetune")
+    run = Run.read(folder, "finetune", "encoder", "adapter_of_clip")
     if run.info["encoder"]["weights"] != weights:
         raise MertoolError(
             f"{folder} adapts encoder '{run.info['encoder']['name']}' (weights {run.info['encoder']['weights'][:12]}), "
@@ -212,4 +215,5 @@ def _result(output: Path, manifest: Manifest, filled: Filled) -> ExtractResult:
         channels,
         round(report.media_seconds, 3),
         {name: round(getattr(report, name), 3) for name in ("decode_wait", "encode", "write")},
+        report.extracted + sum(report.reasons.values()) > 0,
     )

@@ -27,8 +27,8 @@ def clear_write_errors(path: Path) -> Iterator[None]:
         number = getattr(error, "errno", None)
         if number in full or any(f"errno = {code}," in str(error) for code in full):
             raise MertoolError(
-                f"the disk is full: cannot write {path}. What was finished is kept: free some space "
-                "and run the same command again"
+                f"the disk is full: cannot write {path}. Finished parts of an extraction are kept: free some "
+                "space and run the same command again"
             ) from error
         raise MertoolError(
             f"cannot write {path}: {getattr(error, 'strerror', None) or error}. Choose another output path"
@@ -68,12 +68,17 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def check_writable(path: Path) -> None:
-    """Raise now, before the long work, if a file at `path` could not be written later."""
+def check_writable(path: Path, *inputs: Path | None) -> None:
+    """Raise now, before the long work, if a file at `path` could not be written later, or would replace one
+    of `inputs`. Nothing is created."""
     if path.is_dir():
         raise MertoolError(f"cannot write {path}: it is a folder. Give the path of a file")
-    write_probe = path.parent / f".{path.name}.probe-{os.getpid()}"
-    make_folder(path.parent)
+    if any(given and given.exists() and path.exists() and path.samefile(given) for given in inputs):
+        raise MertoolError(f"cannot write {path}: it is an input of this command. Choose another output path")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir():
+        raise MertoolError(f"cannot write {path}: {folder} is a file, not a folder. Choose another output path")
+    write_probe = folder / f".{path.name}.probe-{os.getpid()}"
     with clear_write_errors(path):
         write_probe.touch()
         write_probe.unlink()

@@ -119,6 +119,8 @@ def _gather(stores: list[FeatureStore], names: list[str], examples: Examples, de
     for store in stores:
         here = present_in(store, examples)
         there = store.read([clip for clip, is_here in zip(examples.clips, here, strict=True) if is_here])
+        if not np.isfinite(there).all():
+            raise MertoolError(f"{store.path} holds NaN or infinity: see `mertool store check`, and extract it again")
         values = np.zeros((len(examples), *there.shape[1:]), np.float32)
         values[here] = there
         features.append(torch.from_numpy(values).to(device))

@@ -67,8 +67,9 @@ def predict(
     Features are cached in stores beside the output, so that a second run is quick and a killed one
     resumes. `progress` gets the part's name, clips done, clips in all and failures.
     """
-    check_writable(output)
-    run = Run.read(bundle, "fuse")
+    check_writable(output, manifest.source)
+    run = Run.read(bundle, "fuse", "parts", "classes", "options")
+    _check_bundle(run)
     device = resolve_device(options.device)
     cache = output.with_name(output.name + ".features")
     faces = _find_faces(run, manifest, cache, options, progress)
@@ -95,6 +96,15 @@ def predict(
         {name: names.count(name) for name in sorted(set(names))},
         len(manifest) - len(predictions.clips),
     )
+
+
+def _check_bundle(run: Run) -> None:
+    """Raise now, before the long work, if a part of the bundle is missing or damaged."""
+    load_tensors(run.folder / "members.safetensors")
+    for number, part in enumerate(run.info["parts"]):
+        for what, folder in (("adapter", "adapters"), ("aligner", "aligner")):
+            if part["recipe"][what] and not (run.folder / f"part{number}" / folder).is_dir():
+                raise MertoolError(f"{run.folder} lacks the {what} of '{part['name']}': make the bundle again")
 
 
 def _find_faces(
@@ -149,11 +159,6 @@ def _extract(
                 f"{digest[:12]} here): give the bundle its own encoder"
             )
         adapters, aligner = (folder / name if (folder / name).exists() else None for name in ("adapters", "aligner"))
-        missing = [
-            name for name, path in (("adapter", adapters), ("aligner", aligner)) if getattr(trained, name) and not path
-        ]
-        if missing:
-            raise MertoolError(f"{run.folder} lacks the {missing[0]} of '{part['name']}': make the bundle again")
         return assemble(recipe, Parts(source, adapters, aligner), device)
 
     fill_store(

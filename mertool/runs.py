@@ -35,14 +35,16 @@ class Run:
     info: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path, stage: str) -> "Run":
-        """Read a run of one stage; a folder that is no run, or of another stage, is an error."""
+    def read(cls, folder: Path, stage: str, *needs: str) -> "Run":
+        """Read a run of one stage; a folder that is no run, is of another stage, or lacks one of `needs` in its
+        run.json is an error."""
         file = folder / "run.json"
         if not file.exists():
             raise MertoolError(f"{folder} is not a run: there is no run.json in it. `mertool {stage}` makes one")
         try:
             info = json.loads(file.read_text(encoding="utf-8"))
-            found, _ = info["stage"], info["key"]
+            found = info["stage"]
+            _ = [info[name] for name in ("key", *(needs if found == stage else ()))]
         except (ValueError, KeyError, TypeError) as error:
             raise MertoolError(f"{file} cannot be read ({error}): run `mertool {stage}` again") from error
         if found != stage:

@@ -155,7 +155,7 @@ def test_the_report_for_people(invoke, four, tiny_encoders, tmp_path):
     first, second = invoke(*given), invoke(*given)
     assert "3 of 4 clips have text features (3 extracted now, 0 cached), 1 layers x 96" in first.stdout
     assert "missing: 1 no_text" in first.stdout
-    assert f"next: mertool fuse features/*.h5 --manifest {four}" in first.stdout
+    assert f"OTHER_STORES --manifest {four} -o runs/fusion" in first.stdout
     assert "is up to date: 3 of 4 clips cached, nothing to do" in second.stdout
 
 

@@ -92,7 +92,15 @@ def test_a_folder_where_a_file_should_be(tmp_path):
 
 def test_asking_whether_a_file_can_be_written_leaves_nothing(tmp_path):
     check_writable(tmp_path / "deep" / "a.h5")
-    assert os.listdir(tmp_path / "deep") == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_input_is_not_written_over(tmp_path):
+    given = tmp_path / "labels.csv"
+    given.write_text("clip,label\n")
+    with pytest.raises(MertoolError, match="it is an input of this command"):
+        check_writable(tmp_path / ".." / tmp_path.name / "labels.csv", None, given)
+    check_writable(tmp_path / "other.csv", given)
 
 
 def test_equal_values_have_equal_digests():

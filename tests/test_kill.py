@@ -310,6 +310,5 @@ def test_an_interrupt_keeps_the_part_at_hand(number, code, tmp_path, demo, tiny_
         assert 5 <= len(file["clips/id"]) < len(clips)
 
 
-
 def test_part_size_is_what_the_kills_rely_on():
     assert len(CLIPS) < writer.PART_CLIPS

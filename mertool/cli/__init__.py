@@ -63,7 +63,10 @@ def main() -> None:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
-        print("interrupted: run the same command again to go on; finished parts of an extraction are kept", file=sys.stderr)
+        print(
+            "interrupted: run the same command again to go on; finished parts of an extraction are kept",
+            file=sys.stderr,
+        )
         sys.exit(stop.code)
 
 

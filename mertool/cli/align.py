@@ -12,6 +12,7 @@ from mertool.cli.common import (
     Quiet,
     RunOutput,
     Seed,
+    follow,
     print_json,
     progress,
     say,
@@ -64,4 +65,4 @@ def align(
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
         say(f"plot: {output / 'loss.png'}")
         say(f"aligned features: {target}")
-        say(f"next: mertool fuse {audio} {target} features/text.h5 --manifest clips.csv -o runs/fusion")
+        follow("fuse", audio, target, "TEXT_STORE", "--manifest", "MANIFEST", "-o", "runs/fusion")

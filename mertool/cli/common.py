@@ -1,6 +1,7 @@
 """What the commands share: options, progress, tables, results."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,11 @@ LINE_EVERY = 15.0  # seconds between lines of progress where there is no termina
 def say(text: str = "") -> None:
     """Print one line on standard output, with paths kept whole."""
     print(text)
+
+
+def follow(*words: object) -> None:
+    """Suggest the next command, quoted so that it can be copied; WORDS IN CAPITALS are the reader's to fill in."""
+    say("next: " + shlex.join(["mertool", *map(str, words)]))
 
 
 def note(text: str) -> None:

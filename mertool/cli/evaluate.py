@@ -25,7 +25,7 @@ def evaluate(
     if len(predictions) > 2:
         raise MertoolError(f"{len(predictions)} predictions files: give one, or two for a paired test")
     if output:
-        check_writable(output)
+        check_writable(output, labels, *predictions)
     truth = Manifest.read(labels)
     from mertool.evaluate import evaluate as run_stage
 

@@ -1,5 +1,6 @@
 """`mertool extract audio|video|faces|text`: features of every clip into a store."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from mertool.cli.common import (
     StoreOutput,
     Workers,
     check_failed,
+    follow,
     note,
     print_json,
     progress,
@@ -145,18 +147,20 @@ def _extract(modality: str, given: dict[str, Any]) -> None:
     if as_json:
         print_json(result.to_json())
     elif not quiet:
-        _report(modality, source, result)
+        _report(modality, source, result, given)
     # A clip without this modality is no failure; a store without a single clip still helps nobody.
-    check_failed(result.failed_share, result.features, max_failed, f"{output} (`mertool store ls {output} --failures`)")
+    look = shlex.join(["mertool", "store", "ls", str(output), "--failures"])
+    check_failed(result.failed_share, result.features, max_failed, f"{output} (`{look}`)")
 
 
-def _report(modality: str, source: Path, result: Any) -> None:
-    if result.extracted == 0 and result.cached == result.clips:
+def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> None:
+    if not result.worked:
         say(f"{result.store} is up to date: {result.features} of {result.clips} clips cached, nothing to do")
     else:
         say(
             f"{result.features} of {result.clips} clips have {modality} features "
-            f"({result.extracted} extracted now, {result.cached} cached), {result.layers} layers x {result.channels}"
+            f"({result.extracted} extracted now, {result.cached} cached)"
+            + ("" if modality == "faces" else f", {result.layers} layers x {result.channels}")
         )
         spent = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in result.seconds.items())
         say(f"time: {spent}; media: {result.media_seconds:.0f} s")
@@ -164,8 +168,18 @@ def _report(modality: str, source: Path, result: Any) -> None:
         if counts:
             say(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
     say(f"store: {result.store}")
-    following = {
-        "audio": f"mertool probe-layers {result.store} --manifest {source} -o runs/probe",
-        "faces": f"mertool extract video {source} --faces {result.store} -o features/video.h5",
-    }.get(modality, f"mertool fuse features/*.h5 --manifest {source} -o runs/fusion")
-    say(f"next: {following}")
+    if result.features:
+        follow(*_following(modality, source, result.store, given))
+
+
+def _following(modality: str, source: Path, store: str, given: dict[str, Any]) -> list[object]:
+    """The command that such a store is for."""
+    if modality == "faces":
+        return ["extract", "video", source, "--faces", store, "-o", "features/video.h5"]
+    if modality == "video" and given["pool"] == "none":
+        return ["align", "--audio", "AUDIO_STORE", "--video", store, "-o", "runs/visual"]
+    if modality == "audio" and given["adapter"]:
+        return ["align", "--audio", store, "--video", "FRAME_STORE", "-o", "runs/visual"]
+    if modality == "audio" and given["pool"] == "mean":
+        return ["probe-layers", store, "--manifest", source, "-o", "runs/probe"]
+    return ["fuse", store, "OTHER_STORES", "--manifest", source, "-o", "runs/fusion"]

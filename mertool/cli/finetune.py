@@ -18,6 +18,7 @@ from mertool.cli.common import (
     Seed,
     Source,
     Workers,
+    follow,
     note,
     print_json,
     progress,
@@ -98,8 +99,7 @@ def finetune(
             note(f"note: left out for lack of sound: {', '.join(sorted(metrics['skipped']))}")
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
         say(f"plot: {output / 'losses.png'}")
-        given = f" --encoder {encoder}"
-        say(f"next: mertool extract audio {source} --adapter {output} -o features/acoustic.h5{given}")
+        follow("extract", "audio", source, "--adapter", output, "-o", "features/acoustic.h5", "--encoder", encoder)
 
 
 def _from_probe(probe: Path | None, encoder: str | None, layers: str | None) -> tuple[str, str]:
@@ -110,7 +110,7 @@ def _from_probe(probe: Path | None, encoder: str | None, layers: str | None) -> 
         return encoder or "hubert-large-zh", layers
     from mertool.runs import Run
 
-    run = Run.read(probe, "probe-layers")
+    run = Run.read(probe, "probe-layers", "window", "recipe", "origin")
     probed = run.info["origin"]["encoder"]
     if run.info["recipe"]["modality"] != "audio":
         raise MertoolError(f"{probe} probed {run.info['recipe']['modality']} features: finetune adapts speech encoders")

@@ -16,6 +16,7 @@ from mertool.cli.common import (
     Quiet,
     RunOutput,
     Seed,
+    follow,
     print_json,
     progress,
     say,
@@ -88,4 +89,4 @@ def fuse(
         )
         say(f"bundle: {output}{' (reused, nothing changed)' if reused else ''}")
         say(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
-        say(f"next: mertool predict {output} FOLDER -o predictions.csv")
+        follow("predict", output, "FOLDER", "-o", "predictions.csv")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.common import MER_CLASSES, Classes, Json, Quiet, note, print_json, say, table
+from mertool.cli.common import MER_CLASSES, Classes, Json, Quiet, follow, note, print_json, say, table
 from mertool.errors import MertoolError
 from mertool.files import check_writable
 from mertool.manifest import Manifest, parse_classes, with_facts
@@ -34,7 +34,7 @@ def manifest(
     """
     from mertool.interop.mertools import read_labels, read_transcripts
 
-    check_writable(output)
+    check_writable(output, labels, transcripts)
     if folder.is_file():
         raise MertoolError(f"{folder} is a file: give the folder of the clips")
     found = Manifest.read(folder)
@@ -90,4 +90,4 @@ def _report(made: Manifest, output: Path, elsewhere: int, quiet: bool, as_json: 
         if elsewhere:
             note(f"note: {elsewhere} labels are of clips that are not in the folder")
         say(f"manifest: {output}")
-        say(f"next: mertool extract audio {output} -o features/audio.h5")
+        follow("extract", "audio", output, "-o", "features/audio.h5")

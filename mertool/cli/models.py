@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.common import Json, Quiet, print_json, say, table
+from mertool.cli.common import Json, Quiet, follow, print_json, table
 from mertool.errors import choose
 
 EXAMPLE = "Example: mertool models --modality audio"
@@ -42,4 +42,4 @@ def models(
                 for row in rows
             ],
         )
-        say("next: mertool extract audio clips.csv -o features/audio.h5 --encoder NAME")
+        follow("extract", "audio", "MANIFEST", "-o", "features/audio.h5", "--encoder", "NAME")

@@ -15,6 +15,7 @@ from mertool.cli.common import (
     Source,
     Workers,
     check_failed,
+    follow,
     print_json,
     progress,
     say,
@@ -71,5 +72,5 @@ def predict(
         if result.failures:
             say(f"failures: {result.failures}")
         say(f"predictions: {result.output}")
-        say(f"next: mertool evaluate {result.output} --labels MANIFEST")
+        follow("evaluate", result.output, "--labels", "MANIFEST")
     check_failed(result.failed_share, result.predicted, max_failed, str(result.failures))

@@ -16,6 +16,7 @@ from mertool.cli.common import (
     Quiet,
     RunOutput,
     Seed,
+    follow,
     print_json,
     progress,
     say,
@@ -66,4 +67,4 @@ def probe_layers(
         say(f"a window chosen so, on clips that did not choose it: weighted F1 {show_score(window['waf'])}")
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
         say(f"plot: {output / 'layers.png'}")
-        say(f"next: mertool finetune {manifest} --probe {output} -o runs/acoustic")
+        follow("finetune", manifest, "--probe", output, "-o", "runs/acoustic")

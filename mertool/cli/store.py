@@ -63,8 +63,11 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
 
     faults: dict[str, list[str]] = {}
     for path in stores:
-        with FeatureStore(path) as store:
-            faults[str(path)] = store.faults()
+        try:
+            with FeatureStore(path) as store:
+                faults[str(path)] = store.faults()
+        except MertoolError as error:
+            faults[str(path)] = [str(error)]
     if as_json:
         print_json({"faults": faults})
     elif not quiet:

@@ -55,7 +55,8 @@ def fill_store(
                 report = pipeline.run(_decoded(plan.todo, recipe, limits), total, work, writer, progress)
         writer.finish(clip.clip for clip in manifest.clips)
         failed = [writer.failed[clip.clip].reason for clip in manifest.clips if clip.clip in writer.failed]
-    return Filled(report, len(plan.cached), failed)
+        cached = sum(clip in writer.done for clip in plan.cached)
+    return Filled(report, cached, failed)
 
 
 def _decoded(items: Iterable[WorkItem], recipe: Recipe, limits: Limits) -> Iterable[decode.Outcome]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, faults_in, suggest
+from mertool.manifest import SPLITS
 
 NAME_COLUMNS = ("clip", "name", "file", "filename")
 LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
@@ -43,8 +44,11 @@ def read_labels(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     rows, header = _read_rows(path)
     label = _column(path, header, LABEL_COLUMNS, "label")
     name = _column(path, header, NAME_COLUMNS, "clip name")
-    labels = {_stem(row[name]): row[label].strip() for row in rows if (row[label] or "").strip()}
-    splits = {_stem(row[name]): row["split"] for row in rows if row.get("split")}
+    labels = _by_clip(path, rows, name, label)
+    splits = _by_clip(path, rows, name, "split") if "split" in header else {}
+    wrong = sorted(set(splits.values()) - set(SPLITS))
+    if wrong:
+        raise MertoolError(f"{path}: unknown split '{wrong[0]}': {suggest(wrong[0], SPLITS)}valid: {', '.join(SPLITS)}")
     return labels, splits
 
 
@@ -54,7 +58,20 @@ def read_transcripts(path: Path) -> dict[str, str]:
     rows, header = _read_rows(path)
     text = _column(path, header, TEXT_COLUMNS, "text")
     name = _column(path, header, NAME_COLUMNS, "clip name")
-    return {_stem(row[name]): row[text].strip() for row in rows if (row[text] or "").strip()}
+    return _by_clip(path, rows, name, text)
+
+
+def _by_clip(path: Path, rows: list[dict[str, str]], name: str, column: str) -> dict[str, str]:
+    """One column by clip name, without empty cells; a clip with two different values is a fault."""
+    found: dict[str, str] = {}
+    faults = []
+    for row in rows:
+        clip, value = _stem(row[name]), (row[column] or "").strip()
+        if value and found.setdefault(clip, value) != value:
+            faults.append(f"'{clip}' stands there with {column} '{found[clip]}' and '{value}'")
+    if faults:
+        raise faults_in(str(path), faults)
+    return found
 
 
 def _read_npz(path: Path) -> dict[str, str]:

@@ -32,14 +32,18 @@ def add_adapter(model: nn.Module, blocks: nn.ModuleList, layers: tuple[int, ...]
 def load_adapters(model: nn.Module, folder: Path) -> Any:
     """Put all adapters of a finetune run on `model`: `final`, and one per fold. `final` is active."""
     import peft
+    from safetensors import SafetensorError
 
     registry.load(PACKAGE, "PEFT method", "bottleneck")  # registers our own method with PEFT
     folders = {path.parent.name: path.parent for path in sorted(folder.glob("*/adapter_config.json"))}
     if FINAL not in folders:
         raise MertoolError(f"{folder} holds no adapter: it is not what `mertool finetune` writes")
-    wrapped = peft.PeftModel.from_pretrained(model, str(folders.pop(FINAL)), adapter_name=FINAL)
-    for name, path in folders.items():
-        wrapped.load_adapter(str(path), adapter_name=name)
+    try:
+        wrapped = peft.PeftModel.from_pretrained(model, str(folders.pop(FINAL)), adapter_name=FINAL)
+        for name, path in folders.items():
+            wrapped.load_adapter(str(path), adapter_name=name)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MertoolError(f"the adapters in {folder} are damaged ({type(error).__name__}): make them again") from error
     wrapped.set_adapter(FINAL)
     return wrapped.eval()
 

@@ -22,6 +22,8 @@ class FeatureStore:
             parts = parts_folder(path)
             hint = f"; {parts} holds an unfinished extraction: run it again" if parts.exists() else ""
             raise MertoolError(f"store {path} does not exist{hint}. `mertool extract` makes stores")
+        if path.is_dir():
+            raise MertoolError(f"{path} is a folder: give the path of a store (.h5)")
         try:
             self._file = h5py.File(path, "r")
         except OSError as error:

@@ -57,6 +57,8 @@ class StoreWriter:
         check_writable(path)
         if path.exists() and not overwrite:
             self._refuse_other_recipe()
+        elif path.exists() and path.stat().st_size and not h5py.is_hdf5(path):
+            raise MertoolError(f"{path} is not a feature store, so --overwrite leaves it alone: give another -o")
         make_folder(self.parts)
         self._lock = _lock(self.parts / "lock", path)
         merges = path.parent.glob(f".{glob.escape(path.name)}.tmp-*")
