@@ -9,7 +9,7 @@ import numpy as np
 from mertool.errors import MertoolError
 from mertool.files import write_atomic
 from mertool.manifest import Manifest
-from mertool.metrics import confusion, mcnemar, paired_bootstrap, per_class, score
+from mertool.metrics import confusion, mcnemar, paired_bootstrap, per_class, score_json
 from mertool.predictions import Predictions
 
 
@@ -63,10 +63,9 @@ def _guesses(system: Predictions, clips: list[str]) -> np.ndarray:
 
 def _scores(name: str, truth: np.ndarray, guess: np.ndarray, classes: tuple[str, ...], seed: int) -> dict[str, Any]:
     matrix = confusion(truth, guess, len(classes))
-    values = score(truth, guess, len(classes), seed)
     return {
         "predictions": name,
-        **{metric: value.to_json() for metric, value in values.items()},
+        **score_json(truth, guess, len(classes), seed),
         "per_class": per_class(matrix, classes),
         "confusion": matrix.tolist(),
     }

@@ -26,7 +26,7 @@ from mertool.engine.plan import WorkItem, item_digest
 from mertool.errors import ClipError, MertoolError
 from mertool.features import SAMPLE_RATE, format_layers, parse_layers
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import paired_bootstrap, score
+from mertool.metrics import paired_bootstrap, score_json
 from mertool.runs import Run, make_key, new_run, reuse
 from mertool.training.examples import Examples, keep, labelled_examples
 from mertool.training.folds import make_folds
@@ -140,7 +140,7 @@ def _compare(labels: np.ndarray, frozen: np.ndarray, adapted: np.ndarray, option
     """Scores of held-out clips before and after adaptation, and the paired difference."""
     classes = len(options.classes)
     scores: dict[str, Any] = {
-        name: {metric: value.to_json() for metric, value in score(labels, guess, classes, options.seed).items()}
+        name: score_json(labels, guess, classes, options.seed)
         for name, guess in (("frozen", frozen), ("adapted", adapted))
     }
     return {**scores, "gain": paired_bootstrap(labels, frozen, adapted, classes, options.seed)}

@@ -21,7 +21,7 @@ from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.files import clear_write_errors
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import confusion, score, scores_of
+from mertool.metrics import confusion, score_json, scores_of
 from mertool.runs import Run, RunDraft, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples, labelled_examples, present_in
@@ -165,12 +165,7 @@ def _train(
         guess = held_out.argmax(1)
         scores[name] = {
             "clips": int(here.sum()),
-            **{
-                metric: value.to_json()
-                for metric, value in score(
-                    examples.labels[here], guess[here], len(options.classes), options.seed
-                ).items()
-            },
+            **score_json(examples.labels[here], guess[here], len(options.classes), options.seed),
         }
     with new_run(
         output,

@@ -62,6 +62,11 @@ def score(truth: np.ndarray, guess: np.ndarray, classes: int, seed: int = 0) -> 
     }
 
 
+def score_json(truth: np.ndarray, guess: np.ndarray, classes: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """`score` in the form that metrics.json holds."""
+    return {name: value.to_json() for name, value in score(truth, guess, classes, seed).items()}
+
+
 def per_class(matrix: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and number of clips of each class, from one confusion matrix."""
     rows = []

@@ -11,7 +11,7 @@ from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.features import format_layers
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import confusion, score, scores_of
+from mertool.metrics import confusion, score_json, scores_of
 from mertool.runs import Run, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples, keep, labelled_examples, present_in
@@ -136,7 +136,7 @@ def _metrics(
     classes = len(options.classes)
 
     def scored(labels: np.ndarray, guess: np.ndarray) -> dict[str, Any]:
-        return {name: value.to_json() for name, value in score(labels, guess, classes, options.seed).items()}
+        return score_json(labels, guess, classes, options.seed)
 
     width = window[1] - window[0] + 1
     return {
