@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,29 @@ from mertool import encoders
 from mertool.devices import dtype_name, resolve_device, resolve_dtype
 from mertool.engine import pipeline
 from mertool.engine.assemble import Parts, assemble
-from mertool.engine.fill import Filled, Limits, fill_store
+from mertool.engine.crops import crops_beside
+from mertool.engine.decode import Limits
+from mertool.engine.estimate import Estimate, estimate_fill
+from mertool.engine.fill import Filled, Job, fill_store
+from mertool.engine.transcribe import transcribe_clips, transcripts_beside
 from mertool.errors import ABSENT, MertoolError, choose
-from mertool.features import POOLS, PREPROCESSING, SAMPLE_RATE, Recipe, faces_recipe, parse_layers, unaligned_frames
+from mertool.features import (
+    LAST_FOUR,
+    POOLS,
+    PREPROCESSING,
+    SAMPLE_RATE,
+    STORAGE,
+    Recipe,
+    faces_recipe,
+    parse_layers,
+    unaligned_frames,
+)
 from mertool.files import check_writable
 from mertool.manifest import Manifest
 from mertool.runs import Run
 from mertool.store import FeatureStore
 
 MODALITIES = ("audio", "video", "faces", "text")
-STORAGE = ("float16", "float32")
 DEFAULT_LAYERS = {"audio": "all", "video": "last", "text": "last"}
 MOST_FRAMES = 256
 
@@ -29,13 +43,17 @@ class ExtractOptions:
     """What to extract and how.
 
     encoder: table name, hub id or folder; None is the table's default.
-    layers: `all`, `last`, `16-21`, `0,6,12`; 0 is the embedding, 1..n are transformer blocks.
+    layers: `all`, `last`, `16-21`, `0,6,12` or `last-four-sum`; 0 is the embedding, 1..n transformer blocks.
     pool: `mean` over time, or `none` to keep frames.
     adapter: a finetune run; training clips get the adapter that did not see them.
     aligner: an align run (video): pooled features in the acoustic space.
-    faces: a store of `extract faces` (video): no detection is done again.
+    faces: a store of face crops (video), read and completed; None is one beside the output.
+    asr: a Whisper that recognises what is said in clips without a transcript (text).
+    keep_faces: whether crops found now are stored for the next visual encoder.
     fps: face frames per second of video.
+    batch_seconds: padded seconds of media per batch; None is what suits the device.
     clip_timeout: seconds after which a decoder is killed.
+    shard: `i/n` does the i-th of n parts of the clips, into a store of its own.
     """
 
     modality: str
@@ -45,12 +63,16 @@ class ExtractOptions:
     adapter: Path | None = None
     aligner: Path | None = None
     faces: Path | None = None
+    keep_faces: bool = True
+    asr: str | None = None
     fps: float = 4.0
     device: str = "auto"
     dtype: str = "auto"
     storage: str = "float16"
+    batch_seconds: float | None = None
     workers: int | None = None
     clip_timeout: float = 120.0
+    shard: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -61,13 +83,19 @@ class ExtractOptions:
             raise MertoolError(f"fps {self.fps:g} is not in the range of video: give 0.1 to 120")
         if self.clip_timeout <= 0 or (self.workers is not None and self.workers < 1):
             raise MertoolError("--clip-timeout and --workers must be positive")
+        if self.batch_seconds is not None and self.batch_seconds < 0:
+            raise MertoolError("--batch-seconds must be positive, or 0 for one clip at a time")
         if self.aligner and self.pool == "none":
             raise MertoolError("an aligner gives one vector per clip: leave out --pool none")
+        if self.faces and self.modality != "video":
+            raise MertoolError("--faces belongs to `extract video`")
+        if self.shard:
+            parse_shard(self.shard)
 
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What the command reports."""
+    """What the command reports. `seconds` says where the time went (see engine.pipeline.Report)."""
 
     store: str
     clips: int
@@ -78,8 +106,10 @@ class ExtractResult:
     failed: dict[str, int]
     layers: int
     channels: int
+    truncated: int
     media_seconds: float
     seconds: dict[str, float]
+    transcripts: str | None
     worked: bool
 
     @property
@@ -93,30 +123,91 @@ class ExtractResult:
 
 def extract(manifest: Manifest, output: Path, options: ExtractOptions, progress: pipeline.Progress) -> ExtractResult:
     """Fill the store `output` with features of every clip; resumes, and skips what is there."""
+    manifest, job = _prepare(manifest, output, options)
+    if options.asr:
+        manifest, job = _transcribe(manifest, job, options, progress)
+    filled = fill_store(manifest, job, progress, options.overwrite)
+    return _result(job.output, manifest, filled, str(transcripts_beside(job.output)) if options.asr else None)
+
+
+def estimate(manifest: Manifest, output: Path, options: ExtractOptions) -> Estimate:
+    """What `extract` would do and how long it would take, from a measured sample; writes nothing."""
+    manifest, job = _prepare(manifest, output, options)
+    if options.asr and any(not (clip.text or "").strip() for clip in manifest.clips):
+        raise MertoolError("--dry-run measures no speech recognition: leave out --asr for an estimate of the rest")
+    return estimate_fill(manifest, job, options.overwrite)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of `i/n`, counted from 1.
+
+    >>> parse_shard("3/8")
+    (3, 8)
+    """
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise MertoolError(f"shard '{text}' cannot be read: give i/n with i from 1 to n, as 3/8")
+    return int(first), int(count)
+
+
+def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple[Manifest, Job]:
+    """The clips of this shard, and what is to be done with them; everything is checked here."""
+    faces = _faces_store(output, options)
+    if options.shard:
+        number, count = parse_shard(options.shard)
+        if len(manifest) < count:
+            raise MertoolError(f"{manifest.source} has {len(manifest)} clips, too few for {count} shards")
+        ends = [len(manifest) * part // count for part in (number - 1, number)]
+        manifest = replace(manifest, clips=manifest.clips[slice(*ends)])
+        output = _shard_path(output, number, count)
+        faces = _shard_path(faces, number, count) if faces and not options.faces else faces
     check_writable(output, manifest.source, options.faces)
     prepare = _prepare_faces if options.modality == "faces" else _prepare_encoder
     recipe, origin, load = prepare(options)
-    if options.faces:
-        _check_faces(options)
-    filled = fill_store(
-        manifest,
-        output,
-        recipe,
-        origin,
-        load,
-        progress,
-        Limits(options.workers, options.clip_timeout),
-        faces=options.faces,
-        overwrite=options.overwrite,
-    )
-    return _result(output, manifest, filled)
+    return manifest, Job(output, recipe, origin, load, Limits(options.workers, options.clip_timeout), faces)
+
+
+def _transcribe(
+    manifest: Manifest, job: Job, options: ExtractOptions, progress: pipeline.Progress
+) -> tuple[Manifest, Job]:
+    """The manifest with recognised texts where it had none; the CSV beside the store keeps them."""
+    source = encoders.find(str(options.asr), "audio")
+    device = resolve_device(options.device)
+    found = transcribe_clips(manifest, job.output, source, device, job.limits, lambda *state: progress(*state, 0.0))
+    return found.manifest, replace(job, no_text=found.reasons)
+
+
+def _shard_path(path: Path, number: int, count: int) -> Path:
+    return path.with_name(f"{path.stem}.{number}-of-{count}{path.suffix}")
+
+
+def _faces_store(output: Path, options: ExtractOptions) -> Path | None:
+    """The store of crops that video features are made from; None where crops are not kept."""
+    if options.modality != "video":
+        return None
+    recipe = faces_recipe(_media_settings(options))
+    if options.faces is None:
+        return crops_beside(output, recipe) if options.keep_faces else None
+    with FeatureStore(options.faces) as store:
+        if store.recipe.modality != "faces":
+            raise MertoolError(f"{store.path} holds {store.recipe.modality}: --faces takes a store of `extract faces`")
+        if store.fingerprint != recipe.fingerprint:
+            raise MertoolError(
+                f"{store.path} was made with other settings ({recipe.differences(store.recipe)}): give the same --fps, "
+                "or make it again with `mertool extract faces --overwrite`"
+            )
+    return options.faces
 
 
 Prepared = tuple[Recipe, dict[str, Any], Callable[[], pipeline.Work | None]]
 
 
 def _prepare_faces(options: ExtractOptions) -> Prepared:
-    return faces_recipe(_media_settings(options)), {}, lambda: None
+    return faces_recipe(_media_settings(options)), {}, _no_encoder
+
+
+def _no_encoder() -> None:
+    """Crops are stored as they are."""
 
 
 def _prepare_encoder(options: ExtractOptions) -> Prepared:
@@ -128,9 +219,10 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
     weights = source.digest()
     adapter = _read_adapter(options.adapter, source.name, weights)
     aligner = Run.read(options.aligner, "align", "video", "sizes") if options.aligner else None
-    layers = parse_layers(
-        DEFAULT_LAYERS[modality] if options.layers is None else options.layers, encoders.count_layers(source)
-    )
+    blocks = encoders.count_layers(source)
+    layers_text = options.layers or DEFAULT_LAYERS[modality]
+    layer_sum = layers_text == LAST_FOUR
+    layers = parse_layers(f"{max(0, blocks - 3)}-{blocks}" if layer_sum else layers_text, blocks)
     recipe = Recipe(
         modality,
         source.name,
@@ -143,6 +235,7 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
         adapter.digest() if adapter else None,
         aligner.digest() if aligner else None,
         PREPROCESSING[modality],
+        layer_sum,
     )
     trained_on = Recipe.from_json(aligner.info["video"]) if aligner else unaligned_frames(recipe)
     if trained_on != unaligned_frames(recipe):
@@ -155,6 +248,8 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
         "adapter": str(options.adapter.absolute()) if options.adapter else None,
         "aligner": str(options.aligner.absolute()) if options.aligner else None,
     }
+    if options.asr:
+        origin["asr"] = encoders.find(options.asr, "audio").to_json()
 
     parts = Parts(
         source,
@@ -162,14 +257,21 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
         options.aligner,
         adapter.info["adapter_of_clip"] if adapter else {},
     )
-    return recipe, origin, lambda: assemble(recipe, parts, device)
+    return recipe, origin, partial(assemble, recipe, parts, device, _batch_cost(options))
+
+
+def _batch_cost(options: ExtractOptions) -> float | None:
+    """The largest padded cost of a batch in the encoder's own unit."""
+    if options.batch_seconds is None or options.modality == "text":
+        return None
+    return options.batch_seconds * (options.fps if options.modality == "video" else 1)
 
 
 def _media_settings(options: ExtractOptions) -> dict[str, Any]:
     if options.modality == "audio":
         return {"sample_rate": SAMPLE_RATE}
     if options.modality == "text":
-        return {}
+        return {"asr": encoders.find(options.asr, "audio").digest()} if options.asr else {}
     from mertool.faces import SETTINGS
 
     return {"fps": options.fps, "most_frames": MOST_FRAMES, **SETTINGS}
@@ -187,17 +289,7 @@ def _read_adapter(folder: Path | None, encoder: str, weights: str) -> Run | None
     return run
 
 
-def _check_faces(options: ExtractOptions) -> None:
-    if options.modality != "video" or options.faces is None:
-        raise MertoolError("--faces belongs to `extract video`")
-    with FeatureStore(options.faces) as store:
-        if store.recipe.modality != "faces":
-            raise MertoolError(f"{store.path} holds {store.recipe.modality}: --faces takes a store of `extract faces`")
-        if store.recipe.media != _media_settings(options):
-            raise MertoolError(f"{store.path} was made with other settings ({store.recipe.media}): give the same --fps")
-
-
-def _result(output: Path, manifest: Manifest, filled: Filled) -> ExtractResult:
+def _result(output: Path, manifest: Manifest, filled: Filled, transcripts: str | None) -> ExtractResult:
     with FeatureStore(output) as store:
         layers, channels = max(1, len(store.layers)), store.channels if len(store) else 0
         features = sum(clip.clip in store.index for clip in manifest.clips)
@@ -213,7 +305,9 @@ def _result(output: Path, manifest: Manifest, filled: Filled) -> ExtractResult:
         {reason: count for reason, count in sorted(counts.items()) if reason not in ABSENT},
         layers,
         channels,
+        report.truncated,
         round(report.media_seconds, 3),
-        {name: round(getattr(report, name), 3) for name in ("decode_wait", "encode", "write")},
-        report.extracted + sum(report.reasons.values()) > 0,
+        {name: round(getattr(report, name), 3) for name in ("wall", "encode", "idle", "decode", "faces", "write")},
+        transcripts,
+        report.done > 0,
     )

@@ -7,6 +7,7 @@ from mertool.errors import MertoolError, choose
 from mertool.files import digest_json
 
 MODALITIES = ("audio", "video", "text")
+STORAGE = ("float16", "float32")
 POOLS = ("mean", "none")
 SAMPLE_RATE = 16_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
@@ -19,7 +20,7 @@ class Recipe:
 
     `layers` count transformer blocks from 1; 0 is the embedding, the input of block 1. `pool` is `mean`
     (one vector per layer and clip) or `none` (frames are kept). `adapter` and `aligner` are digests of
-    the trained parts on top of the encoder, or None.
+    the trained parts on top of the encoder, or None. With `layer_sum` the sum of the layers is stored.
     """
 
     modality: str
@@ -33,16 +34,25 @@ class Recipe:
     adapter: str | None = None
     aligner: str | None = None
     preprocessing: int = 1
+    layer_sum: bool = False
 
     def __post_init__(self) -> None:
         choose("pooling", self.pool, POOLS)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "layers": list(self.layers)}
+        value = {**asdict(self), "layers": list(self.layers)}
+        if not self.layer_sum:
+            del value["layer_sum"]  # so that stores made before there was such a thing keep their fingerprint
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Recipe":
         return cls(**{**value, "layers": tuple(value["layers"])})
+
+    @property
+    def axis(self) -> tuple[int, ...]:
+        """The layer that each entry of a store's L axis is; a sum of layers counts as its last."""
+        return self.layers[-1:] if self.layer_sum else self.layers
 
     @property
     def fingerprint(self) -> str:
@@ -53,15 +63,18 @@ class Recipe:
         """What differs, in words for an error message: `encoder: 'a' there, 'b' here`."""
         mine, theirs = self.to_json(), other.to_json()
         return "; ".join(
-            f"{key.replace('_', ' ')}: {_short(theirs[key])} there, {_short(mine[key])} here"
-            for key in mine
-            if mine[key] != theirs[key]
+            f"{key.replace('_', ' ')}: {_short(theirs.get(key))} there, {_short(mine.get(key))} here"
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key)
         )
 
 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:16] + "..."
+
+
+LAST_FOUR = "last-four-sum"
 
 
 def parse_layers(text: str, count: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,15 @@ def media_digest(path: Path) -> str:
 
 
 def content_digest(paths: list[Path]) -> str:
-    """SHA-256 over names and whole contents of several files."""
+    """SHA-256 over names and whole contents of several files; read once as long as they do not change."""
+    ordered = sorted(paths, key=lambda p: p.name)
+    return _content_digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in ordered))
+
+
+@cache
+def _content_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(paths, key=lambda p: p.name):
+    for path, _, _ in files:
         digest.update(path.name.encode() + b"\0")
         with open(path, "rb") as file:
             while block := file.read(1 << 22):

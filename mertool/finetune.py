@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mertool import encoders, peft_methods, registry
-from mertool.devices import resolve_device, seed_everything, worker_count
+from mertool.devices import resolve_device, seed_everything
 from mertool.encoders.blocks import drop_above, tap
 from mertool.encoders.speech import MOST_SECONDS
 from mertool.engine import decode
@@ -91,7 +91,7 @@ def finetune(
         return found, True
     make_folds(examples, options.folds, options.seed)  # faults of the labels show before the long work
     encoder = encoders.load("audio", source, device, torch.float32)
-    if not hasattr(encoder, "prepare"):
+    if not hasattr(encoder, "standardise"):
         raise MertoolError(f"{source.name} takes spectrograms: finetune adapts encoders of waveforms")
     waves, examples, skipped = _read_waves(items, examples, encoder, options)
     folds = make_folds(examples, options.folds, options.seed)
@@ -155,10 +155,10 @@ def _read_waves(
 ) -> tuple[list[np.ndarray], Examples, dict[str, str]]:
     """The sound of all clips; clips without any are left out and named with their reason."""
     waves, readable, skipped = [], [], {}
-    outcomes = decode.decode_in_processes(
-        items, decode.decode_audio, worker_count(options.workers), options.clip_timeout
-    )
-    for item, decoded in outcomes:
+    with decode.Decoders(decode.Limits(options.workers, options.clip_timeout)) as decoders:
+        found = {item.clip.clip: decoded for item, decoded in decoders.read(items, decode.decode_audio)}
+    for item in items:
+        decoded = found.pop(item.clip.clip)
         if not isinstance(decoded, ClipError) and encoder.frames(len(decoded.content)) < 1:
             decoded = ClipError("too_short")
         readable.append(not isinstance(decoded, ClipError))
@@ -212,7 +212,7 @@ class _Trainer:
         self.trainable = 0
         self.samples = [len(wave) for wave in waves]
         with torch.inference_mode():
-            prepared = (self.encoder.prepare(wave)[None].to(device) for wave in waves)
+            prepared = (self.encoder.standardise(wave)[None].to(device) for wave in waves)
             self.fronts = [self.encoder.model.feature_extractor(wave)[0].clone().cpu() for wave in prepared]
         self.encoder.model.feature_extractor = nn.Identity()
         drop_above(self.encoder.blocks, max(layers))

@@ -21,6 +21,8 @@ from mertool.features import SAMPLE_RATE
 # decord's frames are right in these; in MPEG program streams it mixes frames up.
 DECORD_CONTAINERS = frozenset({"mp4", "matroska"})
 DECODERS = ("auto", "decord", "pyav")
+# A rate beyond these, in Hz, is damage: resampling would take gigabytes, or blow a second up to hours.
+RATES = (1_000, 768_000)
 av.logging.set_level(av.logging.PANIC)
 
 
@@ -65,7 +67,7 @@ def read_frames(
                     yield times[index], reader[index].asnumpy()
                     done += 1
                 return
-        except (decord.DECORDError, RuntimeError, IndexError) as error:
+        except (decord.DECORDError, RuntimeError, IndexError, UnicodeEncodeError) as error:
             if decoder == "decord":
                 raise ClipError("unreadable", f"decord: {_brief(error)}") from error
     for index, frame in _read_pyav_frames(path, wanted[done:]):
@@ -80,7 +82,7 @@ def frame_table(path: Path) -> tuple[list[float], str]:
     """
     check_file(path)
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             stream = _video_stream(container)
             kind = "mp4" if "mp4" in container.format.name else container.format.name.split(",")[0]
             packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
@@ -112,9 +114,14 @@ def sample_frames(
 
 
 def check_file(path: Path) -> None:
-    """Raise ClipError missing_file if there is no such file."""
+    """Raise ClipError missing_file if there is no such file, or something that is none (a folder, a pipe)."""
     if not path.is_file():
-        raise ClipError("missing_file", f"{path} does not exist")
+        raise ClipError("missing_file", f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+
+
+def _open(path: Path) -> "av.container.InputContainer":
+    """Titles and comments are in any encoding, and of no interest here: they must not cost the clip."""
+    return av.open(str(path), metadata_errors="replace")
 
 
 @cache
@@ -137,7 +144,7 @@ def _read_soundfile(path: Path) -> np.ndarray | None:
         if soundfile.info(str(path)).samplerate != SAMPLE_RATE:
             return None
         samples, _ = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, UnicodeEncodeError):
         return None
     return samples.mean(axis=1)
 
@@ -147,10 +154,12 @@ def _read_pyav_audio(path: Path) -> np.ndarray:
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
     pieces: list[np.ndarray] = []
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             if not container.streams.audio:
                 raise ClipError("no_audio")
             for frame in container.decode(container.streams.audio[0]):
+                if not RATES[0] <= frame.sample_rate <= RATES[1]:
+                    raise ClipError("unreadable", f"no sound has a sample rate of {frame.sample_rate} Hz")
                 frame.pts = None  # gaps in the time stamps must not become silence or an error
                 pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
             if pieces:
@@ -175,7 +184,7 @@ def _read_pyav_frames(path: Path, wanted: list[int]) -> Iterator[tuple[int, np.n
     """Decode from the beginning and keep the wanted frames, counted in order of presentation."""
     remaining = set(wanted)
     try:
-        with av.open(str(path)) as container:
+        with _open(path) as container:
             stream = _video_stream(container)
             stream.thread_type = "NONE"
             for index, frame in enumerate(container.decode(stream)):

@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from mertool import fusion
 from mertool.devices import resolve_device
 from mertool.encoders import Source, find
 from mertool.engine.assemble import Parts, assemble
-from mertool.engine.fill import Limits, fill_store
+from mertool.engine.crops import crops_beside
+from mertool.engine.decode import Limits
+from mertool.engine.fill import Job, fill_store
 from mertool.engine.pipeline import Work
+from mertool.engine.transcribe import transcribe_clips
 from mertool.errors import ABSENT, MertoolError
 from mertool.features import Recipe, faces_recipe
 from mertool.files import check_writable, write_atomic
@@ -60,21 +64,20 @@ def predict(
     manifest: Manifest,
     output: Path,
     options: PredictOptions,
-    progress: Callable[[str, int, int, int], None],
+    progress: Callable[[str, int, int, int, float], None],
 ) -> PredictResult:
     """Score every clip that has at least one modality; the others are listed in NAME.failures.csv.
 
     Features are cached in stores beside the output, so that a second run is quick and a killed one
-    resumes. `progress` gets the part's name, clips done, clips in all and failures.
+    resumes. `progress` gets the part's name, clips done, clips in all, failures and seconds of media done.
     """
     check_writable(output, manifest.source)
     run = Run.read(bundle, "fuse", "parts", "classes", "options")
     _check_bundle(run)
     device = resolve_device(options.device)
     cache = output.with_name(output.name + ".features")
-    faces = _find_faces(run, manifest, cache, options, progress)
     stores = [
-        _extract(run, number, manifest, cache / f"{part['name']}.h5", faces, device, options, progress)
+        _extract(run, number, manifest, cache / f"{part['name']}.h5", device, options, progress)
         for number, part in enumerate(run.info["parts"])
     ]
     with ExitStack() as stack:
@@ -107,43 +110,14 @@ def _check_bundle(run: Run) -> None:
                 raise MertoolError(f"{run.folder} lacks the {what} of '{part['name']}': make the bundle again")
 
 
-def _find_faces(
-    run: Run,
-    manifest: Manifest,
-    cache: Path,
-    options: PredictOptions,
-    progress: Callable[[str, int, int, int], None],
-) -> Path | None:
-    """Face crops once for all visual parts; None if the bundle has none."""
-    media = [part["recipe"]["media"] for part in run.info["parts"] if part["modality"] == "video"]
-    if not media:
-        return None
-    if any(settings != media[0] for settings in media):
-        raise MertoolError(f"{run.folder} mixes video features of different face settings: extract all with one --fps")
-    recipe = faces_recipe(media[0])
-    store = cache / "faces.h5"
-    fill_store(
-        manifest,
-        store,
-        recipe,
-        {},
-        lambda: None,
-        lambda done, total, failed: progress("faces", done, total, failed),
-        Limits(options.workers, options.clip_timeout),
-        overwrite=_is_other(store, recipe),
-    )
-    return store
-
-
 def _extract(
     run: Run,
     number: int,
     manifest: Manifest,
     store: Path,
-    faces: Path | None,
     device: torch.device,
     options: PredictOptions,
-    progress: Callable[[str, int, int, int], None],
+    progress: Callable[[str, int, int, int, float], None],
 ) -> Path:
     part = run.info["parts"][number]
     folder = run.folder / f"part{number}"
@@ -161,18 +135,25 @@ def _extract(
         adapters, aligner = (folder / name if (folder / name).exists() else None for name in ("adapters", "aligner"))
         return assemble(recipe, Parts(source, adapters, aligner), device)
 
-    fill_store(
-        manifest,
-        store,
-        recipe,
-        part["origin"],
-        load,
-        lambda done, total, failed: progress(part["name"], done, total, failed),
-        Limits(options.workers, options.clip_timeout),
-        faces=faces if recipe.modality == "video" else None,
-        overwrite=_is_other(store, recipe),
-    )
+    # Visual parts share the crops: the second one finds them in the cache.
+    faces = crops_beside(store, faces_recipe(recipe.media)) if recipe.modality == "video" else None
+    job = Job(store, recipe, part["origin"], load, Limits(options.workers, options.clip_timeout), faces)
+    if "asr" in recipe.media:
+        source = _recogniser(run, part)
+        heard = partial(progress, f"{part['name']} (speech)")
+        found = transcribe_clips(manifest, store, source, device, job.limits, lambda *state: heard(*state, 0.0))
+        manifest, job = found.manifest, replace(job, no_text=found.reasons)
+    fill_store(manifest, job, partial(progress, part["name"]), overwrite=_is_other(store, recipe))
     return store
+
+
+def _recogniser(run: Run, part: dict[str, Any]) -> Source:
+    """The speech recogniser whose texts the part was trained on."""
+    named = part["origin"]["asr"]
+    source = find(named["checkpoint"], "audio", named["revision"])
+    if source.digest() != part["recipe"]["media"]["asr"]:
+        raise MertoolError(f"{source.folder} is not the speech recogniser of {run.folder}: give the bundle its own")
+    return source
 
 
 def _encoder(folder: Path, part: dict[str, Any]) -> Source:

@@ -56,8 +56,33 @@ def test_auto_dtype_is_bfloat16_on_a_gpu_that_computes_it(two_gpus, monkeypatch)
     assert resolve_dtype("auto", torch.device("cuda")) is torch.float32
 
 
-def test_auto_dtype_is_float32_on_a_cpu():
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx2": True}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_dtype_on_a_cpu_is_what_it_computes(capabilities, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert resolve_dtype("auto", torch.device("cpu")) is dtype
+
+
+def test_auto_dtype_is_float32_without_onednn(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
+
+
+@pytest.mark.parametrize(("amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_dtype_with_an_older_torch(amx, dtype, monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert resolve_dtype("auto", torch.device("cpu")) is dtype
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])

@@ -21,6 +21,7 @@ OTHER = {
     "adapter": "d",
     "aligner": "d",
     "preprocessing": 2,
+    "layer_sum": True,
 }
 
 
@@ -32,6 +33,19 @@ def test_every_field_changes_the_fingerprint():
     assert set(OTHER) == {field.name for field in fields(Recipe)}
     prints = {replace(RECIPE, **{name: value}).fingerprint for name, value in OTHER.items()}
     assert len(prints | {RECIPE.fingerprint}) == len(OTHER) + 1
+
+
+def test_a_recipe_from_before_sums_of_layers_keeps_its_fingerprint():
+    before = {name: value for name, value in RECIPE.to_json().items() if name != "layer_sum"}
+    assert before == RECIPE.to_json()
+    assert Recipe.from_json(before) == RECIPE
+
+
+def test_a_sum_of_layers_is_one_entry():
+    summed = replace(RECIPE, layers=(9, 10, 11, 12), layer_sum=True)
+    assert summed.axis == (12,)
+    assert replace(summed, layer_sum=False).axis == (9, 10, 11, 12)
+    assert "layer sum: None there, True here" in summed.differences(replace(summed, layer_sum=False))
 
 
 def test_equal_recipes_have_equal_fingerprints():

@@ -1,5 +1,8 @@
 """Reading media: sound at 16 kHz mono and true to level, frames equal in both decoders, reasons of failures."""
 
+import os
+import shutil
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -347,6 +350,56 @@ def test_no_video_stream(name, tmp_path):
     path = make(tmp_path / name, 0.5, video=None, audio="aac" if name == "a.m4a" else "pcm_s16le")
     assert reason_of(read_frames, path, 4, 256) == "no_video"
     assert len(read_audio(path)) > 7000
+
+
+@pytest.mark.parametrize("read", [read_audio, lambda path: read_frames(path, 4, 256)], ids=["audio", "frames"])
+def test_a_folder_is_no_file(read, tmp_path):
+    with pytest.raises(ClipError, match="is not a file") as caught:
+        list(read(tmp_path))
+    assert caught.value.reason == "missing_file"
+
+
+def test_sound_at_an_impossible_rate_is_unreadable(tmp_path):
+    """Damage in a header: a second of sound would become hours, or the resampler take gigabytes."""
+    for rate in (1, 200_000_000):
+        soundfile.write(tmp_path / "a.wav", np.zeros(RATE), rate)
+        with pytest.raises(ClipError, match=f"no sound has a sample rate of {rate} Hz") as caught:
+            read_audio(tmp_path / "a.wav")
+        assert caught.value.reason == "unreadable"
+
+
+# ---------------------------------------------------------------- what must not cost a clip
+
+
+def test_a_title_in_another_encoding_does_not_matter(tmp_path):
+    title = "测试"
+    for name, codec in (("a.wav", "pcm_s16le"), ("a.mkv", "libx264")):
+        with av.open(str(tmp_path / name), "w") as out:
+            out.metadata["title"] = title
+            stream = out.add_stream(codec, rate=RATE if name == "a.wav" else FPS)
+            if name == "a.wav":
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), format="s16", layout="stereo")
+                frame.sample_rate = RATE
+            else:
+                stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+                frame = av.VideoFrame.from_ndarray(picture(1), format="rgb24")
+            out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        data = (tmp_path / name).read_bytes()
+        assert title.encode() in data
+        (tmp_path / name).write_bytes(data.replace(title.encode(), title.encode("gbk") + b"  "))
+    assert len(read_audio(tmp_path / "a.wav")) == pytest.approx(8_000, abs=2)
+    assert len(frames_of(tmp_path / "a.mkv", "auto")[1]) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there, or in UTF-16")
+def test_a_name_in_another_encoding_does_not_matter(mp4, tmp_path):
+    named = tmp_path / os.fsdecode("测试".encode("gbk"))
+    shutil.copy(mp4, named.with_suffix(".mp4"))
+    np.testing.assert_array_equal(frames_of(named.with_suffix(".mp4"), "auto")[1], frames_of(mp4, "auto")[1])
+    with open(named.with_suffix(".wav"), "wb") as file:
+        soundfile.write(file, sine(1, 16_000).T, 16_000, format="WAV")
+    assert len(read_audio(named.with_suffix(".wav"))) == 16_000
 
 
 # ---------------------------------------------------------------- real files, where they are

@@ -73,9 +73,46 @@ def show_score(score: dict[str, float]) -> str:
     return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
+def show_time(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def show_bytes(count: float) -> str:
+    """`1.4 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Pace:
+    """Words for how fast a stage goes: things and seconds of media per second, failures, time left."""
+
+    def __init__(self, unit: str):
+        self.unit = unit
+        self.began = time.monotonic()
+
+    def describe(self, done: int, total: int, failed: int, media: float) -> str:
+        """`3.4 clips/s, 12 s of media/s, 2 failed, 12 min left`."""
+        passed = max(1e-6, time.monotonic() - self.began)
+        parts = [f"{done / passed:.1f} {self.unit}/s"]
+        if media:
+            parts.append(f"{media / passed:.0f} s of media/s")
+        if failed:
+            parts.append(f"{failed} failed")
+        if done:
+            parts.append(f"{show_time(passed * (total - done) / done)} left")
+        return ", ".join(parts)
+
+
 @contextmanager
 def progress(title: str, quiet: bool, unit: str = "clips") -> Iterator[Callable[..., None]]:
-    """A function (done, total, failed=0) that shows how far a stage is, on standard error."""
+    """A function (done, total, failed=0, seconds of media=0) that shows how far a stage is, on standard error."""
     if quiet:
         yield lambda *_: None
     elif sys.stderr.isatty():
@@ -88,29 +125,20 @@ def progress(title: str, quiet: bool, unit: str = "clips") -> Iterator[Callable[
 @contextmanager
 def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn(unit + "{task.fields[failures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn(unit + " {task.fields[pace]}"),
     )
+    pace = Pace(unit)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, failures="")
+        task = bar.add_task(title, total=None, pace="")
 
-        def update(done: int, total: int, failed: int = 0) -> None:
-            bar.update(task, completed=done, total=total, failures=f", {failed} failed" if failed else "")
+        def update(done: int, total: int, failed: int = 0, media: float = 0.0) -> None:
+            bar.update(task, completed=done, total=total, pace=pace.describe(done, total, failed, media))
 
         yield update
 
@@ -119,17 +147,15 @@ class _Lines:
     """Progress without a terminal: a line now and then."""
 
     def __init__(self, title: str, unit: str):
-        self.title, self.unit = title, unit
-        self.began = self.last = time.monotonic()
+        self.title, self.unit, self.pace = title, unit, Pace(unit)
+        self.last = time.monotonic()
 
-    def __call__(self, done: int, total: int, failed: int = 0) -> None:
+    def __call__(self, done: int, total: int, failed: int = 0, media: float = 0.0) -> None:
         now = time.monotonic()
         if now - self.last < LINE_EVERY or not done:
             return
         self.last = now
-        left = (now - self.began) * (total - done) / done
-        failures = f", {failed} failed" if failed else ""
-        note(f"{self.title}: {done} of {total} {self.unit}{failures}, about {left:.0f} s left")
+        note(f"{self.title}: {done} of {total} {self.unit}, {self.pace.describe(done, total, failed, media)}")
 
 
 def check_failed(share: float, features: int, most: float, where: str) -> None:

@@ -24,6 +24,8 @@ from mertool.cli.common import (
     print_json,
     progress,
     say,
+    show_bytes,
+    show_time,
 )
 from mertool.manifest import Manifest
 
@@ -32,11 +34,23 @@ app = typer.Typer(help="Features of every clip into an HDF5 store.", no_args_is_
 Encoder = Annotated[str | None, typer.Option(help="Table name (`mertool models`), hub id or local folder.")]
 Layers = Annotated[
     str | None,
-    typer.Option(help="all, last, 16-21 or 0,6,12. Layer n is the output of transformer block n, 0 the embedding."),
+    typer.Option(
+        help="all, last, 16-21, 0,6,12 or last-four-sum. Layer n is the output of transformer block n, 0 the embedding."
+    ),
 ]
 Pool = Annotated[str, typer.Option(help="mean: one vector per clip; none: keep frames.")]
 Storage = Annotated[str, typer.Option(help="Number format in the store: float16 or float32.")]
 Fps = Annotated[float, typer.Option(help="Face frames per second of video.")]
+BatchSeconds = Annotated[
+    float | None,
+    typer.Option(help="Padded seconds of media per batch; 0 is one clip at a time. Default: what suits the device."),
+]
+Shard = Annotated[
+    str | None, typer.Option(help="i/n: the i-th of n parts of the clips, for job arrays; `store merge` joins them.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Measure a few clips and say what would be done, how long and how large.")
+]
 
 
 @app.command("audio", epilog="Example: mertool extract audio clips.csv -o features/audio.h5 --encoder hubert-base")
@@ -52,10 +66,13 @@ def audio(
     storage: Storage = "float16",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    batch_seconds: BatchSeconds = None,
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
+    shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -73,15 +90,24 @@ def video(
     layers: Layers = "last",
     pool: Pool = "mean",
     aligner: Annotated[Path | None, typer.Option(help="An align run: features in the acoustic space.")] = None,
-    faces: Annotated[Path | None, typer.Option(help="Store of `extract faces`: no detection is done again.")] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option(help="Store of `extract faces`, read and completed. Default: faces.h5 beside the output."),
+    ] = None,
+    keep_faces: Annotated[
+        bool, typer.Option(help="Keep face crops for the next visual encoder: about 0.6 MB a second of video.")
+    ] = True,
     fps: Fps = 4.0,
     storage: Storage = "float16",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    batch_seconds: BatchSeconds = None,
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
+    shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -99,8 +125,10 @@ def faces(
     device: Device = "auto",
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
+    shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -115,13 +143,20 @@ def text(
     source: Source,
     output: StoreOutput,
     encoder: Encoder = None,
+    asr: Annotated[
+        str | None, typer.Option(help="A Whisper for clips without a transcript; the texts go beside the store.")
+    ] = None,
     layers: Layers = "last",
     pool: Pool = "mean",
     storage: Storage = "float16",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    workers: Workers = None,
+    clip_timeout: ClipTimeout = 120.0,
+    shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -132,16 +167,19 @@ def text(
 
 
 def _extract(modality: str, given: dict[str, Any]) -> None:
-    apart = ("source", "output", "max_failed", "seed", "quiet", "as_json")
-    source, output, max_failed, seed, quiet, as_json = (given[name] for name in apart)
+    apart = ("source", "output", "max_failed", "dry_run", "seed", "quiet", "as_json")
+    source, output, max_failed, dry_run, seed, quiet, as_json = (given[name] for name in apart)
     manifest = Manifest.read(source)
     from mertool.devices import seed_everything
-    from mertool.extract import ExtractOptions, extract
+    from mertool.extract import ExtractOptions, estimate, extract
 
     options = ExtractOptions(modality, **{key: value for key, value in given.items() if key not in apart})
     if (wrong := manifest.unknown_labels()) and not quiet:
         note(f"note: {source}: {wrong} in the stages that read labels")
     seed_everything(seed)
+    if dry_run:
+        _report_estimate(estimate(manifest, output, options), quiet, as_json)
+        return
     with progress(f"extract {modality}", quiet) as update:
         result = extract(manifest, output, options, update)
     if as_json:
@@ -149,8 +187,26 @@ def _extract(modality: str, given: dict[str, Any]) -> None:
     elif not quiet:
         _report(modality, source, result, given)
     # A clip without this modality is no failure; a store without a single clip still helps nobody.
-    look = shlex.join(["mertool", "store", "ls", str(output), "--failures"])
-    check_failed(result.failed_share, result.features, max_failed, f"{output} (`{look}`)")
+    look = shlex.join(["mertool", "store", "ls", result.store, "--failures"])
+    check_failed(result.failed_share, result.features, max_failed, f"{result.store} (`{look}`)")
+
+
+def _report_estimate(found: Any, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(found.to_json())
+    elif not quiet:
+        say(f"{found.clips} clips: {found.cached} cached, {found.todo} to do; nothing was written")
+        if found.todo:
+            say(f"media to read: about {show_time(3600 * found.media_hours)}" if found.media_hours else "media: none")
+            say(f"time: about {show_time(found.seconds)} and loading, from {found.sample} measured clips")
+            say(
+                f"disk: {found.store} grows by about {show_bytes(found.disk)}, for a moment at the end twice that; "
+                f"{show_bytes(found.disk_free)} are free"
+            )
+        if found.sample_failed:
+            say(f"{found.sample_failed} of the {found.sample} measured clips failed")
+        if 2 * found.disk > found.disk_free:
+            note("note: that does not fit on the disk")
 
 
 def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> None:
@@ -162,14 +218,37 @@ def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> 
             f"({result.extracted} extracted now, {result.cached} cached)"
             + ("" if modality == "faces" else f", {result.layers} layers x {result.channels}")
         )
-        spent = ", ".join(f"{name.replace('_', ' ')} {seconds:.1f} s" for name, seconds in result.seconds.items())
-        say(f"time: {spent}; media: {result.media_seconds:.0f} s")
+        say(_where_time_went(modality, result))
     for what, counts in (("missing", result.missing), ("failed", result.failed)):
         if counts:
             say(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+    if given.get("asr"):
+        say(f"transcripts: {result.transcripts}")
+    if result.truncated:
+        say(f"cut to the encoder's length: {result.truncated} transcripts")
     say(f"store: {result.store}")
-    if result.features:
+    if given["shard"]:
+        stem, _, of = result.store.rpartition("-of-")
+        parts = f"{stem.rpartition('.')[0]}.*-of-{of}"
+        say(f"when all shards are done: mertool store merge {parts} -o {given['output']}")
+    elif result.features:
         follow(*_following(modality, source, result.store, given))
+
+
+def _where_time_went(modality: str, result: Any) -> str:
+    """One line that shows the bottleneck."""
+    spent = result.seconds
+    beside = f"decode {spent['decode']:.1f} s, faces {spent['faces']:.1f} s, write {spent['write']:.1f} s"
+    rate = f"{result.media_seconds / spent['wall']:.0f} s of media per second" if spent["wall"] else ""
+    if modality == "faces":
+        return f"time: {spent['wall']:.1f} s ({rate}), summed over the processes: {beside}"
+    kinds = {kind: spent[kind] for kind in ("decode", "faces")}
+    slowest = "the encoder" if spent["idle"] < spent["encode"] else max(kinds, key=lambda kind: kinds[kind])
+    return (
+        f"time: {spent['wall']:.1f} s" + (f" ({rate})" if modality != "text" else "") + f": encode "
+        f"{spent['encode']:.1f} s, idle {spent['idle']:.1f} s; beside it, summed over the processes: {beside}. "
+        f"Bottleneck: {slowest}"
+    )
 
 
 def _following(modality: str, source: Path, store: str, given: dict[str, Any]) -> list[object]:

@@ -57,7 +57,7 @@ def predict(
             clips,
             output,
             PredictOptions(device, workers, clip_timeout),
-            lambda _, done, total, failed: update(done, total, failed),
+            lambda _, *state: update(*state),
         )
     if as_json:
         print_json({**asdict(result), "failed_share": result.failed_share})

@@ -1,13 +1,17 @@
 """The table of encoders, and finding an encoder by table name, hub id or local folder. No torch here.
 
+`asr` recognises speech; it is no family of encoders, and has a `load_recogniser` of its own here.
+
 A checkpoint is a row of TABLE; a family is a file of this folder (`speech`, `vision`, `text`), each with
 `load(source, device, dtype)` that returns an object with
 
     layers: int             number of transformer blocks
     channels: int           D
     model, blocks           the torch module, and its transformer blocks in order
-    cost(item) -> float     what one input costs (seconds, frames, tokens), for batching
-    encode(items, keep) -> list of (L, T, D) float32 tensors, one per input, for the layers in `keep`
+    prepare(item)           one input as tensors on the CPU; raises ClipError for one that cannot be used
+    cost(prepared) -> float what it costs (seconds, frames, tokens), for batching
+    encode_prepared(list, keep) -> list of (L, T, D) float32 tensors, one per input, for the layers in `keep`
+    encode(items, keep)     both in one
 
 Layer n is the output of block n, taken by a forward hook; layer 0 is the input of block 1.
 """
@@ -161,20 +165,29 @@ def count_layers(source: Source) -> int:
 def load(modality: str, source: Source, device: Any, dtype: Any) -> Any:
     """Load an encoder of one modality onto a device; see the top of this file for what comes back."""
     choose("modality", modality, FAMILIES)
+    return _load(FAMILIES[modality], f"an encoder for {modality}", source, device, dtype)
+
+
+def load_recogniser(source: Source, device: Any, dtype: Any) -> Any:
+    """Load a Whisper that recognises speech (see asr.py)."""
+    return _load("asr", "a speech recogniser", source, device, dtype)
+
+
+def _load(module: str, what: str, source: Source, device: Any, dtype: Any) -> Any:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks the hub to convert
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")  # deprecations between it and PEFT
-    family = importlib.import_module(f"mertool.encoders.{FAMILIES[modality]}")
+    family = importlib.import_module(f"mertool.encoders.{module}")
     try:
         return family.load(source.folder, device, dtype)
     except _unloadable() as error:
         if type(error).__name__ == "OutOfMemoryError":  # of the device: a RuntimeError that is no fault of the folder
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MertoolError(f"{source.folder} cannot be loaded as an encoder for {modality}: {first}") from error
+        raise MertoolError(f"{source.folder} cannot be loaded as {what}: {first}") from error
 
 
 def _unloadable() -> tuple[type[Exception], ...]:

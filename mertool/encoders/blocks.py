@@ -6,10 +6,11 @@ LayerNorm); the output of block n does not.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 
 def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
@@ -50,6 +51,14 @@ def tap(blocks: nn.ModuleList, keep: Iterable[int]) -> Iterator[dict[int, torch.
 def drop_above(blocks: nn.ModuleList, layer: int) -> None:
     """Remove the blocks above `layer`: nothing that is kept depends on them."""
     del blocks[max(layer, 1) :]
+
+
+def fold_parametrizations(model: nn.Module) -> None:
+    """Compute parametrized weights (weight norm) once instead of in every forward pass."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(cast(nn.ModuleDict, module.parametrizations)):
+                parametrize.remove_parametrizations(module, name)
 
 
 def stack(found: dict[int, torch.Tensor], keep: Iterable[int]) -> torch.Tensor:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
+from mertool.devices import send
 from mertool.encoders.blocks import find_blocks, stack, tap
 from mertool.encoders.checkpoint import load_model
 from mertool.errors import ClipError
@@ -29,7 +31,8 @@ class TextEncoder:
         self.tokenizer.padding_side = "right"  # of a causal model no real token then sees a pad
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model: Any = load_model(AutoModel, folder).to(device, dtype).eval()
+        # Loaded in `dtype` at once: a language model in float32 would need twice the memory.
+        self.model: Any = load_model(AutoModel, folder, dtype).to(device).eval()
         config = self.model.config
         self.layers, self.channels = int(config.num_hidden_layers), int(config.hidden_size)
         self.blocks = find_blocks(self.model, self.layers)
@@ -37,29 +40,39 @@ class TextEncoder:
         # RoBERTa counts positions from padding_idx + 1, so two of its positions are never used.
         self.most_tokens = min(MOST_TOKENS, room - 2) if "roberta" in config.model_type else min(MOST_TOKENS, room)
         self.device = device
+        self.truncated = 0  # texts that were cut so far
 
-    def cost(self, text: str) -> float:
-        """Characters, which go with the tokens."""
-        return float(len(text))
+    def prepare(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (n,), and which of them stand for the text itself. Raises ClipError no_text."""
+        options = {"return_special_tokens_mask": True, "verbose": False}
+        tokens = self.tokenizer(text, **options)
+        if len(tokens["input_ids"]) > self.most_tokens:
+            tokens = self.tokenizer(text, truncation=True, max_length=self.most_tokens, **options)
+            self.truncated += 1
+        real = ~torch.tensor(tokens["special_tokens_mask"], dtype=torch.bool)
+        if not real.any():
+            raise ClipError("no_text", "the tokenizer finds no token in the transcript")
+        return torch.tensor(tokens["input_ids"]), real
 
-    @torch.inference_mode()
+    def cost(self, prepared: tuple[torch.Tensor, torch.Tensor]) -> float:
+        """Tokens."""
+        return float(len(prepared[0]))
+
     def encode(self, texts: list[str], keep: tuple[int, ...]) -> list[torch.Tensor]:
         """(L, T, D) for each text, T tokens without the special ones. Raises ClipError no_text."""
-        batch = self.tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.most_tokens,
-            return_special_tokens_mask=True,
-            return_tensors="pt",
-        )
-        real = batch["attention_mask"].bool() & ~batch["special_tokens_mask"].bool()
-        if not real.any(dim=1).all():
-            raise ClipError("no_text", "the tokenizer finds no token in the transcript")
+        return self.encode_prepared([self.prepare(text) for text in texts], keep)
+
+    @torch.inference_mode()
+    def encode_prepared(
+        self, texts: list[tuple[torch.Tensor, torch.Tensor]], keep: tuple[int, ...]
+    ) -> list[torch.Tensor]:
+        """(L, T, D) for each prepared text."""
+        ids, real = zip(*texts, strict=True)
+        fill = self.tokenizer.pad_token_id or 0
+        padded = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=fill)
+        lengths = torch.tensor([len(tokens) for tokens in ids])
+        mask = (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
         with tap(self.blocks, keep) as found:
-            self.model(
-                input_ids=batch["input_ids"].to(self.device),
-                attention_mask=batch["attention_mask"].to(self.device),
-            )
+            self.model(input_ids=send(padded, self.device), attention_mask=send(mask, self.device))
         layers = stack(found, keep)
-        return [layers[:, row, mask.to(self.device)] for row, mask in enumerate(real)]
+        return [layers[:, row, : len(own)][:, own.to(self.device)] for row, own in enumerate(real)]

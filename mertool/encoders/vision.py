@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, CLIPVisionModel, SiglipVisionModel
 
+from mertool.devices import send
 from mertool.encoders.blocks import find_blocks, stack, tap
 from mertool.encoders.checkpoint import load_model
 
@@ -44,32 +45,39 @@ class ImageEncoder:
         self.mean, self.std = _normalisation(folder)
         self.device, self.dtype = device, dtype
 
-    def cost(self, crops: np.ndarray) -> float:
-        """Frames."""
-        return float(len(crops))
-
-    def encode(self, clips: list[np.ndarray], keep: tuple[int, ...]) -> list[torch.Tensor]:
-        """(L, T, D) for the face crops (T, H, W, 3) uint8 RGB of each clip."""
-        crops = np.concatenate(clips)
-        parts = [self._forward(crops[i : i + FRAMES_AT_ONCE], keep) for i in range(0, len(crops), FRAMES_AT_ONCE)]
-        return list(torch.cat(parts, dim=1).split([len(clip) for clip in clips], dim=1))
-
     def prepare(self, crops: np.ndarray) -> torch.Tensor:
-        """Crops as (T, 3, size, size): bicubic with antialias on uint8, scaled, normalised."""
+        """Crops (T, H, W, 3) as (T, 3, size, size): bicubic with antialias, all uint8."""
         # Resized on the CPU: GPUs have no bicubic for uint8, and so every device gets the same pixels.
         pixels = torch.from_numpy(crops).permute(0, 3, 1, 2)
-        if pixels.shape[-1] != self.size:
+        if pixels.shape[-2:] != (self.size, self.size):
             pixels = torch.nn.functional.interpolate(
                 pixels, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False
             )
-        pixels = pixels.to(self.device)
+        return pixels.contiguous()
+
+    def cost(self, pixels: torch.Tensor) -> float:
+        """Frames."""
+        return float(len(pixels))
+
+    def encode(self, clips: list[np.ndarray], keep: tuple[int, ...]) -> list[torch.Tensor]:
+        """(L, T, D) for the face crops (T, H, W, 3) uint8 RGB of each clip."""
+        return self.encode_prepared([self.prepare(crops) for crops in clips], keep)
+
+    def encode_prepared(self, clips: list[torch.Tensor], keep: tuple[int, ...]) -> list[torch.Tensor]:
+        """(L, T, D) for each prepared clip."""
+        parts = [self._forward(pixels, keep) for pixels in torch.cat(clips).split(FRAMES_AT_ONCE)]
+        return list(torch.cat(parts, dim=1).split([len(clip) for clip in clips], dim=1))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (T, 3, size, size) uint8, on the device, scaled to the mean and deviation of the training."""
+        pixels = send(pixels, self.device).float() / 255
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return ((pixels.float() / 255 - mean) / std).to(self.dtype)
+        return ((pixels - mean) / std).to(self.dtype)
 
     @torch.inference_mode()
-    def _forward(self, crops: np.ndarray, keep: tuple[int, ...]) -> torch.Tensor:
+    def _forward(self, pixels: torch.Tensor, keep: tuple[int, ...]) -> torch.Tensor:
         with tap(self.blocks, keep) as found:
-            self.model(self.prepare(crops))
+            self.model(self.normalise(pixels))
         tokens = stack(found, keep)
         return tokens[:, :, 0] if self.has_class_token else tokens.mean(dim=2)
 

@@ -1,16 +1,18 @@
 """Reading clips in worker processes that may hang or die without ending the run."""
 
 import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
+from mertool.devices import worker_count
 from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
@@ -21,26 +23,41 @@ CLIPS_PER_PROCESS = 500  # a worker is replaced after these: decoders leak
 
 @dataclass(frozen=True)
 class Decoded:
-    """What an encoder takes of one clip (a wave, face crops or a transcript), and what was seen of it."""
+    """What an encoder takes of one clip (a wave, face crops or a transcript), and what was seen of it.
+
+    `spent` has the seconds its worker took, by kind of work (decode, faces).
+    """
 
     content: Any
     seconds: float = float("nan")
     frames_seen: int = 0
     face_share: float = float("nan")
+    spent: dict[str, float] = field(default_factory=dict)
 
 
 Outcome = tuple[WorkItem, Decoded | ClipError]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Decoder processes (None: by the cores) and the seconds one clip may take there."""
+
+    workers: int | None = None
+    clip_timeout: float = 120.0
 
 
 def decode_audio(path: Path, start: float | None, end: float | None) -> Decoded:
     """The sound of a clip, (n,) float32 at 16 kHz."""
     from mertool.media import read_audio
 
+    began = time.perf_counter()
     wave = read_audio(path, start, end)
-    return Decoded(wave, len(wave) / SAMPLE_RATE)
+    return Decoded(wave, len(wave) / SAMPLE_RATE, spent={"decode": time.perf_counter() - began})
 
 
-def decode_faces(path: Path, start: float | None, end: float | None, fps: float, most: int) -> Decoded:
+def decode_faces(
+    path: Path, start: float | None, end: float | None, fps: float, most: int, decoder: str = "auto"
+) -> Decoded:
     """The crops of the clip's face, (T, 224, 224, 3) uint8."""
     import torch
 
@@ -48,72 +65,104 @@ def decode_faces(path: Path, start: float | None, end: float | None, fps: float,
     from mertool.media import read_frames
 
     torch.set_num_threads(1)
-    track = find_face(read_frames(path, fps, most, start, end))
-    return Decoded(track.crops, track.seconds, track.seen, track.share)
+    spent = {"decode": 0.0}
+    began = time.perf_counter()
+    track = find_face(_timed(read_frames(path, fps, most, start, end, decoder), spent))
+    spent["faces"] = time.perf_counter() - began - spent["decode"]
+    return Decoded(track.crops, track.seconds, track.seen, track.share, spent)
 
 
-def decode_in_processes(
-    items: Iterable[WorkItem], read: Callable[..., Decoded], workers: int, timeout: float, **settings: Any
-) -> Iterator[Outcome]:
-    """Yield every item with what `read` made of it, in order; a hang or a crash costs that item alone."""
-    waiting: deque[tuple[WorkItem, Any]] = deque()
-    with ProcessPool(workers, max_tasks=CLIPS_PER_PROCESS, context=_context()) as pool:
-        try:
-            for item in items:
-                clip = item.clip
-                future = pool.schedule(read, args=(clip.path, clip.start, clip.end), kwargs=settings, timeout=timeout)
-                waiting.append((item, future))
-                if len(waiting) >= AHEAD * workers:
-                    yield _outcome(*waiting.popleft(), timeout)
-            while waiting:
-                yield _outcome(*waiting.popleft(), timeout)
-        except BaseException:
-            pool.stop()
-            raise
+# What another try changes after a decoder hung or died: PyAV is the second decoder of frames.
+SECOND_TRY: dict[Callable[..., Decoded], dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
 
 
-def decode_text(items: Iterable[WorkItem]) -> Iterator[Outcome]:
-    """Transcripts from the manifest; an empty one is a missing modality."""
+class Decoders:
+    """Worker processes that decode ahead of the device. Use as a context manager."""
+
+    def __init__(self, limits: Limits):
+        self.workers, self.timeout = worker_count(limits.workers), limits.clip_timeout
+        self._pool = ProcessPool(self.workers, max_tasks=CLIPS_PER_PROCESS, context=_context(), initializer=_give_way)
+
+    def __enter__(self) -> "Decoders":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error:
+            self._pool.stop()
+        else:
+            self._pool.close()
+        self._pool.join()
+
+    def start(self) -> None:
+        """Start the processes now, so that they are there when they are needed."""
+        for _ in range(self.workers):
+            self._pool.schedule(os.getpid)
+
+    def read(self, items: Iterable[WorkItem], read: Callable[..., Decoded], **settings: Any) -> Iterator[Outcome]:
+        """Yield every item with what `read` made of it, as they come; a hang or a crash costs that item alone."""
+        done: queue.SimpleQueue[tuple[WorkItem, dict[str, Any], Any]] = queue.SimpleQueue()
+        second = SECOND_TRY.get(read, {})
+
+        def schedule(item: WorkItem, options: dict[str, Any]) -> None:
+            part = (item.clip.path, item.clip.start, item.clip.end)
+            future = self._pool.schedule(read, args=part, kwargs=options, timeout=self.timeout)
+            future.add_done_callback(lambda future: done.put((item, options, future)))
+
+        source = iter(items)
+        waiting = 0
+        while True:
+            while waiting < AHEAD * self.workers and (item := next(source, None)) is not None:
+                schedule(item, settings)
+                waiting += 1
+            if not waiting:
+                return
+            item, options, future = done.get()
+            outcome = _outcome(future, self.timeout)
+            if isinstance(outcome, ClipError) and outcome.reason in ("timeout", "crashed") and second:
+                if options.items() >= second.items():
+                    outcome = ClipError(outcome.reason, f"{outcome.message}, with both decoders")
+                else:
+                    schedule(item, {**options, **second})
+                    continue
+            waiting -= 1
+            yield item, outcome
+
+
+def decode_text(items: Iterable[WorkItem], reasons: Mapping[str, str]) -> Iterator[Outcome]:
+    """Transcripts; an empty one is a missing modality, unless `reasons` says why the clip has none."""
     for item in items:
         text = (item.clip.text or "").strip()
-        yield item, Decoded(text) if text else ClipError("no_text")
+        yield item, Decoded(text) if text else ClipError(reasons.get(item.clip.clip, "no_text"))
 
 
-def faces_from_store(items: Iterable[WorkItem], store: Any) -> Iterator[Outcome]:
-    """Crops from a store of `extract faces`; a clip it failed on keeps that reason."""
-    failures = {failure.clip: failure for failure in store.failures()}
-    facts, digests = store.facts(), store.digests()
-    for item in items:
-        name = item.clip.clip
-        if name in failures:
-            yield item, ClipError(failures[name].reason, failures[name].message)
-        elif digests.get(name) != item.digest:
-            yield item, ClipError("missing_file", f"{store.path} has no faces of this clip as it is now")
-        else:
-            row = store.index[name]
-            yield (
-                item,
-                Decoded(
-                    np.asarray(store.frames(name)),
-                    float(facts["seconds"][row]),
-                    int(facts["frames_seen"][row]),
-                    float(facts["face_share"][row]),
-                ),
-            )
-
-
-def _outcome(item: WorkItem, future: Any, timeout: float) -> Outcome:
+def _outcome(future: Any, timeout: float) -> Decoded | ClipError:
     try:
-        return item, future.result()
+        return future.result()
     except ClipError as error:
-        return item, error
+        return error
     except TimeoutError:
-        return item, ClipError("timeout", f"decoding took longer than {timeout:g} s")
+        return ClipError("timeout", f"decoding took longer than {timeout:g} s")
     except ProcessExpired as error:
-        return item, ClipError("crashed", f"the decoder process died (exit code {error.exitcode})")
+        return ClipError("crashed", f"the decoder process died (exit code {error.exitcode})")
     except (OSError, ValueError, MemoryError, RuntimeError) as error:
         # Whatever else a damaged file makes a decoder raise is that file's failure.
-        return item, ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
+        return ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
+
+
+def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:
+    while True:
+        began = time.perf_counter()
+        frame = next(frames, None)
+        spent["decode"] += time.perf_counter() - began
+        if frame is None:
+            return
+        yield frame
+
+
+def _give_way() -> None:
+    """Decoders run ahead of the encoder; where they share its cores they must not hold it up."""
+    if hasattr(os, "nice"):
+        os.nice(5)
 
 
 def _context() -> Any:

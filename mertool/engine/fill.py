@@ -1,24 +1,39 @@
 """Filling one store: resume, plan, decode, encode, write, merge."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mertool.devices import worker_count
-from mertool.engine import decode, pipeline
+from mertool.engine import pipeline
+from mertool.engine.crops import Crops
+from mertool.engine.decode import Decoders, Limits, Outcome, decode_audio, decode_faces, decode_text
 from mertool.engine.plan import WorkItem, make_plan
-from mertool.features import Recipe
+from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
-from mertool.store import FeatureStore, StoreWriter
+from mertool.store import PartWriter, StoreWriter
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Decoder processes (None: by the cores) and the seconds one clip may take there."""
+class Job:
+    """What is to be done with every clip; light, so that it can be sent to another machine.
 
-    workers: int | None = None
-    clip_timeout: float = 120.0
+    `load` makes the encoder (None for face crops, which are stored as they are); `faces` is a store of crops
+    for video features, which is read and filled; `no_text` has reasons why clips have no transcript.
+    """
+
+    output: Path
+    recipe: Recipe
+    origin: dict[str, Any]
+    load: Callable[[], pipeline.Work | None]
+    limits: Limits = field(default_factory=Limits)
+    faces: Path | None = None
+    no_text: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def faces_recipe(self) -> Recipe:
+        return faces_recipe(self.recipe.media)
 
 
 @dataclass(frozen=True)
@@ -30,40 +45,81 @@ class Filled:
     reasons: list[str]
 
 
-def fill_store(
-    manifest: Manifest,
-    output: Path,
-    recipe: Recipe,
-    origin: dict[str, Any],
-    load: Callable[[], pipeline.Work | None],
-    progress: pipeline.Progress,
-    limits: Limits,
-    faces: Path | None = None,
-    overwrite: bool = False,
-) -> Filled:
-    """Bring the store `output` up to date with the manifest. `load` is called only if there is work."""
-    with StoreWriter(output, recipe, origin, overwrite) as writer:
-        plan = make_plan(manifest, recipe.modality, writer.done, writer.failed)
+class Session:
+    """The encoder and the decoders of one process that does items of a job. Use as a context manager."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Session":
+        self._decoders = self._stack.enter_context(Decoders(self.job.limits))
+        if self.job.recipe.modality != "text":
+            self._decoders.start()  # while the encoder loads
+        self._work = self.job.load()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def do(
+        self,
+        items: list[WorkItem],
+        writer: PartWriter,
+        faces: PartWriter | None,
+        progress: pipeline.Progress,
+    ) -> pipeline.Report:
+        """Features of `items` into `writer`, crops that were not there into `faces`."""
+        total = len(items)
+        if self.job.faces is None:
+            return pipeline.run(self._decoded(items), total, self._work, writer, progress)
+        with Crops(self.job.faces, self.job.faces_recipe, faces) as crops:
+            return pipeline.run(crops.read(items, self._decoders), total, self._work, writer, progress)
+
+    def _decoded(self, items: Iterable[WorkItem]) -> Iterable[Outcome]:
+        media = self.job.recipe.media
+        if self.job.recipe.modality == "text":
+            return decode_text(items, self.job.no_text)
+        if self.job.recipe.modality == "audio":
+            return self._decoders.read(items, decode_audio)
+        return self._decoders.read(items, decode_faces, fps=media["fps"], most=media["most_frames"])
+
+
+def fill_store(manifest: Manifest, job: Job, progress: pipeline.Progress, overwrite: bool = False) -> Filled:
+    """Bring the job's store up to date with the manifest. Nothing is loaded if there is no work."""
+    with StoreWriter(job.output, job.recipe, job.origin, overwrite) as writer:
+        plan = make_plan(manifest, job.recipe.modality, writer.done, writer.failed)
         report = pipeline.Report()
         if plan.todo:
-            work, total = load(), len(plan.todo)
-            if faces:
-                with FeatureStore(faces) as store:
-                    outcomes = decode.faces_from_store(plan.todo, store)
-                    report = pipeline.run(outcomes, total, work, writer, progress)
-            else:
-                report = pipeline.run(_decoded(plan.todo, recipe, limits), total, work, writer, progress)
+            report = _do(list(plan.todo), manifest, job, writer, progress)
         writer.finish(clip.clip for clip in manifest.clips)
         failed = [writer.failed[clip.clip].reason for clip in manifest.clips if clip.clip in writer.failed]
         cached = sum(clip in writer.done for clip in plan.cached)
     return Filled(report, cached, failed)
 
 
-def _decoded(items: Iterable[WorkItem], recipe: Recipe, limits: Limits) -> Iterable[decode.Outcome]:
-    if recipe.modality == "text":
-        return decode.decode_text(items)
-    workers = worker_count(limits.workers)
-    if recipe.modality == "audio":
-        return decode.decode_in_processes(items, decode.decode_audio, workers, limits.clip_timeout)
-    settings = {"fps": recipe.media["fps"], "most": recipe.media["most_frames"]}
-    return decode.decode_in_processes(items, decode.decode_faces, workers, limits.clip_timeout, **settings)
+def _do(
+    items: list[WorkItem], manifest: Manifest, job: Job, writer: StoreWriter, progress: pipeline.Progress
+) -> pipeline.Report:
+    with ExitStack() as stack:
+        faces = stack.enter_context(_open_faces(job, items))
+        report = stack.enter_context(Session(job)).do(items, writer, faces, progress)
+        if faces:
+            faces.finish(clip.clip for clip in manifest.clips)
+    return report
+
+
+@contextmanager
+def _open_faces(job: Job, items: list[WorkItem]) -> Iterator[StoreWriter | None]:
+    """A writer for crops; None where there are none to add, so that several runs may share a whole store."""
+    if job.faces is None:
+        yield None
+        return
+    with Crops(job.faces, job.faces_recipe, None) as crops:
+        complete = crops.has_all(items)
+    if complete:
+        yield None
+        return
+    with StoreWriter(job.faces, job.faces_recipe, {}) as writer:
+        writer.finish(())  # what a killed run left is joined, so that it can be read
+        yield writer

@@ -1,30 +1,42 @@
-"""From outcomes of decoding to rows of a store: batch, encode, pool, write; failures on the way."""
+"""From outcomes of decoding to rows of a store: batch, encode, pool, write; failures on the way.
+
+Three threads: one takes what the decoders give and prepares batches, this one keeps the device busy, one
+fetches results from the device and writes them. Neither disk nor decoder holds the device up unless it is
+the slowest of all.
+"""
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from mertool.engine.batch import batches
+from mertool.engine.ahead import Ahead
+from mertool.engine.batch import Limit, batches
 from mertool.engine.decode import Decoded, Outcome
 from mertool.engine.plan import WorkItem
+from mertool.engine.sink import Sink
 from mertool.errors import ABSENT, ClipError
-from mertool.store import ClipFeatures, Failure, StoreWriter
+from mertool.store import ClipFeatures, Failure, PartWriter
 
-Ready = tuple[WorkItem, Decoded]
-Progress = Callable[[int, int, int], None]  # clips done, clips in all, failures so far
+BATCHES_AHEAD = 2
+# Results that may wait for the disk: features are small, face crops are megabytes per clip.
+RESULTS_WAITING, CROPS_WAITING = 32, 4
+Progress = Callable[[int, int, int, float], None]  # clips done, clips in all, failures, seconds of media done
 
 
 class Encoder(Protocol):
     """What the pipeline needs of an encoder (see mertool.encoders)."""
 
-    def cost(self, item: Any) -> float: ...
+    def prepare(self, item: Any) -> Any: ...
 
-    def encode(self, items: list[Any], keep: tuple[int, ...]) -> list[torch.Tensor]: ...
+    def cost(self, prepared: Any) -> float: ...
+
+    def encode_prepared(self, prepared: list[Any], keep: tuple[int, ...]) -> list[torch.Tensor]: ...
 
 
 @dataclass
@@ -32,32 +44,58 @@ class Work:
     """How to encode: which layers to keep, what to make of a clip's frames, which adapter it gets.
 
     `finish` turns (L, T, D) into the stored values; `variant` names the adapter of a clip and `select`
-    switches to it.
+    switches to it; `limit` bounds the batches.
     """
 
     encoder: Encoder
     keep: tuple[int, ...]
     finish: Callable[[torch.Tensor], torch.Tensor]
-    most: float = 0.0
+    limit: Limit = field(default_factory=lambda: Limit(0))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     variant: Callable[[str], str] = lambda _: ""
     select: Callable[[str], None] = lambda _: None
 
 
 @dataclass
 class Report:
-    """What became of the clips, and where the time went (seconds)."""
+    """What became of the clips, and where the time went, in seconds.
+
+    `wall` is from the first clip to the last write, `encode` the device's part of it; `decode` and `faces`
+    are summed over the worker processes and `write` is another thread's: they run beside the device.
+    """
 
     extracted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     media_seconds: float = 0.0
-    decode_wait: float = 0.0
+    truncated: int = 0
+    wall: float = 0.0
     encode: float = 0.0
+    decode: float = 0.0
+    faces: float = 0.0
     write: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Clips that are through, with features or a reason."""
+        return self.extracted + sum(self.reasons.values())
 
     @property
     def failed(self) -> int:
         """Clips that failed; a modality that is simply absent is none."""
         return sum(count for reason, count in self.reasons.items() if reason not in ABSENT)
+
+    @property
+    def idle(self) -> float:
+        """Seconds in which the device had nothing to do."""
+        return max(0.0, self.wall - self.encode)
+
+
+class Ready(NamedTuple):
+    """A clip that can be encoded: its item, what was decoded, and that as the encoder's input."""
+
+    item: WorkItem
+    decoded: Decoded
+    prepared: Any
 
 
 def mean_pool(frames: torch.Tensor) -> torch.Tensor:
@@ -70,90 +108,145 @@ def keep_frames(frames: torch.Tensor) -> torch.Tensor:
     return frames[0] if len(frames) == 1 else frames
 
 
-def run(outcomes: Iterable[Outcome], total: int, work: Work | None, writer: StoreWriter, progress: Progress) -> Report:
+def run(outcomes: Iterable[Outcome], total: int, work: Work | None, writer: PartWriter, progress: Progress) -> Report:
     """Encode and write all outcomes; without `work` the decoded content itself is stored (face crops)."""
     report = Report()
-
-    def step() -> None:
-        done = report.extracted + sum(report.reasons.values())
-        progress(done, total, report.failed)
-
-    def fail(item: WorkItem, error: ClipError) -> None:
-        stage = "encode" if error.reason in ("out_of_memory", "not_finite") else "decode"
-        writer.fail(Failure(item.clip.clip, item.digest, stage, error.reason, error.message))
-        report.reasons[error.reason] += 1
-        step()
-
-    ready = _ready(_timed(outcomes, report), fail)
-    if work is None:
-        encoded: Iterator[tuple[Ready, np.ndarray]] = ((pair, pair[1].content) for pair in ready)
-    else:
-        encoded = _encode(ready, work, report, fail)
-    for (item, decoded), values in encoded:
-        began = time.perf_counter()
-        facts = (decoded.seconds, decoded.frames_seen, decoded.face_share)
-        writer.add(ClipFeatures(item.clip.clip, item.digest, values, *facts))
-        report.write += time.perf_counter() - began
-        report.extracted += 1
-        report.media_seconds += np.nan_to_num(decoded.seconds)
-        step()
+    began = time.perf_counter()
+    truncated = _truncated(work)
+    record = _Recorder(report, writer, lambda: progress(report.done, total, report.failed, report.media_seconds))
+    with Sink(RESULTS_WAITING if work else CROPS_WAITING) as sink:
+        if work is None:
+            for item, decoded in outcomes:
+                sink.put(partial(record.as_it_is, item, decoded))
+        else:
+            _encode_all(outcomes, work, record, sink)
+    report.wall = time.perf_counter() - began
+    report.truncated = _truncated(work) - truncated
     return report
 
 
-def _timed(outcomes: Iterable[Outcome], report: Report) -> Iterator[Outcome]:
-    stream = iter(outcomes)
-    while True:
-        began = time.perf_counter()
-        outcome = next(stream, None)
-        report.decode_wait += time.perf_counter() - began
-        if outcome is None:
-            return
-        yield outcome
+def _truncated(work: Work | None) -> int:
+    """Inputs the encoder has cut so far; only text encoders cut and count."""
+    return getattr(work.encoder, "truncated", 0) if work else 0
 
 
-def _ready(outcomes: Iterable[Outcome], fail: Callable[[WorkItem, ClipError], None]) -> Iterator[Ready]:
+def _encode_all(outcomes: Iterable[Outcome], work: Work, record: "_Recorder", sink: Sink) -> None:
+    def fail(item: WorkItem, error: ClipError) -> None:
+        sink.put(partial(record.failure, item, error))
+
+    ready = _ready(outcomes, work.encoder, fail)
+    grouped = batches(
+        ready, lambda clip: work.encoder.cost(clip.prepared), work.limit, lambda clip: work.variant(clip.item.clip.clip)
+    )
+    with Ahead(grouped, BATCHES_AHEAD) as batches_ahead:
+        for batch in batches_ahead:
+            work.select(work.variant(batch[0].item.clip.clip))
+            for encoded in _encode(batch, work, fail):
+                sink.put(partial(record.batch, encoded))
+
+
+def _ready(
+    outcomes: Iterable[Outcome], encoder: Encoder, fail: Callable[[WorkItem, ClipError], None]
+) -> Iterator[Ready]:
     for item, decoded in outcomes:
         if isinstance(decoded, ClipError):
             fail(item, decoded)
+            continue
+        try:
+            prepared = encoder.prepare(decoded.content)
+        except ClipError as error:
+            fail(item, error)
         else:
-            yield item, decoded
+            yield Ready(item, decoded, prepared)
 
 
-def _encode(
-    ready: Iterator[Ready], work: Work, report: Report, fail: Callable[[WorkItem, ClipError], None]
-) -> Iterator[tuple[Ready, np.ndarray]]:
-    def cost(pair: Ready) -> float:
-        return work.encoder.cost(pair[1].content)
-
-    def variant(pair: Ready) -> str:
-        return work.variant(pair[0].clip.clip)
-
-    for batch in batches(ready, cost, work.most, variant):
-        began = time.perf_counter()
-        work.select(variant(batch[0]))
-        results = _encode_batch(batch, work)
-        report.encode += time.perf_counter() - began
-        for pair, values in results:
-            if isinstance(values, ClipError):
-                fail(pair[0], values)
-            elif not np.isfinite(values).all():
-                fail(pair[0], ClipError("not_finite"))
-            else:
-                yield pair, values
-
-
-def _encode_batch(batch: list[Ready], work: Work) -> list[tuple[Ready, np.ndarray | ClipError]]:
-    """Encode a batch; what does not fit the device, or one bad clip in it, is tried in halves."""
+def _encode(batch: list[Ready], work: Work, fail: Callable[[WorkItem, ClipError], None]) -> Iterator["_Encoded"]:
+    """Encode a batch; one that does not fit the device is done in halves, and so are those to come."""
     try:
-        frames = work.encoder.encode([decoded.content for _, decoded in batch], work.keep)
-        with torch.inference_mode():
-            values = [work.finish(clip).float().cpu().numpy() for clip in frames]
-        return list(zip(batch, values, strict=True))
-    except (ClipError, torch.OutOfMemoryError) as error:
-        if len(batch) == 1:
-            reason = error if isinstance(error, ClipError) else ClipError("out_of_memory")
-            return [(batch[0], reason)]
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        yield _Encoded(batch, work)
+        return
+    except torch.OutOfMemoryError:
+        if work.device.type == "cuda":
+            torch.cuda.empty_cache()
+    if len(batch) == 1:
+        fail(batch[0].item, ClipError("out_of_memory"))
+        return
+    work.limit.too_large(len(batch) * max(work.encoder.cost(clip.prepared) for clip in batch))
     middle = len(batch) // 2
-    return _encode_batch(batch[:middle], work) + _encode_batch(batch[middle:], work)
+    yield from _encode(batch[:middle], work, fail)
+    yield from _encode(batch[middle:], work, fail)
+
+
+class _Encoded:
+    """A batch the device works on, whose values come to the host without holding the next batch up."""
+
+    def __init__(self, batch: list[Ready], work: Work):
+        self.clips = [(clip.item, clip.decoded) for clip in batch]
+        self._cuda = work.device.type == "cuda"
+        began = self._mark()
+        with torch.inference_mode():
+            frames = work.encoder.encode_prepared([clip.prepared for clip in batch], work.keep)
+            values = [work.finish(clip).float() for clip in frames]
+            self._shapes = [value.shape for value in values]
+            flat = torch.cat([value.flatten() for value in values])
+            self._values = torch.empty(flat.shape, pin_memory=True) if self._cuda else flat
+            if self._cuda:
+                self._values.copy_(flat, non_blocking=True)
+        self._marks = (began, self._mark())
+
+    def fetch(self) -> tuple[list[np.ndarray], float]:
+        """The values of each clip, float32, and the seconds the device took; waits for it."""
+        began, ended = self._marks
+        if self._cuda:
+            ended.synchronize()
+        parts = self._values.split([shape.numel() for shape in self._shapes])
+        values = [part.view(shape).cpu().numpy() for part, shape in zip(parts, self._shapes, strict=True)]
+        return values, began.elapsed_time(ended) / 1000 if self._cuda else ended - began
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass
+class _Recorder:
+    """Writes what became of clips; only the sink's thread calls it."""
+
+    report: Report
+    writer: PartWriter
+    step: Callable[[], None]
+
+    def batch(self, encoded: _Encoded) -> None:
+        values, seconds = encoded.fetch()
+        self.report.encode += seconds
+        for (item, decoded), value in zip(encoded.clips, values, strict=True):
+            if np.isfinite(value).all():
+                self.features(item, decoded, value)
+            else:
+                self.failure(item, ClipError("not_finite"))
+
+    def as_it_is(self, item: WorkItem, decoded: Decoded | ClipError) -> None:
+        if isinstance(decoded, ClipError):
+            self.failure(item, decoded)
+        else:
+            self.features(item, decoded, decoded.content)
+
+    def features(self, item: WorkItem, decoded: Decoded, values: np.ndarray) -> None:
+        began = time.perf_counter()
+        facts = (decoded.seconds, decoded.frames_seen, decoded.face_share)
+        self.writer.add(ClipFeatures(item.clip.clip, item.digest, values, *facts))
+        self.report.write += time.perf_counter() - began
+        self.report.extracted += 1
+        self.report.media_seconds += np.nan_to_num(decoded.seconds)
+        for kind, seconds in decoded.spent.items():
+            setattr(self.report, kind, getattr(self.report, kind) + seconds)
+        self.step()
+
+    def failure(self, item: WorkItem, error: ClipError) -> None:
+        stage = "encode" if error.reason in ("out_of_memory", "not_finite") else "decode"
+        self.writer.fail(Failure(item.clip.clip, item.digest, stage, error.reason, error.message))
+        self.report.reasons[error.reason] += 1
+        self.step()

@@ -33,14 +33,20 @@ def make_plan(manifest: Manifest, modality: str, done: dict[str, str], failed: d
         )
     todo, cached = [], []
     for clip in manifest.clips:
-        digest = item_digest(clip, modality)
-        failure = failed.get(clip.clip)
-        known = failure is not None and failure.digest == digest and failure.reason not in TRANSIENT
-        if known or done.get(clip.clip) == digest:
+        item = WorkItem(clip, item_digest(clip, modality))
+        if is_known(item, done, failed):
             cached.append(clip.clip)
         else:
-            todo.append(WorkItem(clip, digest))
+            todo.append(item)
     return Plan(tuple(todo), tuple(cached))
+
+
+def is_known(item: WorkItem, done: dict[str, str], failed: dict[str, Failure]) -> bool:
+    """Whether a store has features of the clip as it is now, or a reason why there are none that will stay."""
+    failure = failed.get(item.clip.clip)
+    if failure is not None:
+        return failure.digest == item.digest and failure.reason not in TRANSIENT
+    return done.get(item.clip.clip) == item.digest
 
 
 def item_digest(clip: Clip, modality: str) -> str:

@@ -15,12 +15,13 @@ old one by a rename. This is the only module that imports h5py.
 from mertool.store.layout import ClipFeatures, Failure, parts_folder
 from mertool.store.merge import merge_stores, write_store
 from mertool.store.reader import FeatureStore
-from mertool.store.writer import StoreWriter
+from mertool.store.writer import PartWriter, StoreWriter
 
 __all__ = [
     "ClipFeatures",
     "Failure",
     "FeatureStore",
+    "PartWriter",
     "StoreWriter",
     "merge_stores",
     "parts_folder",

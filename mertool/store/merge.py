@@ -55,9 +55,9 @@ def merge_files(
             with h5py.File(temporary, "w") as out:
                 write_tables(out, recipe, origin, [row.clip for row in rows], failures)
                 if recipe.pool == "none":
-                    _copy_frames(sources, rows, out, layout, len(recipe.layers) > 1)
+                    _copy_frames(sources, rows, out, layout, len(recipe.axis) > 1)
                 else:
-                    _copy_pooled(sources, rows, out, layout, len(recipe.layers))
+                    _copy_pooled(sources, rows, out, layout, len(recipe.axis))
             sync(temporary)
             os.replace(temporary, target)
             sync(target.parent)

@@ -57,7 +57,7 @@ class FeatureStore:
     @property
     def layers(self) -> tuple[int, ...]:
         """Which layer each entry of the L axis is."""
-        return self.recipe.layers
+        return self.recipe.axis
 
     @property
     def channels(self) -> int:

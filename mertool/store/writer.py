@@ -35,7 +35,67 @@ PART_CLIPS = 256
 PART_SECONDS = 60.0
 
 
-class StoreWriter:
+class PartWriter:
+    """Takes features clip by clip and writes them in parts, each whole: to a temporary name, flushed, renamed.
+
+    Several may write parts of one store at a time; a `StoreWriter` joins them.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, origin: dict[str, Any]):
+        self.path, self.recipe, self.origin = path, recipe, origin
+        self.parts = parts_folder(path)
+        self.dtype = np.dtype("uint8" if recipe.modality == "faces" else recipe.storage_dtype)
+        self.frames = recipe.pool == "none"
+        self._features: list[ClipFeatures] = []
+        self._failures: list[Failure] = []
+        self._bytes, self._since = 0, time.monotonic()
+        self._dirty = False
+
+    def add(self, features: ClipFeatures) -> None:
+        """Take one clip's features; they are on the disk after the next flush."""
+        values = features.values
+        with np.errstate(over="ignore"):  # answered below, in words
+            stored = values.astype(self.dtype, copy=False)
+        if self.dtype == np.float16 and not np.isfinite(stored).all():
+            raise MertoolError(
+                f"clip '{features.clip}': a value of {np.abs(values).max():.3g} does not fit float16: "
+                "run again with --storage float32"
+            )
+        self._features.append(replace(features, values=stored))
+        self._bytes += stored.nbytes
+        self._flush_when_due()
+
+    def fail(self, failure: Failure) -> None:
+        """Record a clip that has no features."""
+        self._failures.append(failure)
+        self._flush_when_due()
+
+    def flush(self) -> None:
+        """Write what was taken since the last flush as one part."""
+        if self._features or self._failures:
+            content = io.BytesIO()
+            with h5py.File(content, "w") as file:
+                write_tables(file, self.recipe, self.origin, self._features, self._failures)
+                values = [f.values for f in self._features]
+                axis = 1 if self.frames and len(self.recipe.axis) > 1 else 0
+                if values:
+                    joined = np.concatenate(values, axis) if self.frames else np.stack(values)
+                    file["values"] = joined
+                if self.frames:
+                    file["length"] = np.array([v.shape[axis] for v in values], np.int64)
+            # The number keeps parts in the order of writing; the newest row of a clip wins.
+            name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
+            write_atomic(self.parts / name, content.getvalue())
+            self._features, self._failures, self._bytes, self._dirty = [], [], 0, True
+        self._since = time.monotonic()
+
+    def _flush_when_due(self) -> None:
+        count = len(self._features) + len(self._failures)
+        if self._bytes >= PART_BYTES or count >= PART_CLIPS or time.monotonic() - self._since >= PART_SECONDS:
+            self.flush()
+
+
+class StoreWriter(PartWriter):
     """Fills a store part by part; safe against SIGKILL at any moment. Use as a context manager.
 
     Opening it resumes: finished parts of a killed run and the clips of an existing store of the same
@@ -44,16 +104,10 @@ class StoreWriter:
     """
 
     def __init__(self, path: Path, recipe: Recipe, origin: dict[str, Any], overwrite: bool = False):
-        self.path, self.recipe, self.origin = path, recipe, origin
-        self.parts = parts_folder(path)
-        self.dtype = np.dtype("uint8" if recipe.modality == "faces" else recipe.storage_dtype)
-        self.frames = recipe.pool == "none"
+        super().__init__(path, recipe, origin)
         self.done: dict[str, str] = {}
         self.failed: dict[str, Failure] = {}
-        self._features: list[ClipFeatures] = []
-        self._failures: list[Failure] = []
-        self._bytes, self._since = 0, time.monotonic()
-        self._dirty = False
+        self._keep_old = False
         check_writable(path)
         if path.exists() and not overwrite:
             self._refuse_other_recipe()
@@ -82,46 +136,18 @@ class StoreWriter:
             shutil.rmtree(self.parts, ignore_errors=True)
 
     def add(self, features: ClipFeatures) -> None:
-        """Take one clip's features; they are on the disk after the next flush."""
-        values = features.values
-        with np.errstate(over="ignore"):  # answered below, in words
-            stored = values.astype(self.dtype, copy=False)
-        if self.dtype == np.float16 and not np.isfinite(stored).all():
-            raise MertoolError(
-                f"clip '{features.clip}': a value of {np.abs(values).max():.3g} does not fit float16: "
-                "run again with --storage float32"
-            )
-        self._features.append(replace(features, values=stored))
-        self._bytes += stored.nbytes
+        super().add(features)
         self.done[features.clip] = features.digest
         self.failed.pop(features.clip, None)
-        self._flush_when_due()
 
     def fail(self, failure: Failure) -> None:
-        """Record a clip that has no features."""
-        self._failures.append(failure)
+        super().fail(failure)
         self.failed[failure.clip] = failure
         self.done.pop(failure.clip, None)
-        self._flush_when_due()
 
-    def flush(self) -> None:
-        """Write what was taken since the last flush as one part."""
-        if self._features or self._failures:
-            content = io.BytesIO()
-            with h5py.File(content, "w") as file:
-                write_tables(file, self.recipe, self.origin, self._features, self._failures)
-                values = [f.values for f in self._features]
-                axis = 1 if self.frames and len(self.recipe.layers) > 1 else 0
-                if values:
-                    joined = np.concatenate(values, axis) if self.frames else np.stack(values)
-                    file["values"] = joined
-                if self.frames:
-                    file["length"] = np.array([v.shape[axis] for v in values], np.int64)
-            # The number keeps parts in the order of writing; the newest row of a clip wins.
-            name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
-            write_atomic(self.parts / name, content.getvalue())
-            self._features, self._failures, self._bytes, self._dirty = [], [], 0, True
-        self._since = time.monotonic()
+    def read_parts(self) -> None:
+        """Take note of parts that others wrote."""
+        self._read_progress(overwrite=False)
 
     def finish(self, order: Iterable[str]) -> None:
         """Merge parts and the old store into one new file: clips of `order` first, then the others."""
@@ -132,12 +158,7 @@ class StoreWriter:
         merge_files(sources, self.path, self.recipe, self.origin, order)
         for part in self.parts.glob("part-*.h5"):
             part.unlink()
-        self._dirty = False
-
-    def _flush_when_due(self) -> None:
-        count = len(self._features) + len(self._failures)
-        if self._bytes >= PART_BYTES or count >= PART_CLIPS or time.monotonic() - self._since >= PART_SECONDS:
-            self.flush()
+        self._dirty, self._keep_old = False, True
 
     def _refuse_other_recipe(self) -> None:
         with FeatureStore(self.path) as old:

@@ -1,0 +1,130 @@
+"""mertool's side: `extract` in this process, timed without loading the model; and the encoder by itself."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GPU_SECONDS = 320.0  # seconds of sound, padded, in a batch of the encoder by itself
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: `seconds` without loading; `outer` the same by this script's own clock; `parts` as reported.
+
+    `amount` is seconds of sound, frames with a face, or texts; `features` (N, D) are the last layer's.
+    """
+
+    seconds: float
+    outer: float
+    amount: float
+    parts: dict[str, float]
+    dtype: str
+    layers: tuple[int, ...]
+    features: np.ndarray
+
+    @property
+    def busy(self) -> float | None:
+        """Share of the run in which the engine says that it was encoding."""
+        encode = self.parts.get("encode")
+        return None if encode is None else encode / self.seconds
+
+
+def measure(modality: str, model: Path, manifest: Any, output: Path, device: str, dtype: str = "auto") -> Measured:
+    """Extract every clip of the manifest into a new store `output`."""
+    from mertool import encoders
+    from mertool.extract import ExtractOptions, extract
+
+    options = ExtractOptions(modality, encoder=str(model), device=device, dtype=dtype)
+    with _clock(encoders, "load") as loading, _clock(encoders.Source, "digest") as hashing:
+        began = time.perf_counter()
+        result = extract(manifest, output, options, lambda *_: None)
+        outer = time.perf_counter() - began - loading["seconds"] - hashing["seconds"]
+    if result.extracted != len(manifest):
+        raise SystemExit(f"{modality}: {len(manifest) - result.extracted} of {len(manifest)} clips failed")
+    seconds = float(result.seconds.get("wall", outer))
+    return Measured(seconds, outer, *_read(output, modality, manifest, result), *_recipe(output, manifest))
+
+
+def encode_alone(model: Path, waves: Sequence[np.ndarray], run: Measured, device: str, batched: bool) -> float:
+    """Seconds the encoder needs for decoded waves, by the number format and for the layers of `run`."""
+    import torch
+
+    encoder = load_speech(model, device, run.dtype)
+    batches = by_length(waves, GPU_SECONDS) if batched else [[wave] for wave in waves]
+    encoder.encode(batches[0], run.layers)
+    return timed(lambda: [encoder.encode(batch, run.layers) for batch in batches], torch.device(device))
+
+
+def load_speech(model: Path, device: str, dtype: str) -> Any:
+    """The speech encoder in the folder `model`."""
+    import torch
+
+    from mertool import encoders
+
+    return encoders.load("audio", encoders.find(str(model), "audio"), torch.device(device), getattr(torch, dtype))
+
+
+def by_length(waves: Sequence[np.ndarray], seconds: float, rate: int = 16_000) -> list[list[np.ndarray]]:
+    """Batches of like length that hold at most so many seconds with their padding."""
+    batches: list[list[np.ndarray]] = [[]]
+    for wave in sorted(waves, key=len):
+        if batches[-1] and len(wave) / rate * (len(batches[-1]) + 1) > seconds:
+            batches.append([])
+        batches[-1].append(wave)
+    return batches
+
+
+def timed(work: Any, device: Any) -> float:
+    """Seconds until the device has done the work."""
+    import torch
+
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _clock(owner: Any, name: str) -> Iterator[dict[str, float]]:
+    """Measure the seconds spent in a function of a module or class while open."""
+    spent, function = {"seconds": 0.0}, getattr(owner, name)
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            spent["seconds"] += time.perf_counter() - began
+
+    setattr(owner, name, wrapped)
+    try:
+        yield spent
+    finally:
+        setattr(owner, name, function)
+
+
+def _read(output: Path, modality: str, manifest: Any, result: Any) -> tuple[float, dict[str, float]]:
+    """The amount of media, and the parts of the time the engine reports."""
+    from mertool.store import FeatureStore
+
+    with FeatureStore(output) as store:
+        facts = store.facts()
+    faces = float(np.round(facts["frames_seen"] * facts["face_share"]).sum()) if modality == "video" else 0.0
+    amount = {"audio": result.media_seconds, "video": faces, "text": float(len(manifest))}[modality]
+    return amount, dict(result.seconds)
+
+
+def _recipe(output: Path, manifest: Any) -> tuple[str, tuple[int, ...], np.ndarray]:
+    """The number format and the layers of a store, and its last layer (N, D) in the manifest's order."""
+    from mertool.store import FeatureStore
+
+    with FeatureStore(output) as store:
+        features = store.read([clip.clip for clip in manifest.clips])[:, -1]
+        return store.recipe.compute_dtype, tuple(store.recipe.layers), features
