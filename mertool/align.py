@@ -128,7 +128,7 @@ def _read_pairs(sound: FeatureStore, sight: FeatureStore) -> _Pairs:
     values = sound.read(clips)
     deviation = values.std(0)
     scaled = (values - values.mean(0)) / np.where(deviation > 1e-5, deviation, 1)
-    frames = [torch.from_numpy(sight.frames(clip).astype(np.float32)) for clip in clips]
+    frames = [torch.from_numpy(frames.astype(np.float32)) for frames in sight.all_frames(clips)]
     return _Pairs(clips, frames, torch.from_numpy(scaled.mean(1)))
 
 

@@ -1,6 +1,5 @@
 """Which device and which number format a command uses."""
 
-import os
 import random
 
 import torch
@@ -63,6 +62,11 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had not enough memory; of the CPU's, torch tells by the message alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """`float32` for torch.float32."""
     return str(dtype).removeprefix("torch.")
@@ -72,11 +76,3 @@ def seed_everything(seed: int) -> None:
     """Seed Python's and torch's generators; NumPy code takes its own generator."""
     random.seed(seed)
     torch.manual_seed(seed)
-
-
-def worker_count(asked: int | None = None) -> int:
-    """Decoder processes: what was asked for, else the cores this process may use, at most eight."""
-    if asked:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores))

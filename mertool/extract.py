@@ -173,7 +173,9 @@ def _transcribe(
     """The manifest with recognised texts where it had none; the CSV beside the store keeps them."""
     source = encoders.find(str(options.asr), "audio")
     device = resolve_device(options.device)
-    found = transcribe_clips(manifest, job.output, source, device, job.limits, lambda *state: progress(*state, 0.0))
+    found = transcribe_clips(
+        manifest, job.output, source, device, job.limits, lambda done, total, failed: progress(done, total, failed, 0.0)
+    )
     return found.manifest, replace(job, no_text=found.reasons)
 
 

@@ -97,6 +97,8 @@ def digest_json(value: Any) -> str:
 
 def media_digest(path: Path) -> str:
     """A digest of the size and of the head, middle and tail of a file: cheap for any length of video."""
+    if not path.is_file():  # opening a pipe would wait for a writer that never comes
+        raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:

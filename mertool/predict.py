@@ -141,7 +141,9 @@ def _extract(
     if "asr" in recipe.media:
         source = _recogniser(run, part)
         heard = partial(progress, f"{part['name']} (speech)")
-        found = transcribe_clips(manifest, store, source, device, job.limits, lambda *state: heard(*state, 0.0))
+        found = transcribe_clips(
+            manifest, store, source, device, job.limits, lambda done, total, failed: heard(done, total, failed, 0.0)
+        )
         manifest, job = found.manifest, replace(job, no_text=found.reasons)
     fill_store(manifest, job, partial(progress, part["name"]), overwrite=_is_other(store, recipe))
     return store

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,14 @@ COLUMNS = ("clip", "path", "label", "text", "speaker", "split", "start", "end")
 
 
 # ---------------------------------------------------------------- the demo, the command line
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_numbers_on_every_cpu() -> Iterator[None]:
+    """`--dtype auto` is float32 here also on a CPU that computes bfloat16; tests of bfloat16 ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mertool.devices.computes_bfloat16", lambda device: device.type == "cuda")
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -329,6 +337,50 @@ def load_tiny(tiny_encoders: dict[str, Path]) -> Callable[[str, str], Any]:
         return encoders.load(modality, source, torch.device("cpu"), torch.float32)
 
     return load
+
+
+BLOCKS = ("vision_model.encoder.layers", "encoder.layers", "encoder.layer", "layers", "vision_model.layers")
+
+
+def _blocks_of(model: Any) -> Any:
+    """The transformer blocks, by the names transformers gives them: not the search that is tested."""
+    for path in BLOCKS:
+        try:
+            return model.get_submodule(path)
+        except AttributeError:
+            continue
+    raise AssertionError(f"{type(model).__name__} keeps its blocks elsewhere: add the path here")
+
+
+def _reference(model: Any, **inputs: Any) -> Any:
+    """Input of block 1 and output of every block by hooks of the test's own, and the model's hidden_states."""
+    blocks, seen = _blocks_of(model), []
+    handles = [
+        blocks[0].register_forward_pre_hook(
+            lambda _, a, k: seen.append(a[0] if a else k["hidden_states"]), with_kwargs=True
+        )
+    ]
+    for block in blocks:
+        handles.append(
+            block.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
+        )
+    import torch
+
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    for handle in handles:
+        handle.remove()
+    return [layer[0] for layer in seen], [state[0] for state in states]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[..., Any]:
+    """A function (model, **inputs) that calls a model of transformers directly on one input.
+
+    It returns the input of block 1 and the output of every block, (T, D) each, by hooks of its own, and the
+    model's hidden_states.
+    """
+    return _reference
 
 
 # ---------------------------------------------------------------- one small pipeline

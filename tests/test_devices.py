@@ -1,12 +1,18 @@
-"""Devices, number formats, seeds and worker counts."""
+"""Devices, number formats and seeds."""
 
 import random
 
 import pytest
 import torch
 
-from mertool.devices import dtype_name, resolve_device, resolve_dtype, seed_everything, worker_count
+from mertool.devices import computes_bfloat16, dtype_name, resolve_device, resolve_dtype, seed_everything
 from mertool.errors import MertoolError
+
+
+@pytest.fixture(autouse=True)
+def _as_it_is(monkeypatch):
+    """The suite's other tests compute in float32 on every CPU; here `auto` is what it is for a user."""
+    monkeypatch.setattr("mertool.devices.computes_bfloat16", computes_bfloat16)
 
 
 @pytest.fixture
@@ -103,10 +109,3 @@ def test_a_seed_repeats_what_is_random():
         seed_everything(seed)
         draws.append((random.random(), torch.rand(1).item()))
     assert draws[0] == draws[1] != draws[2]
-
-
-def test_workers_are_those_asked_for_or_the_cores_up_to_eight(monkeypatch):
-    assert worker_count(3) == 3
-    for cores, workers in ((1, 1), (4, 4), (64, 8)):
-        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
-        assert worker_count() == workers

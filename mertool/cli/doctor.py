@@ -66,7 +66,8 @@ def _torch_facts() -> dict[str, Any]:
     import torch
     from huggingface_hub import constants
 
-    from mertool.devices import dtype_name, resolve_device, resolve_dtype, worker_count
+    from mertool.devices import dtype_name, resolve_device, resolve_dtype
+    from mertool.engine.decode import worker_count
 
     device = resolve_device("auto")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -21,6 +21,9 @@ from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
 MOST_SECONDS = 30  # longer clips are cut into equal pieces: attention grows with the square
+# Seconds in one forward pass, whatever the batch: a film of one clip must not need the memory of a film.
+AT_ONCE = {"cpu": 60}
+AT_ONCE_ON_GPU = 640
 MASK_SAFE = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat")
 
 
@@ -90,8 +93,12 @@ class WaveformEncoder:
             groups[0 if self.pads else len(piece)].append(index)
         result: list[Any] = [None] * len(pieces)
         for group in groups.values():
-            for index, frames in zip(group, self._forward([pieces[i] for i in group], keep), strict=True):
-                result[index] = frames
+            seconds = max(len(pieces[index]) for index in group) / SAMPLE_RATE
+            count = max(1, int(AT_ONCE.get(self.device.type, AT_ONCE_ON_GPU) / seconds))
+            for start in range(0, len(group), count):
+                some = group[start : start + count]
+                for index, frames in zip(some, self._forward([pieces[i] for i in some], keep), strict=True):
+                    result[index] = frames
         return result
 
     @torch.inference_mode()

@@ -1,4 +1,7 @@
-"""Reading clips in worker processes that may hang or die without ending the run."""
+"""Reading clips in worker processes that may hang or die without ending the run.
+
+The workers import this module, so it imports no torch: that would cost each of them seconds.
+"""
 
 import multiprocessing
 import os
@@ -12,7 +15,6 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from mertool.devices import worker_count
 from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
@@ -76,12 +78,21 @@ def decode_faces(
 SECOND_TRY: dict[Callable[..., Decoded], dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
 
 
-class Decoders:
-    """Worker processes that decode ahead of the device. Use as a context manager."""
+# What finding faces needs, beside what reading media needs.
+FACE_MODULES = ("mertool.media", "mertool.faces", "facenet_pytorch")
 
-    def __init__(self, limits: Limits):
+
+class Decoders:
+    """Worker processes that decode ahead of the device. Use as a context manager.
+
+    `preload` names the modules that are imported once for all of them.
+    """
+
+    def __init__(self, limits: Limits, preload: tuple[str, ...] = ("mertool.media",)):
         self.workers, self.timeout = worker_count(limits.workers), limits.clip_timeout
-        self._pool = ProcessPool(self.workers, max_tasks=CLIPS_PER_PROCESS, context=_context(), initializer=_give_way)
+        self._pool = ProcessPool(
+            self.workers, max_tasks=CLIPS_PER_PROCESS, context=_context(preload), initializer=_set_up_worker
+        )
 
     def __enter__(self) -> "Decoders":
         return self
@@ -159,16 +170,26 @@ def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:
         yield frame
 
 
-def _give_way() -> None:
-    """Decoders run ahead of the encoder; where they share its cores they must not hold it up."""
+def _set_up_worker() -> None:
+    # Decoders run ahead of the encoder; where they share its cores they must not hold it up.
     if hasattr(os, "nice"):
         os.nice(5)
+    # What their C libraries say about damaged files is in nobody's language; failures come back as reasons.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _context() -> Any:
+def worker_count(asked: int | None = None) -> int:
+    """Decoder processes: what was asked for, else the cores this process may use, at most eight."""
+    if asked:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores))
+
+
+def _context(preload: tuple[str, ...]) -> Any:
     """Never plain fork: it copies locks that torch's and HDF5's threads may hold at that moment."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mertool.media"])
+    context.set_forkserver_preload(list(preload))
     return context

@@ -8,7 +8,7 @@ from typing import Any
 
 from mertool.engine import pipeline
 from mertool.engine.crops import Crops
-from mertool.engine.decode import Decoders, Limits, Outcome, decode_audio, decode_faces, decode_text
+from mertool.engine.decode import FACE_MODULES, Decoders, Limits, Outcome, decode_audio, decode_faces, decode_text
 from mertool.engine.plan import WorkItem, make_plan
 from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
@@ -53,8 +53,10 @@ class Session:
         self._stack = ExitStack()
 
     def __enter__(self) -> "Session":
-        self._decoders = self._stack.enter_context(Decoders(self.job.limits))
-        if self.job.recipe.modality != "text":
+        modality = self.job.recipe.modality
+        modules = FACE_MODULES if modality in ("faces", "video") else ("mertool.media",)
+        self._decoders = self._stack.enter_context(Decoders(self.job.limits, modules))
+        if modality != "text":
             self._decoders.start()  # while the encoder loads
         self._work = self.job.load()
         return self

@@ -9,12 +9,13 @@ hub's cache) and the output must be at the same paths on every machine.
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def do_on_ray(
     progress: Progress,
     address: str | None = None,
 ) -> Report:
-    """What `Session.do` does, by many workers: features into `writer`'s parts, crops not there yet into those of `faces`.
+    """What `Session.do` does, by many workers: features into parts of `writer`, new crops into parts of `faces`.
 
     Without an `address` a Ray of our own runs on this machine for as long as this takes; `auto`, `HOST:PORT` and
     `ray://HOST:PORT` are clusters, which stay as they are, and so does a Ray this process is connected to. A worker
@@ -59,7 +60,8 @@ def do_on_ray(
     fleet = _Fleet(items, job, writer, faces, address)
     report, shown = fleet.report, 0
     # Ray swallows what a signal's handler raises and sets a handler of its own, so it never sees the main thread.
-    with ThreadPoolExecutor(1) as thread:
+    # It also prints what happens to its processes, to standard output, where a command's JSON goes.
+    with redirect_stdout(sys.stderr), ThreadPoolExecutor(1) as thread:
         done = thread.submit(fleet.run)
         try:
             while not wait([done], LOOK).done or shown < report.done:
@@ -197,9 +199,10 @@ class _Fleet:
         if answered:
             self.heard = time.monotonic()
         elif time.monotonic() - self.heard > PLACE_SECONDS and not any(place.pid for place in self.places):
+            wanted = f"{self.share['num_cpus']} CPUs and {self.share.get('num_gpus', 0)} GPUs"
             raise MertoolError(
-                f"no worker got a place in the Ray cluster within {PLACE_SECONDS:.0f} s; each needs "
-                f"{self.share['num_cpus']} CPUs and {self.share.get('num_gpus', 0)} GPUs: `ray status` shows who has them"
+                f"no worker got a place in the Ray cluster within {PLACE_SECONDS:.0f} s; each needs {wanted}: "
+                "`ray status` shows who has them"
             )
 
     def _take(self, place: _Place) -> None:
@@ -270,8 +273,11 @@ def _add(total: Report, part: Report) -> None:
 
 
 def _cause(error: Exception) -> str:
-    """One line of what Ray says about a dead actor: the end, where the reason is."""
-    return " ".join(str(error).split())[-300:]
+    """One line of what Ray says about a dead actor: how it ended, without guesses, or the end of a traceback."""
+    _, found, detail = str(error).partition("exit detail: ")
+    if found:
+        return " ".join(detail.partition("Some common causes")[0].split())
+    return str(error).strip().splitlines()[-1].strip()[-300:]
 
 
 def _device(job: Job) -> torch.device:
@@ -331,9 +337,10 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
         raise MertoolError(
-            f"cannot connect to Ray at '{address}' ({reason}): {ADDRESSES} of a running cluster"
+            f"cannot connect to Ray at '{address}' ({reason}): {ADDRESSES} of a running cluster, and its token if it "
+            "asks for one (RAY_AUTH_MODE=token)"
         ) from error
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from mertool.devices import is_out_of_memory
 from mertool.engine.ahead import Ahead
 from mertool.engine.batch import Limit, batches
 from mertool.engine.decode import Decoded, Outcome
@@ -165,7 +166,9 @@ def _encode(batch: list[Ready], work: Work, fail: Callable[[WorkItem, ClipError]
     try:
         yield _Encoded(batch, work)
         return
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         if work.device.type == "cuda":
             torch.cuda.empty_cache()
     if len(batch) == 1:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mertool import encoders
+from mertool.devices import is_out_of_memory
 from mertool.engine.decode import Decoded, Decoders, Limits, Outcome, decode_audio
 from mertool.engine.plan import WorkItem, item_digest
 from mertool.errors import ABSENT, TRANSIENT, ClipError, MertoolError, faults_in
@@ -250,7 +251,9 @@ def _recognise(batch: list[Ready], recogniser: "Recogniser") -> "list[Transcript
         return []
     try:
         return list(recogniser.recognise([decoded.content for _, decoded in batch]))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         smaller = recogniser.halve()
         if len(batch) == 1 and not smaller:
             return [ClipError("out_of_memory")]

@@ -44,6 +44,10 @@ class FeatureStore:
             raise
         self.index = {clip: row for row, clip in enumerate(self.ids)}
         self.pooled = "offset" not in self._file
+        # Read once: of a frame store they are looked up for every clip.
+        self._offset, self._length = (
+            np.zeros(0, np.int64) if self.pooled else self._file[name][:] for name in ("offset", "length")
+        )
 
     def __enter__(self) -> "FeatureStore":
         return self
@@ -84,7 +88,9 @@ class FeatureStore:
             return np.zeros((0, *self._file["values"].shape[1:]), np.float32)
         # One sequential read and a gather beat HDF5's point selection unless few rows are wanted.
         if len(rows) * 4 >= len(self.ids):
-            return self._file["values"][:][rows].astype(np.float32)
+            values = self._file["values"][:]
+            in_order = np.array_equal(rows, np.arange(len(self.ids)))
+            return (values if in_order else values[rows]).astype(np.float32)
         unique, inverse = np.unique(rows, return_inverse=True)
         return self._file["values"][unique][inverse].astype(np.float32)
 
@@ -92,14 +98,26 @@ class FeatureStore:
         """Frames of one clip as stored: (T, ...) or (L, T, D)."""
         if self.pooled:
             raise MertoolError(f"{self.path} is pooled; a frame store (--pool none) is needed here")
-        row = int(self.rows([clip])[0])
-        start, length = int(self._file["offset"][row]), int(self._file["length"][row])
+        row = self.index[clip] if clip in self.index else int(self.rows([clip])[0])
+        start, length = int(self._offset[row]), int(self._length[row])
         values = self._file["values"]
         return values[:, start : start + length] if len(self.layers) > 1 else values[start : start + length]
 
+    def all_frames(self, clips: Iterable[str] | None = None) -> list[np.ndarray]:
+        """Frames of several clips (default: all) as stored, in their order; views of one array in memory."""
+        if self.pooled:
+            raise MertoolError(f"{self.path} is pooled; a frame store (--pool none) is needed here")
+        names = self.ids if clips is None else list(clips)
+        rows = self.rows(names)
+        if len(rows) * 4 < len(self.ids):
+            return [self.frames(clip) for clip in names]
+        values = self._file["values"][:]
+        spans = [slice(start, start + n) for start, n in zip(self._offset[rows], self._length[rows], strict=True)]
+        return [values[:, span] if len(self.layers) > 1 else values[span] for span in spans]
+
     def lengths(self, clips: Iterable[str]) -> np.ndarray:
         """Numbers of frames per clip of a frame store."""
-        return self._file["length"][:][self.rows(clips)]
+        return self._length[self.rows(clips)]
 
     def facts(self) -> dict[str, np.ndarray]:
         """Per-clip media facts, each (N,): seconds, frames_seen, face_share."""

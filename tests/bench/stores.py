@@ -62,11 +62,11 @@ def _pooled(rng: np.random.Generator) -> np.ndarray:
 
 
 def _read_frames(path: Path) -> list[np.ndarray]:
-    """Clip by clip, as `align` reads a frame store: (T, D) each."""
+    """As `align` reads a frame store: (T, D) each."""
     from mertool.store import FeatureStore
 
     with FeatureStore(path) as store:
-        return [store.frames(clip) for clip in store.ids]
+        return store.all_frames()
 
 
 def _load_frames(files: list[Path]) -> list[np.ndarray]:

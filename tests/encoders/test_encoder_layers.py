@@ -8,36 +8,6 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, Au
 SPEECH = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group", "data2vec"]
 IMAGES = ["clip", "clip_full", "siglip", "vit", "dinov2"]
 TEXTS = ["bert", "roberta", "llama"]
-PATHS = ("vision_model.encoder.layers", "encoder.layers", "encoder.layer", "layers", "vision_model.layers")
-
-
-def blocks_of(model):
-    """The transformer blocks, by the names transformers gives them: not the search that is tested."""
-    for path in PATHS:
-        try:
-            return model.get_submodule(path)
-        except AttributeError:
-            continue
-    raise AssertionError(f"{type(model).__name__} keeps its blocks elsewhere: add the path here")
-
-
-def reference(model, **inputs):
-    """Input of block 1 and output of every block by hooks of the test's own, and the model's hidden_states."""
-    blocks, seen = blocks_of(model), []
-    handles = [
-        blocks[0].register_forward_pre_hook(
-            lambda _, a, k: seen.append(a[0] if a else k["hidden_states"]), with_kwargs=True
-        )
-    ]
-    for block in blocks:
-        handles.append(
-            block.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
-        )
-    with torch.no_grad():
-        states = model(**inputs, output_hidden_states=True).hidden_states
-    for handle in handles:
-        handle.remove()
-    return [layer[0] for layer in seen], [state[0] for state in states]
 
 
 def agree(found, expected, states, frames=slice(None)):
@@ -64,7 +34,7 @@ def crops():
 
 
 @pytest.mark.parametrize("name", SPEECH)
-def test_speech_layers(name, tiny_encoders, load_tiny, wave):
+def test_speech_layers(name, tiny_encoders, load_tiny, wave, reference):
     encoder = load_tiny(name, "audio")
     model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
     inputs = AutoFeatureExtractor.from_pretrained(tiny_encoders[name])(wave, sampling_rate=16_000, return_tensors="pt")
@@ -74,7 +44,7 @@ def test_speech_layers(name, tiny_encoders, load_tiny, wave):
     agree(found, layers, states)
 
 
-def test_whisper_layers(tiny_encoders, load_tiny, wave):
+def test_whisper_layers(tiny_encoders, load_tiny, wave, reference):
     encoder = load_tiny("whisper", "audio")
     model = AutoModel.from_pretrained(tiny_encoders["whisper"]).get_encoder().eval()
     inputs = AutoFeatureExtractor.from_pretrained(tiny_encoders["whisper"])(
@@ -86,7 +56,7 @@ def test_whisper_layers(tiny_encoders, load_tiny, wave):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_image_layers(name, tiny_encoders, load_tiny):
+def test_image_layers(name, tiny_encoders, load_tiny, reference):
     encoder = load_tiny(name, "video")
     crops = np.random.default_rng(0).integers(0, 256, (2, encoder.size, encoder.size, 3), np.uint8)
     model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
@@ -102,7 +72,7 @@ def test_image_layers(name, tiny_encoders, load_tiny):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_text_layers(name, tiny_encoders, load_tiny):
+def test_text_layers(name, tiny_encoders, load_tiny, reference):
     encoder = load_tiny(name, "text")
     model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
     tokens = AutoTokenizer.from_pretrained(tiny_encoders[name])("we lost the dog", return_tensors="pt")

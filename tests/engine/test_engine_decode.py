@@ -1,13 +1,15 @@
 """Decoder processes that hang, die or fail cost their own clip alone."""
 
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from mertool.engine import decode
-from mertool.engine.decode import Decoded, Decoders, Limits, decode_audio, decode_faces, decode_text
+from mertool.engine.decode import Decoded, Decoders, Limits, decode_audio, decode_faces, decode_text, worker_count
 from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.manifest import Clip
@@ -183,3 +185,16 @@ def test_an_empty_transcript_is_an_absent_modality(tmp_path):
     found = [out for _, out in decode_text((WorkItem(clip, "") for clip in clips), {"c": "unreadable"})]
     assert found[0].content == "wow"
     assert [error.reason for error in found[1:]] == ["no_text", "unreadable"]
+
+
+def test_workers_are_those_asked_for_or_the_cores_up_to_eight(monkeypatch):
+    assert worker_count(3) == 3
+    for cores, workers in ((1, 1), (4, 4), (64, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+        assert worker_count() == workers
+
+
+def test_what_a_decoder_of_sound_imports_has_no_torch():
+    """It would cost each process seconds."""
+    code = "import sys, mertool.engine.decode, mertool.media; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,47 +1,40 @@
-"""Extraction on Ray gives what extraction in one process gives, whatever happens to the workers."""
+"""Extraction on Ray gives what extraction in one process gives, whatever becomes of the workers.
 
-import importlib
+Workers import this module for its loads; what they do not need is imported in the tests.
+"""
+
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import psutil
 import pytest
 import torch
 
-from mertool.encoders import TABLE  # noqa: F401
 from mertool.engine import fill, on_ray
+from mertool.engine.fill import Job, fill_store
 from mertool.engine.on_ray import do_on_ray
-from mertool.engine.pipeline import Report, Work, mean_pool
+from mertool.engine.pipeline import Work, mean_pool
 from mertool.errors import MertoolError
-from mertool.extract import ExtractOptions, extract
 from mertool.features import Recipe
-from mertool.manifest import Manifest
-from mertool.store import FeatureStore, parts_folder
+from mertool.manifest import Clip, Manifest
+from mertool.store import parts_folder
 
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray on this machine that believes in four cores: two workers."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mertool[ray]'")
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init("local", num_cpus=4, object_store_memory=100 << 20, **quiet)
-    yield ray
-    ray.shutdown()
+HERE = Path(__file__).parent
+WORKERS_PATH = f"{HERE}{os.pathsep}{HERE.parents[1]}"  # of this module and of mertool
+MISSING = "Ray is not installed: pip install 'mertool[ray]'"
 
 
 class OnRay:
-    """In place of `Session`: does the items on Ray."""
+    """In place of `fill.Session`: does the items on Ray."""
 
     def __init__(self, job):
         self.job = job
@@ -56,20 +49,74 @@ class OnRay:
         return do_on_ray(items, self.job, writer, faces, progress)
 
 
+class Letters:
+    """Encodes a text as its number of letters; one that says so ends the process, as a fault of a library does."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def prepare(self, text):
+        if "deadly" in text:
+            os._exit(1)
+        return text
+
+    def cost(self, text):
+        return float(len(text))
+
+    def encode_prepared(self, texts, keep):
+        time.sleep(self.seconds)
+        return [torch.full((len(keep), 1, 2), float(len(text))) for text in texts]
+
+
+def load_letters(seconds=0.0):
+    return Work(Letters(seconds), (0,), mean_pool)
+
+
+def load_nothing():
+    raise MertoolError("the weights are broken: fetch them again")
+
+
+def load_with_a_bug():
+    raise ZeroDivisionError("a bug of ours")
+
+
+def die():
+    os._exit(1)
+
+
 def silent(*_):
     pass
 
 
+def text_job(path, load=load_letters, encoder="letters"):
+    return Job(path, Recipe("text", encoder, "w", (0,), "mean", storage_dtype="float32"), {}, load)
+
+
+def text_manifest(texts):
+    clips = [Clip(f"c{number:02d}", Path("nowhere"), text=text) for number, text in enumerate(texts)]
+    return Manifest(tuple(clips), Path("clips.csv"))
+
+
+TEXTS = text_manifest(["", *("word " * number for number in range(1, 24))])
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray on this machine that believes in four cores, which is two workers."""
+    ray = pytest.importorskip("ray", reason=MISSING)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", WORKERS_PATH)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init("local", num_cpus=4, object_store_memory=100 << 20, **quiet)
+    patch.undo()
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
-def by_ray(cluster, monkeypatch):
-    """A function like `extract` that works on Ray."""
-
-    def run(*args, progress=silent):
-        with monkeypatch.context() as patch:
-            patch.setattr(fill, "Session", OnRay)
-            return extract(*args, progress)
-
-    return run
+def on_cluster(cluster, monkeypatch):
+    """From here on stores are filled by Ray."""
+    monkeypatch.setattr(fill, "Session", OnRay)
 
 
 def content(path):
@@ -85,53 +132,214 @@ def content(path):
     return found
 
 
-def workers():
-    """Processes of Ray's workers under this process."""
-    return [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Worker")]
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """What a store of TEXTS holds."""
+    path = tmp_path_factory.mktemp("letters") / "text.h5"
+    fill_store(TEXTS, text_job(path), silent)
+    return content(path)
 
 
 # ---------------------------------------------------------------- as without Ray
 
 
-@pytest.fixture(scope="module")
-def local_audio(workspace, tiny_encoders, tmp_path_factory):
-    path = tmp_path_factory.mktemp("local") / "audio.h5"
-    extract(Manifest.read(workspace.manifest), path, audio_options(tiny_encoders), silent)
-    return path
+def test_audio_is_the_same(
+    cluster, workspace, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path, monkeypatch
+):
+    from mertool.extract import ExtractOptions, extract
 
-
-def audio_options(tiny_encoders):
-    return ExtractOptions("audio", str(tiny_encoders["hubert"]), storage="float32", device="cpu")
-
-
-def test_audio_is_the_same(by_ray, workspace, tiny_encoders, local_audio, tmp_path):
-    steps, manifest = [], Manifest.read(workspace.manifest)
-    path = tmp_path / "audio.h5"
-    result = by_ray(manifest, path, audio_options(tiny_encoders), progress=lambda *step: steps.append(step))
-    assert content(path) == content(local_audio)
-    assert result.failed == {"missing_file": 1, "unreadable": 1}
-    assert steps[-1][:3] == (len(manifest), len(manifest), 2)
+    names = [*clip_names.labelled[:5], clip_names.broken, clip_names.no_sound]
+    manifest = Manifest.read(write_manifest(tmp_path / "clips.csv", [demo_rows[name] for name in names]))
+    options = ExtractOptions("audio", str(tiny_encoders["hubert"]), storage="float32", device="cpu")
+    extract(manifest, tmp_path / "local.h5", options, silent)
+    monkeypatch.setattr(fill, "Session", OnRay)
+    steps = []
+    result = extract(manifest, tmp_path / "ray.h5", options, lambda *step: steps.append(step))
+    assert content(tmp_path / "ray.h5") == content(tmp_path / "local.h5")
+    assert (result.extracted, result.missing, result.failed) == (5, {"no_audio": 1}, {"unreadable": 1})
+    assert steps[-1] == (7, 7, 1, pytest.approx(result.media_seconds, abs=1e-3))
     assert 0 < result.seconds["encode"] < result.seconds["wall"]
-    assert not parts_folder(path).exists()
-    again = by_ray(manifest, path, audio_options(tiny_encoders))
-    assert (again.extracted, again.cached) == (0, result.extracted)
+    assert not parts_folder(tmp_path / "ray.h5").exists()
+    again = extract(manifest, tmp_path / "ray.h5", options, silent)
+    assert (again.extracted, again.cached, again.worked) == (0, 5, False)
 
 
-def test_video_and_crops_are_the_same_from_relative_paths(by_ray, workspace, tiny_encoders, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(Path(__file__).parents[2] / "data" / "demo" / "clips", "clips")
-    assert False, workspace
+def test_video_and_crops_are_the_same_from_relative_paths(
+    cluster, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path, monkeypatch
+):
+    from mertool.extract import ExtractOptions, extract
+
+    monkeypatch.chdir(tmp_path)  # the workers are elsewhere
+    names = [*clip_names.labelled[:2], clip_names.no_face]
+    manifest = Manifest.read(write_manifest(Path("clips.csv"), [demo_rows[name] for name in names]))
+    options = ExtractOptions("video", str(tiny_encoders["clip"]), pool="none", storage="float32", fps=1, device="cpu")
+    extract(manifest, Path("local/video.h5"), options, silent)
+    monkeypatch.setattr(fill, "Session", OnRay)
+    extract(manifest, Path("ray/video.h5"), options, silent)
+    for store in ("video.h5", "faces.h5"):
+        assert content(Path("ray") / store) == content(Path("local") / store)
+    assert [row[3] for row in content(Path("ray/faces.h5"))["failures"]] == ["no_face"]
 
 
-def test_a_killed_worker_is_replaced(by_ray, workspace, tiny_encoders, local_audio, tmp_path, caplog):
+def test_a_store_of_another_recipe_is_overwritten(on_cluster, letters, tmp_path):
+    path = tmp_path / "text.h5"
+    fill_store(text_manifest(["other"] * 30), text_job(path, encoder="other"), silent)
+    fill_store(TEXTS, text_job(path), silent, overwrite=True)
+    assert content(path) == letters
+
+
+# ---------------------------------------------------------------- workers that die
+
+
+def test_a_killed_worker_is_replaced(on_cluster, letters, tmp_path, caplog, capsys):
     killed = []
 
-    def kill_once(*_):
-        if not killed:
-            killed.append(workers()[0].pid)
-            os.kill(killed[0], signal.SIGKILL)
+    def kill_one(*_):
+        workers = [p.pid for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Worker")]
+        if workers and not killed:
+            os.kill(workers[0], signal.SIGKILL)
+            killed.append(workers[0])
 
-    path = tmp_path / "audio.h5"
-    by_ray(Manifest.read(workspace.manifest), path, audio_options(tiny_encoders), progress=kill_once)
-    assert content(path) == content(local_audio)
-    assert f"worker {killed[0]} died and is replaced" in caplog.text
+    filled = fill_store(TEXTS, text_job(tmp_path / "text.h5", partial(load_letters, 0.5)), kill_one)
+    assert content(tmp_path / "text.h5") == letters
+    assert (filled.report.extracted, filled.report.reasons) == (23, {"no_text": 1})
+    assert f"worker {killed[0]} died and is replaced: Worker unexpectedly exits" in caplog.text
+    assert capsys.readouterr().out == ""
+
+
+def test_a_clip_that_kills_its_workers_is_found_and_recorded(on_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "MOST_DEATHS", 2)
+    monkeypatch.setattr(on_ray, "CHUNKS_EACH", 1)
+    texts = ["a"] * 8
+    texts[2] = "deadly"
+    filled = fill_store(text_manifest(texts), text_job(tmp_path / "text.h5"), silent)
+    assert (filled.report.extracted, filled.reasons) == (7, ["crashed"])
+    found = content(tmp_path / "text.h5")
+    assert found["values"][0] == (7, 1, 2)
+    ((clip, _, _, reason, message),) = found["failures"]
+    assert (clip, reason) == ("c02", "crashed")
+    assert "workers died over this clip; the last: " in message
+
+
+def test_a_chunk_is_halved_after_the_last_death_allowed():
+    chunk = on_ray.Chunk(list("abcde"), 3)
+    assert chunk.halves() == [on_ray.Chunk(["a", "b"], 2), on_ray.Chunk(["c", "d", "e"], 2)]
+
+
+@pytest.mark.parametrize(("clips", "workers", "size"), [(3, 4, 1), (160, 2, 10), (10**5, 4, 256)])
+def test_chunks_are_many_enough_for_all_to_end_together(clips, workers, size):
+    parts = on_ray._split(list(range(clips)), workers)
+    assert {len(part) for part in parts[:-1]} == {size}
+    assert [clip for part in parts for clip in part] == list(range(clips))
+
+
+def test_workers_that_die_as_they_start_end_the_run(on_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
+    with pytest.raises(MertoolError, match="workers died as they started, 1 times each; the last: ") as error:
+        fill_store(TEXTS, text_job(tmp_path / "text.h5", die), silent)
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_an_error_of_the_users_is_the_same_as_without_ray(on_cluster, tmp_path):
+    with pytest.raises(MertoolError) as error:
+        fill_store(TEXTS, text_job(tmp_path / "text.h5", load_nothing), silent)
+    assert type(error.value) is MertoolError
+    assert str(error.value) == "the weights are broken: fetch them again"
+
+
+def test_a_bug_keeps_its_traceback(on_cluster, tmp_path):
+    with pytest.raises(ZeroDivisionError, match=r"(?s)in load_with_a_bug.*a bug of ours"):
+        fill_store(TEXTS, text_job(tmp_path / "text.h5", load_with_a_bug), silent)
+
+
+@pytest.fixture
+def connect(monkeypatch, tmp_path):
+    """A function that begins a run at an address, as a process that is not connected to Ray would."""
+    ray = pytest.importorskip("ray", reason=MISSING)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    return lambda address: do_on_ray([], text_job(tmp_path / "text.h5"), None, None, silent, address)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:port", "ray://"])
+def test_an_address_that_cannot_be_read(connect, address):
+    with pytest.raises(MertoolError, match=f"'{address}' cannot be read: give auto, HOST:PORT or ray://HOST:PORT"):
+        connect(address)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens(connect, scheme):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(MertoolError, match=rf"cannot reach Ray at '{scheme}127.0.0.1:{port}' \(.*refused\)"):
+        connect(f"{scheme}127.0.0.1:{port}")
+    assert time.monotonic() - began < 15
+
+
+def test_ray_that_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MertoolError, match=r"pip install 'mertool\[ray\]'"):
+        do_on_ray([], text_job(tmp_path / "text.h5"), None, None, silent)
+
+
+def test_gpus_are_shared_out():
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 16.0, "GPU": 4.0}},
+        {"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 5.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    assert on_ray._shares(ray, torch.device("cuda")) == (12, {"num_cpus": 4, "num_gpus": 1})
+    assert on_ray._shares(ray, torch.device("cpu")) == (8 + 32 + 2, {"num_cpus": 2})
+    nodes[:2] = []
+    with pytest.raises(MertoolError, match="has a GPU: give --device cpu"):
+        on_ray._shares(ray, torch.device("cuda"))
+
+
+# ---------------------------------------------------------------- interrupts
+
+
+def fill_slowly(path):
+    """What the command does in the tests of interrupts."""
+    fill.Session = OnRay
+    fill_store(TEXTS, text_job(Path(path), partial(load_letters, 0.4)), lambda *step: print("done", *step, flush=True))
+
+
+COMMAND = """
+import sys
+from mertool import cli
+import test_engine_ray
+cli.app = lambda: test_engine_ray.fill_slowly(sys.argv[1])
+if __name__ == "__main__":
+    cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_ray_and_keeps_finished_parts(number, code, letters, tmp_path):
+    pytest.importorskip("ray", reason=MISSING)
+    path, log = tmp_path / "text.h5", tmp_path / "log"
+    (tmp_path / "command.py").write_text(COMMAND)
+    env = {**os.environ, "PYTHONPATH": WORKERS_PATH}
+    with open(log, "wb") as file:
+        command = [sys.executable, tmp_path / "command.py", path]
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=env)
+    end = time.monotonic() + 90
+    while "done 2" not in log.read_text() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    others = psutil.Process(process.pid).children(recursive=True)
+    assert others, log.read_text()
+    # A terminal sends SIGINT to the whole group, Ray's processes too; a supervisor SIGTERM to the command.
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    assert process.wait(timeout=60) == code, log.read_text()
+    assert "interrupted: run the same command again" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert psutil.wait_procs(others, timeout=10)[1] == []
+    assert not path.exists()
+    assert 2 <= len(list(parts_folder(path).glob("part-*.h5"))) < len(TEXTS)
+    assert fill_store(TEXTS, text_job(path), silent).report.done < len(TEXTS)
+    assert content(path) == letters
