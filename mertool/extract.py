@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mertool import encoders
 from mertool.devices import dtype_name, resolve_device, resolve_dtype
 from mertool.engine import pipeline
@@ -14,7 +16,7 @@ from mertool.engine.assemble import Parts, assemble
 from mertool.engine.crops import crops_beside
 from mertool.engine.decode import Limits
 from mertool.engine.estimate import Estimate, estimate_fill
-from mertool.engine.fill import Filled, Job, fill_store
+from mertool.engine.fill import ENGINES, Filled, Job, fill_store
 from mertool.engine.transcribe import transcribe_clips, transcripts_beside
 from mertool.errors import ABSENT, MertoolError, choose
 from mertool.features import (
@@ -53,6 +55,7 @@ class ExtractOptions:
     fps: face frames per second of video.
     batch_seconds: padded seconds of media per batch; None is what suits the device.
     clip_timeout: seconds after which a decoder is killed.
+    engine: `local`, or `ray` for several GPUs or machines, at `ray_address` or on a Ray of our own.
     shard: `i/n` does the i-th of n parts of the clips, into a store of its own.
     """
 
@@ -72,6 +75,8 @@ class ExtractOptions:
     batch_seconds: float | None = None
     workers: int | None = None
     clip_timeout: float = 120.0
+    engine: str = "local"
+    ray_address: str | None = None
     shard: str | None = None
     overwrite: bool = False
 
@@ -79,6 +84,13 @@ class ExtractOptions:
         choose("modality", self.modality, MODALITIES)
         choose("pooling", self.pool, POOLS)
         choose("storage", self.storage, STORAGE)
+        choose("engine", self.engine, ENGINES)
+        if self.ray_address and self.engine != "ray":
+            raise MertoolError("--ray-address belongs to --engine ray")
+        if self.engine == "ray" and self.device.startswith("cuda:"):
+            raise MertoolError(
+                f"--device {self.device} with --engine ray: each worker gets a GPU of its own, give cuda"
+            )
         if not 0 < self.fps <= 120:
             raise MertoolError(f"fps {self.fps:g} is not in the range of video: give 0.1 to 120")
         if self.clip_timeout <= 0 or (self.workers is not None and self.workers < 1):
@@ -164,7 +176,17 @@ def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple
     check_writable(output, manifest.source, options.faces)
     prepare = _prepare_faces if options.modality == "faces" else _prepare_encoder
     recipe, origin, load = prepare(options)
-    return manifest, Job(output, recipe, origin, load, Limits(options.workers, options.clip_timeout), faces)
+    return manifest, Job(
+        output,
+        recipe,
+        origin,
+        load,
+        Limits(options.workers, options.clip_timeout),
+        faces,
+        device=torch.device("cpu") if options.modality == "faces" else resolve_device(options.device),
+        engine=options.engine,
+        ray_address=options.ray_address,
+    )
 
 
 def _transcribe(
@@ -255,8 +277,8 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
 
     parts = Parts(
         source,
-        adapter.folder / "adapters" if adapter else None,
-        options.aligner,
+        adapter.folder.absolute() / "adapters" if adapter else None,
+        options.aligner.absolute() if options.aligner else None,
         adapter.info["adapter_of_clip"] if adapter else {},
     )
     return recipe, origin, partial(assemble, recipe, parts, device, _batch_cost(options))

@@ -137,7 +137,7 @@ def _extract(
 
     # Visual parts share the crops: the second one finds them in the cache.
     faces = crops_beside(store, faces_recipe(recipe.media)) if recipe.modality == "video" else None
-    job = Job(store, recipe, part["origin"], load, Limits(options.workers, options.clip_timeout), faces)
+    job = Job(store, recipe, part["origin"], load, Limits(options.workers, options.clip_timeout), faces, device=device)
     if "asr" in recipe.media:
         source = _recogniser(run, part)
         heard = partial(progress, f"{part['name']} (speech)")

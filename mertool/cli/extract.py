@@ -48,6 +48,10 @@ BatchSeconds = Annotated[
 Shard = Annotated[
     str | None, typer.Option(help="i/n: the i-th of n parts of the clips, for job arrays; `store merge` joins them.")
 ]
+Engine = Annotated[str, typer.Option(help="local, or ray for several GPUs or machines (pip install 'mertool[ray]').")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="A running Ray: auto or HOST:PORT. Default: one on this machine, for this command.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few clips and say what would be done, how long and how large.")
 ]
@@ -69,6 +73,8 @@ def audio(
     batch_seconds: BatchSeconds = None,
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,
@@ -104,6 +110,8 @@ def video(
     batch_seconds: BatchSeconds = None,
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,
@@ -125,6 +133,8 @@ def faces(
     device: Device = "auto",
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,
@@ -153,6 +163,8 @@ def text(
     dtype: Dtype = "auto",
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     shard: Shard = None,
     max_failed: MaxFailed = 0.1,
     overwrite: Overwrite = False,

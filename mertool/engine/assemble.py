@@ -8,7 +8,7 @@ import torch
 from mertool import encoders, peft_methods
 from mertool.encoders.aligner import Aligner
 from mertool.encoders.blocks import drop_above
-from mertool.encoders.packed import pack_linears
+from mertool.encoders.packed import pack
 from mertool.engine.batch import Limit, budget
 from mertool.engine.pipeline import Work, keep_frames, mean_pool
 from mertool.features import Recipe
@@ -50,5 +50,5 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, most: float | N
         work.select = model.set_adapter
     drop_above(encoder.blocks, max(recipe.layers))
     if device.type == "cpu":
-        pack_linears(encoder.model)
+        pack(encoder.model)
     return work

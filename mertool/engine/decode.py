@@ -19,6 +19,7 @@ from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
+LOWEST_PRIORITY = 19
 AHEAD = 4  # clips per worker that may wait, decoded, for the encoder
 CLIPS_PER_PROCESS = 500  # a worker is replaced after these: decoders leak
 
@@ -85,13 +86,18 @@ FACE_MODULES = ("mertool.media", "mertool.faces", "facenet_pytorch")
 class Decoders:
     """Worker processes that decode ahead of the device. Use as a context manager.
 
-    `preload` names the modules that are imported once for all of them.
+    `preload` names the modules that are imported once for all of them. With `give_way` they leave the cores
+    to an encoder that computes there: it has something to do as long as they are a little ahead.
     """
 
-    def __init__(self, limits: Limits, preload: tuple[str, ...] = ("mertool.media",)):
+    def __init__(self, limits: Limits, preload: tuple[str, ...] = ("mertool.media",), give_way: bool = False):
         self.workers, self.timeout = worker_count(limits.workers), limits.clip_timeout
         self._pool = ProcessPool(
-            self.workers, max_tasks=CLIPS_PER_PROCESS, context=_context(preload), initializer=_set_up_worker
+            self.workers,
+            max_tasks=CLIPS_PER_PROCESS,
+            context=_context(preload),
+            initializer=_set_up_worker,
+            initargs=[give_way],
         )
 
     def __enter__(self) -> "Decoders":
@@ -170,10 +176,9 @@ def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:
         yield frame
 
 
-def _set_up_worker() -> None:
-    # Decoders run ahead of the encoder; where they share its cores they must not hold it up.
-    if hasattr(os, "nice"):
-        os.nice(5)
+def _set_up_worker(give_way: bool) -> None:
+    if give_way and hasattr(os, "nice"):
+        os.nice(LOWEST_PRIORITY)
     # What their C libraries say about damaged files is in nobody's language; failures come back as reasons.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

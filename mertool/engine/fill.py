@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mertool.engine import pipeline
 from mertool.engine.crops import Crops
 from mertool.engine.decode import FACE_MODULES, Decoders, Limits, Outcome, decode_audio, decode_faces, decode_text
@@ -14,6 +16,8 @@ from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
 from mertool.store import PartWriter, StoreWriter
 
+ENGINES = ("local", "ray")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -21,6 +25,7 @@ class Job:
 
     `load` makes the encoder (None for face crops, which are stored as they are); `faces` is a store of crops
     for video features, which is read and filled; `no_text` has reasons why clips have no transcript.
+    `engine` is one of ENGINES; with `ray` the work is done on the cluster at `ray_address`, or on a Ray of our own.
     """
 
     output: Path
@@ -30,6 +35,9 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     faces: Path | None = None
     no_text: dict[str, str] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    engine: str = "local"
+    ray_address: str | None = None
 
     @property
     def faces_recipe(self) -> Recipe:
@@ -55,7 +63,9 @@ class Session:
     def __enter__(self) -> "Session":
         modality = self.job.recipe.modality
         modules = FACE_MODULES if modality in ("faces", "video") else ("mertool.media",)
-        self._decoders = self._stack.enter_context(Decoders(self.job.limits, modules))
+        self._decoders = self._stack.enter_context(
+            Decoders(self.job.limits, modules, give_way=self.job.device.type == "cpu")
+        )
         if modality != "text":
             self._decoders.start()  # while the encoder loads
         self._work = self.job.load()
@@ -105,7 +115,12 @@ def _do(
 ) -> pipeline.Report:
     with ExitStack() as stack:
         faces = stack.enter_context(_open_faces(job, items))
-        report = stack.enter_context(Session(job)).do(items, writer, faces, progress)
+        if job.engine == "ray":
+            from mertool.engine.on_ray import do_on_ray  # it brings sessions to Ray's workers
+
+            report = do_on_ray(items, job, writer, faces, progress, job.ray_address)
+        else:
+            report = stack.enter_context(Session(job)).do(items, writer, faces, progress)
         if faces:
             faces.finish(clip.clip for clip in manifest.clips)
     return report

@@ -155,7 +155,7 @@ class _Fleet:
     def run(self) -> None:
         """Do everything, unless it becomes unwanted."""
         with _connected(self.address) as self.ray:
-            count, self.share = _shares(self.ray, _device(self.job))
+            count, self.share = _shares(self.ray, self.job.device)
             decoders = self.job.limits.workers or max(1, min(MOST_DECODERS, self.share["num_cpus"]))
             self.job = replace(self.job, limits=replace(self.job.limits, workers=decoders))
             self.chunks.extend(Chunk(part) for part in _split(self.items, count))
@@ -280,10 +280,6 @@ def _cause(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].strip()[-300:]
 
 
-def _device(job: Job) -> torch.device:
-    return getattr(job, "device", torch.device("cpu"))
-
-
 def _shares(ray: Any, device: torch.device) -> tuple[int, dict[str, int]]:
     """How many workers the machines have room for, and what each of them takes."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -339,8 +335,7 @@ def _connect(ray: Any, address: str | None) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[-1].strip()
         raise MertoolError(
-            f"cannot connect to Ray at '{address}' ({reason}): {ADDRESSES} of a running cluster, and its token if it "
-            "asks for one (RAY_AUTH_MODE=token)"
+            f"cannot connect to Ray at '{address}' ({reason}): {ADDRESSES} of a running cluster"
         ) from error
 
 

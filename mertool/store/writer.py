@@ -147,7 +147,7 @@ class StoreWriter(PartWriter):
 
     def read_parts(self) -> None:
         """Take note of parts that others wrote."""
-        self._read_progress(overwrite=False)
+        self._note_parts(overwrite=False)
 
     def finish(self, order: Iterable[str]) -> None:
         """Merge parts and the old store into one new file: clips of `order` first, then the others."""
@@ -173,6 +173,9 @@ class StoreWriter(PartWriter):
         if self._keep_old:
             with h5py.File(self.path, "r") as file:
                 self._note_progress(file)
+        self._note_parts(overwrite)
+
+    def _note_parts(self, overwrite: bool) -> None:
         for part in sorted(self.parts.glob("part-*.h5")):
             with h5py.File(part, "r") as file:
                 if fits := file.attrs["fingerprint"] == self.recipe.fingerprint:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import psutil
 import pytest
 import torch
 
-from mertool.engine import fill, on_ray
+from mertool.engine import on_ray
 from mertool.engine.fill import Job, fill_store
 from mertool.engine.on_ray import do_on_ray
 from mertool.engine.pipeline import Work, mean_pool
@@ -31,22 +32,6 @@ from mertool.store import parts_folder
 HERE = Path(__file__).parent
 WORKERS_PATH = f"{HERE}{os.pathsep}{HERE.parents[1]}"  # of this module and of mertool
 MISSING = "Ray is not installed: pip install 'mertool[ray]'"
-
-
-class OnRay:
-    """In place of `fill.Session`: does the items on Ray."""
-
-    def __init__(self, job):
-        self.job = job
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def do(self, items, writer, faces, progress):
-        return do_on_ray(items, self.job, writer, faces, progress)
 
 
 class Letters:
@@ -88,8 +73,8 @@ def silent(*_):
     pass
 
 
-def text_job(path, load=load_letters, encoder="letters"):
-    return Job(path, Recipe("text", encoder, "w", (0,), "mean", storage_dtype="float32"), {}, load)
+def text_job(path, load=load_letters, encoder="letters", engine="ray"):
+    return Job(path, Recipe("text", encoder, "w", (0,), "mean", storage_dtype="float32"), {}, load, engine=engine)
 
 
 def text_manifest(texts):
@@ -113,12 +98,6 @@ def cluster():
     ray.shutdown()
 
 
-@pytest.fixture
-def on_cluster(cluster, monkeypatch):
-    """From here on stores are filled by Ray."""
-    monkeypatch.setattr(fill, "Session", OnRay)
-
-
 def content(path):
     """Values, ids, facts and failures of a store."""
     found = {}
@@ -136,24 +115,22 @@ def content(path):
 def letters(tmp_path_factory):
     """What a store of TEXTS holds."""
     path = tmp_path_factory.mktemp("letters") / "text.h5"
-    fill_store(TEXTS, text_job(path), silent)
+    fill_store(TEXTS, text_job(path, engine="local"), silent)
     return content(path)
 
 
 # ---------------------------------------------------------------- as without Ray
 
 
-def test_audio_is_the_same(
-    cluster, workspace, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path, monkeypatch
-):
+def test_audio_is_the_same(cluster, workspace, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path):
     from mertool.extract import ExtractOptions, extract
 
     names = [*clip_names.labelled[:5], clip_names.broken, clip_names.no_sound]
     manifest = Manifest.read(write_manifest(tmp_path / "clips.csv", [demo_rows[name] for name in names]))
     options = ExtractOptions("audio", str(tiny_encoders["hubert"]), storage="float32", device="cpu")
     extract(manifest, tmp_path / "local.h5", options, silent)
-    monkeypatch.setattr(fill, "Session", OnRay)
     steps = []
+    options = replace(options, engine="ray")
     result = extract(manifest, tmp_path / "ray.h5", options, lambda *step: steps.append(step))
     assert content(tmp_path / "ray.h5") == content(tmp_path / "local.h5")
     assert (result.extracted, result.missing, result.failed) == (5, {"no_audio": 1}, {"unreadable": 1})
@@ -174,16 +151,15 @@ def test_video_and_crops_are_the_same_from_relative_paths(
     manifest = Manifest.read(write_manifest(Path("clips.csv"), [demo_rows[name] for name in names]))
     options = ExtractOptions("video", str(tiny_encoders["clip"]), pool="none", storage="float32", fps=1, device="cpu")
     extract(manifest, Path("local/video.h5"), options, silent)
-    monkeypatch.setattr(fill, "Session", OnRay)
-    extract(manifest, Path("ray/video.h5"), options, silent)
+    extract(manifest, Path("ray/video.h5"), replace(options, engine="ray"), silent)
     for store in ("video.h5", "faces.h5"):
         assert content(Path("ray") / store) == content(Path("local") / store)
     assert [row[3] for row in content(Path("ray/faces.h5"))["failures"]] == ["no_face"]
 
 
-def test_a_store_of_another_recipe_is_overwritten(on_cluster, letters, tmp_path):
+def test_a_store_of_another_recipe_is_overwritten(cluster, letters, tmp_path):
     path = tmp_path / "text.h5"
-    fill_store(text_manifest(["other"] * 30), text_job(path, encoder="other"), silent)
+    fill_store(text_manifest(["other"] * 30), text_job(path, encoder="other", engine="local"), silent)
     fill_store(TEXTS, text_job(path), silent, overwrite=True)
     assert content(path) == letters
 
@@ -191,11 +167,12 @@ def test_a_store_of_another_recipe_is_overwritten(on_cluster, letters, tmp_path)
 # ---------------------------------------------------------------- workers that die
 
 
-def test_a_killed_worker_is_replaced(on_cluster, letters, tmp_path, caplog, capsys):
+def test_a_killed_worker_is_replaced(cluster, letters, tmp_path, caplog, capsys):
     killed = []
 
     def kill_one(*_):
-        workers = [p.pid for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::Worker")]
+        # Ray names a process by the method it is in.
+        workers = [p.pid for p in psutil.Process().children(recursive=True) if p.name() == "ray::Worker.do"]
         if workers and not killed:
             os.kill(workers[0], signal.SIGKILL)
             killed.append(workers[0])
@@ -207,7 +184,7 @@ def test_a_killed_worker_is_replaced(on_cluster, letters, tmp_path, caplog, caps
     assert capsys.readouterr().out == ""
 
 
-def test_a_clip_that_kills_its_workers_is_found_and_recorded(on_cluster, tmp_path, monkeypatch):
+def test_a_clip_that_kills_its_workers_is_found_and_recorded(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "MOST_DEATHS", 2)
     monkeypatch.setattr(on_ray, "CHUNKS_EACH", 1)
     texts = ["a"] * 8
@@ -233,7 +210,7 @@ def test_chunks_are_many_enough_for_all_to_end_together(clips, workers, size):
     assert [clip for part in parts for clip in part] == list(range(clips))
 
 
-def test_workers_that_die_as_they_start_end_the_run(on_cluster, tmp_path, monkeypatch):
+def test_workers_that_die_as_they_start_end_the_run(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
     with pytest.raises(MertoolError, match="workers died as they started, 1 times each; the last: ") as error:
         fill_store(TEXTS, text_job(tmp_path / "text.h5", die), silent)
@@ -243,14 +220,14 @@ def test_workers_that_die_as_they_start_end_the_run(on_cluster, tmp_path, monkey
 # ---------------------------------------------------------------- errors
 
 
-def test_an_error_of_the_users_is_the_same_as_without_ray(on_cluster, tmp_path):
+def test_an_error_of_the_users_is_the_same_as_without_ray(cluster, tmp_path):
     with pytest.raises(MertoolError) as error:
         fill_store(TEXTS, text_job(tmp_path / "text.h5", load_nothing), silent)
     assert type(error.value) is MertoolError
     assert str(error.value) == "the weights are broken: fetch them again"
 
 
-def test_a_bug_keeps_its_traceback(on_cluster, tmp_path):
+def test_a_bug_keeps_its_traceback(cluster, tmp_path):
     with pytest.raises(ZeroDivisionError, match=r"(?s)in load_with_a_bug.*a bug of ours"):
         fill_store(TEXTS, text_job(tmp_path / "text.h5", load_with_a_bug), silent)
 
@@ -305,7 +282,6 @@ def test_gpus_are_shared_out():
 
 def fill_slowly(path):
     """What the command does in the tests of interrupts."""
-    fill.Session = OnRay
     fill_store(TEXTS, text_job(Path(path), partial(load_letters, 0.4)), lambda *step: print("done", *step, flush=True))
 
 
