@@ -4,7 +4,7 @@ VENV := .venv
 MERTOOL := $(VENV)/bin/mertool
 DEMO := build/demo
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint fuzz crash bench bench-memory clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,10 @@ help:
 	@echo "make demo    the whole pipeline on the clips of data/demo, into $(DEMO)"
 	@echo "make test    the tests"
 	@echo "make lint    style, format and types"
+	@echo "make fuzz    extraction over 1,000 damaged files (about 6 min)"
+	@echo "make crash   an extraction killed 100 times, and resumed (about 9 min)"
+	@echo "make bench   extraction against a plain script, into build/bench/extract.json (about 12 min)"
+	@echo "make bench-memory   peak memory for 1,000 and 10,000 clips (about 10 min)"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 
 setup: $(VENV)/.ready
@@ -32,6 +36,18 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+fuzz: setup
+	$(VENV)/bin/python tests/fuzz.py --count 1000
+
+crash: setup
+	$(VENV)/bin/python tests/crash.py --kills 100
+
+bench: setup
+	$(VENV)/bin/python tests/bench/extract.py
+
+bench-memory: setup
+	$(VENV)/bin/python tests/bench/memory.py
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -6,7 +6,7 @@ area times detection probability, the one that is large and long on the screen. 
 not found are skipped and counted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -20,6 +20,8 @@ DETECT_SIDE = 640  # frames are shrunk to this longer side for detection
 MIN_FACE = 40  # smallest face side MTCNN looks for, in pixels of the shrunk frame
 MIN_PROBABILITY = 0.9
 MIN_OVERLAP = 0.2
+FRAMES_AT_ONCE = 4  # detected together: a tenth to a sixth faster than one by one, and than eight
+BYTES_AT_ONCE = 64 << 20  # of frames as they came, which may be large
 MOST_FACES = 4  # per frame; smaller ones cannot be the person the clip shows
 CROP = 224
 MARGIN = 0.3  # of the box's longer side, both sides together
@@ -57,10 +59,10 @@ def find_face(frames: Iterable[tuple[float, np.ndarray]]) -> FaceTrack:
     """Follow the main face through (seconds, RGB frame) pairs. Raises ClipError no_face."""
     tracks: list[_Track] = []
     seen, seconds = 0, 0.0
-    for moment, frame in frames:
+    for moment, frame, faces in _detected(frames):
         seen, seconds = seen + 1, moment
         free = list(tracks)
-        for box, probability in _detect(frame):
+        for box, probability in faces:
             track = max(free, key=lambda t: overlap(t.box, box), default=None)
             if track is None or overlap(track.box, box) < MIN_OVERLAP:
                 track = _Track(box)
@@ -109,15 +111,45 @@ def _detector() -> Any:
     return MTCNN(keep_all=True, min_face_size=MIN_FACE, post_process=False, device="cpu")
 
 
-def _detect(frame: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Boxes in pixels of the frame, the largest first, with their probabilities."""
-    scale = min(1.0, DETECT_SIDE / max(frame.shape[:2]))
-    height, width = (max(1, round(side * scale)) for side in frame.shape[:2])
-    if min(height, width) < MIN_FACE:
+def _detected(
+    frames: Iterable[tuple[float, np.ndarray]],
+) -> Iterator[tuple[float, np.ndarray, list[tuple[np.ndarray, float]]]]:
+    """Every frame with its faces; some are detected together."""
+    waiting: list[tuple[float, np.ndarray]] = []
+    size = 0
+    for moment, frame in frames:
+        if waiting and (frame.shape != waiting[0][1].shape or size + frame.nbytes > BYTES_AT_ONCE):
+            yield from _with_faces(waiting)
+            waiting, size = [], 0
+        waiting.append((moment, frame))
+        size += frame.nbytes
+        if len(waiting) == FRAMES_AT_ONCE:
+            yield from _with_faces(waiting)
+            waiting, size = [], 0
+    yield from _with_faces(waiting)
+
+
+def _with_faces(
+    frames: list[tuple[float, np.ndarray]],
+) -> Iterator[tuple[float, np.ndarray, list[tuple[np.ndarray, float]]]]:
+    for (moment, frame), faces in zip(frames, _detect([frame for _, frame in frames]), strict=True):
+        yield moment, frame, faces
+
+
+def _detect(frames: list[np.ndarray]) -> list[list[tuple[np.ndarray, float]]]:
+    """Of each of several frames of one size: boxes in its pixels, the largest first, with probabilities."""
+    if not frames:
         return []
-    # One frame at a time: MTCNN fails on batches in which some frames have no face (and on a CPU
-    # batches are no faster).
-    boxes, probabilities = _detector().detect(resize(frame, height, width))
+    shape = frames[0].shape[:2]
+    scale = min(1.0, DETECT_SIDE / max(shape))
+    height, width = (max(1, round(side * scale)) for side in shape)
+    if min(height, width) < MIN_FACE:
+        return [[] for _ in frames]
+    boxes, probabilities = _detector().detect(np.stack([resize(frame, height, width) for frame in frames]))
+    return [_large_faces(*found, scale) for found in zip(boxes, probabilities, strict=True)]
+
+
+def _large_faces(boxes: np.ndarray | None, probabilities: np.ndarray, scale: float) -> list[tuple[np.ndarray, float]]:
     if boxes is None:
         return []
     found = [

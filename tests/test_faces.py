@@ -34,9 +34,16 @@ def scene(monkeypatch):
             pictures.append(frame)
         found = {id(frame): people for frame, people in zip(pictures, script, strict=True)}
 
-        def detect(frame: np.ndarray) -> list[tuple[np.ndarray, float]]:
-            by_size = sorted(found[id(frame)], key=lambda item: -np.prod(item[1][2:] - item[1][:2]))
-            return [(place, probability) for _, place, probability in by_size]
+        def detect(frames: list[np.ndarray]) -> list[list[tuple[np.ndarray, float]]]:
+            return [
+                [
+                    (place, probability)
+                    for _, place, probability in sorted(
+                        found[id(frame)], key=lambda item: -np.prod(item[1][2:] - item[1][:2])
+                    )
+                ]
+                for frame in frames
+            ]
 
         monkeypatch.setattr(faces, "_detect", detect)
         return find_face((number / 4, frame) for number, frame in enumerate(pictures))
@@ -156,13 +163,33 @@ def test_mtcnn_finds_none_in_the_demo_clip_without_one(demo):
 
 def test_a_detected_box_is_in_pixels_of_the_frame_whatever_its_size(demo):
     _, frame = next(iter(read_frames(demo / "clips" / "spk01_001.mp4", 1, 1)))
-    (place, probability), *_ = faces._detect(frame)
+    ((place, probability), *_), *_ = faces._detect([frame])
     large = resize(frame, 4 * frame.shape[0], 4 * frame.shape[1])
-    (large_place, _), *_ = faces._detect(large)
+    ((large_place, _), *_), *_ = faces._detect([large])
     assert probability >= 0.9
     assert overlap(place, large_place / 4) > 0.75
 
 
 @pytest.mark.parametrize("shape", [(10, 10, 3), (39, 900, 3), (64, 64, 3)])
 def test_small_and_empty_frames_have_no_face(shape):
-    assert faces._detect(np.zeros(shape, np.uint8)) == []
+    assert faces._detect([np.zeros(shape, np.uint8)] * 2) == [[], []]
+
+
+def test_frames_detected_together_have_the_faces_they_have_alone(demo):
+    """Also where some of them have none, which MTCNN's own batches are known to fail on."""
+    seen = [frame for _, frame in read_frames(demo / "clips" / "spk01_001.mp4", 2, 4)]
+    empty = np.zeros_like(seen[0])
+    frames = [seen[0], empty, *seen[1:], empty]
+    together = faces._detect(frames)
+    assert [len(found) for found in together] == [1 if frame.any() else 0 for frame in frames]
+    for found, frame in zip(together, frames, strict=True):
+        for (place, probability), (alone, certain) in zip(found, faces._detect([frame])[0], strict=True):
+            np.testing.assert_allclose(place, alone, atol=0.01)
+            assert probability == pytest.approx(certain, abs=1e-4)
+
+
+def test_frames_of_different_sizes_are_detected_apart(demo):
+    frames = list(read_frames(demo / "clips" / "spk01_001.mp4", 1, 2))
+    moment, frame = frames[0]
+    mixed = [(moment, frame), (moment, frame[:-10]), (moment, frame)]
+    assert [len(found) for _, _, found in faces._detected(mixed)] == [1, 1, 1]

@@ -17,7 +17,9 @@ from mertool.devices import send
 from mertool.encoders.blocks import find_blocks, stack, tap
 from mertool.encoders.checkpoint import load_model
 
-FRAMES_AT_ONCE = 64
+# Frames in one forward pass. On a CPU more than a few do not fit its caches: 14 at once are a quarter slower.
+FRAMES_AT_ONCE = {"cpu": 4}
+FRAMES_AT_ONCE_ON_GPU = 256
 HALF = [0.5, 0.5, 0.5]
 
 
@@ -65,7 +67,8 @@ class ImageEncoder:
 
     def encode_prepared(self, clips: list[torch.Tensor], keep: tuple[int, ...]) -> list[torch.Tensor]:
         """(L, T, D) for each prepared clip."""
-        parts = [self._forward(pixels, keep) for pixels in torch.cat(clips).split(FRAMES_AT_ONCE)]
+        at_once = FRAMES_AT_ONCE.get(self.device.type, FRAMES_AT_ONCE_ON_GPU)
+        parts = [self._forward(pixels, keep) for pixels in torch.cat(clips).split(at_once)]
         return list(torch.cat(parts, dim=1).split([len(clip) for clip in clips], dim=1))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
