@@ -240,6 +240,8 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
     source = encoders.find(options.encoder or encoders.DEFAULTS[modality], modality)
+    if options.dtype == "auto" and modality == "text" and encoders.is_half(source):
+        dtype = torch.bfloat16  # a large language model in float32 would need twice the memory its authors used
     weights = source.digest()
     adapter = _read_adapter(options.adapter, source.name, weights)
     aligner = Run.read(options.aligner, "align", "video", "sizes") if options.aligner else None

@@ -91,22 +91,31 @@ def show_bytes(count: float) -> str:
 
 
 class Pace:
-    """Words for how fast a stage goes: things and seconds of media per second, failures, time left."""
+    """Words for how fast a stage goes: things and seconds of media per second, failures, time left.
+
+    It counts from the first thing that is done: what comes before is loading, and says nothing about the rest.
+    """
 
     def __init__(self, unit: str):
         self.unit = unit
-        self.began = time.monotonic()
+        self.first: tuple[float, int, float] | None = None
 
     def describe(self, done: int, total: int, failed: int, media: float) -> str:
         """`3.4 clips/s, 12 s of media/s, 2 failed, 12 min left`."""
-        passed = max(1e-6, time.monotonic() - self.began)
-        parts = [f"{done / passed:.1f} {self.unit}/s"]
-        if media:
-            parts.append(f"{media / passed:.0f} s of media/s")
+        now = time.monotonic()
+        if self.first is None or done < self.first[1]:  # the next part of the work counts anew
+            self.first = (now, done, media)
+        since, before, heard = self.first
+        passed, new = now - since, done - before
+        parts = []
+        if passed > 0 and new > 0:
+            parts.append(f"{new / passed:.1f} {self.unit}/s")
+            if media > heard:
+                parts.append(f"{(media - heard) / passed:.0f} s of media/s")
         if failed:
             parts.append(f"{failed} failed")
-        if done:
-            parts.append(f"{show_time(passed * (total - done) / done)} left")
+        if passed > 0 and new > 0:
+            parts.append(f"{show_time(passed * (total - done) / new)} left")
         return ", ".join(parts)
 
 
@@ -152,10 +161,11 @@ class _Lines:
 
     def __call__(self, done: int, total: int, failed: int = 0, media: float = 0.0) -> None:
         now = time.monotonic()
+        pace = self.pace.describe(done, total, failed, media)
         if now - self.last < LINE_EVERY or not done:
             return
         self.last = now
-        note(f"{self.title}: {done} of {total} {self.unit}, {self.pace.describe(done, total, failed, media)}")
+        note(f"{self.title}: " + ", ".join(filter(None, [f"{done} of {total} {self.unit}", pace])))
 
 
 def check_failed(share: float, features: int, most: float, where: str) -> None:

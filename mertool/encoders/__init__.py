@@ -162,6 +162,12 @@ def count_layers(source: Source) -> int:
     return int(getattr(loaded, "vision_config", loaded).num_hidden_layers)
 
 
+def is_half(source: Source) -> bool:
+    """Whether the weights are kept in half precision, as those of large language models are."""
+    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.") in ("bfloat16", "float16")
+
+
 def load(modality: str, source: Source, device: Any, dtype: Any) -> Any:
     """Load an encoder of one modality onto a device; see the top of this file for what comes back."""
     choose("modality", modality, FAMILIES)

@@ -1,5 +1,6 @@
 """The table, and finding an encoder by name, folder or hub id."""
 
+import json
 import shutil
 import time
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mertool.encoders import DEFAULTS, FAMILIES, TABLE, find, load
+from mertool.encoders import DEFAULTS, FAMILIES, TABLE, Source, find, is_half, load
 from mertool.errors import MertoolError
 
 
@@ -206,3 +207,18 @@ def test_an_unused_pooler_may_be_missing(tiny_encoders, tmp_path):
     save_file(left, folder / "model.safetensors", {"format": "pt"})
     encoder = load("text", find(str(folder), "text"), torch.device("cpu"), torch.float32)
     assert encoder.encode(["we lost"], (3,))[0].shape == (1, 2, 96)
+
+
+@pytest.mark.parametrize(
+    ("settings", "half"),
+    [
+        ({}, False),
+        ({"torch_dtype": "float32"}, False),
+        ({"torch_dtype": "bfloat16"}, True),
+        ({"dtype": "float16"}, True),
+        ({"dtype": None, "torch_dtype": "float16"}, True),
+    ],
+)
+def test_weights_kept_in_half_precision(settings, half, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **settings}))
+    assert is_half(Source("m", tmp_path, "m")) is half
