@@ -202,7 +202,8 @@ def _transcribe(
 
 
 def _shard_path(path: Path, number: int, count: int) -> Path:
-    return path.with_name(f"{path.stem}.{number}-of-{count}{path.suffix}")
+    # Padded, so that the shell lists the shards in the order of the clips.
+    return path.with_name(f"{path.stem}.{number:0{len(str(count))}}-of-{count}{path.suffix}")
 
 
 def _faces_store(output: Path, options: ExtractOptions) -> Path | None:

@@ -6,9 +6,11 @@ The workers import this module, so it imports no torch: that would cost each of 
 import multiprocessing
 import os
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,8 +181,6 @@ def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:
 def _set_up_worker(give_way: bool) -> None:
     if give_way and hasattr(os, "nice"):
         os.nice(LOWEST_PRIORITY)
-    # What their C libraries say about damaged files is in nobody's language; failures come back as reasons.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def worker_count(asked: int | None = None) -> int:
@@ -195,6 +195,26 @@ def _context(preload: tuple[str, ...]) -> Any:
     """Never plain fork: it copies locks that torch's and HDF5's threads may hold at that moment."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # not everywhere
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    with _muted():
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """What is started meanwhile has no standard error: what C libraries say about damaged files is in nobody's
+    language, and failures come back as reasons. Nor is the traceback of use that a process prints which was
+    being started when the run ended."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
