@@ -33,7 +33,7 @@ from mertool.features import (
 from mertool.files import check_writable
 from mertool.manifest import Manifest
 from mertool.runs import Run
-from mertool.store import FeatureStore
+from mertool.store import FeatureStore, check_store
 
 MODALITIES = ("audio", "video", "faces", "text")
 DEFAULT_LAYERS = {"audio": "all", "video": "last", "text": "last"}
@@ -93,10 +93,12 @@ class ExtractOptions:
             )
         if not 0 < self.fps <= 120:
             raise MertoolError(f"fps {self.fps:g} is not in the range of video: give 0.1 to 120")
-        if self.clip_timeout <= 0 or (self.workers is not None and self.workers < 1):
-            raise MertoolError("--clip-timeout and --workers must be positive")
-        if self.batch_seconds is not None and self.batch_seconds < 0:
-            raise MertoolError("--batch-seconds must be positive, or 0 for one clip at a time")
+        if not self.clip_timeout > 0:
+            raise MertoolError(f"--clip-timeout {self.clip_timeout:g}: give more than 0 seconds")
+        if self.workers is not None and self.workers < 1:
+            raise MertoolError(f"--workers {self.workers}: give at least 1")
+        if self.batch_seconds is not None and not 0 <= self.batch_seconds < float("inf"):
+            raise MertoolError(f"--batch-seconds {self.batch_seconds:g}: give seconds, or 0 for one clip at a time")
         if self.aligner and self.pool == "none":
             raise MertoolError("an aligner gives one vector per clip: leave out --pool none")
         if self.faces and self.modality != "video":
@@ -122,6 +124,7 @@ class ExtractResult:
     media_seconds: float
     seconds: dict[str, float]
     transcripts: str | None
+    faces: str | None
     worked: bool
 
     @property
@@ -136,10 +139,12 @@ class ExtractResult:
 def extract(manifest: Manifest, output: Path, options: ExtractOptions, progress: pipeline.Progress) -> ExtractResult:
     """Fill the store `output` with features of every clip; resumes, and skips what is there."""
     manifest, job = _prepare(manifest, output, options)
+    check_store(job.output, job.recipe, options.overwrite)  # before hours of listening
     if options.asr:
         manifest, job = _transcribe(manifest, job, options, progress)
     filled = fill_store(manifest, job, progress, options.overwrite)
-    return _result(job.output, manifest, filled, str(transcripts_beside(job.output)) if options.asr else None)
+    sheet = transcripts_beside(job.output)
+    return _result(job, manifest, filled, str(sheet) if options.asr and sheet.exists() else None)
 
 
 def estimate(manifest: Manifest, output: Path, options: ExtractOptions) -> Estimate:
@@ -164,16 +169,23 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple[Manifest, Job]:
     """The clips of this shard, and what is to be done with them; everything is checked here."""
-    faces = _faces_store(output, options)
+    if options.modality == "text" and not options.asr and not any((clip.text or "").strip() for clip in manifest.clips):
+        raise MertoolError(
+            f"no clip of {manifest.source} has a transcript: build a manifest with `mertool manifest --transcripts`, "
+            "or give --asr whisper-large-v3"
+        )
+    shard = ""
     if options.shard:
         number, count = parse_shard(options.shard)
         if len(manifest) < count:
             raise MertoolError(f"{manifest.source} has {len(manifest)} clips, too few for {count} shards")
         ends = [len(manifest) * part // count for part in (number - 1, number)]
         manifest = replace(manifest, clips=manifest.clips[slice(*ends)])
-        output = _shard_path(output, number, count)
-        faces = _shard_path(faces, number, count) if faces and not options.faces else faces
+        # Padded, so that the shell lists the shards in the order of the clips.
+        shard = f".{number:0{len(str(count))}}-of-{count}"
+        output = output.with_name(f"{output.stem}{shard}{output.suffix}")
     check_writable(output, manifest.source, options.faces)
+    faces = _faces_store(output, options, shard)
     prepare = _prepare_faces if options.modality == "faces" else _prepare_encoder
     recipe, origin, load = prepare(options)
     return manifest, Job(
@@ -193,7 +205,7 @@ def _transcribe(
     manifest: Manifest, job: Job, options: ExtractOptions, progress: pipeline.Progress
 ) -> tuple[Manifest, Job]:
     """The manifest with recognised texts where it had none; the CSV beside the store keeps them."""
-    source = encoders.find(str(options.asr), "audio")
+    source = encoders.find_recogniser(str(options.asr))
     device = resolve_device(options.device)
     found = transcribe_clips(
         manifest, job.output, source, device, job.limits, lambda done, total, failed: progress(done, total, failed, 0.0)
@@ -201,18 +213,13 @@ def _transcribe(
     return found.manifest, replace(job, no_text=found.reasons)
 
 
-def _shard_path(path: Path, number: int, count: int) -> Path:
-    # Padded, so that the shell lists the shards in the order of the clips.
-    return path.with_name(f"{path.stem}.{number:0{len(str(count))}}-of-{count}{path.suffix}")
-
-
-def _faces_store(output: Path, options: ExtractOptions) -> Path | None:
+def _faces_store(output: Path, options: ExtractOptions, shard: str) -> Path | None:
     """The store of crops that video features are made from; None where crops are not kept."""
     if options.modality != "video":
         return None
     recipe = faces_recipe(_media_settings(options))
     if options.faces is None:
-        return crops_beside(output, recipe) if options.keep_faces else None
+        return crops_beside(output, recipe, shard) if options.keep_faces else None
     with FeatureStore(options.faces) as store:
         if store.recipe.modality != "faces":
             raise MertoolError(f"{store.path} holds {store.recipe.modality}: --faces takes a store of `extract faces`")
@@ -276,7 +283,7 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
         "aligner": str(options.aligner.absolute()) if options.aligner else None,
     }
     if options.asr:
-        origin["asr"] = encoders.find(options.asr, "audio").to_json()
+        origin["asr"] = encoders.find_recogniser(options.asr).to_json()
 
     parts = Parts(
         source,
@@ -298,7 +305,7 @@ def _media_settings(options: ExtractOptions) -> dict[str, Any]:
     if options.modality == "audio":
         return {"sample_rate": SAMPLE_RATE}
     if options.modality == "text":
-        return {"asr": encoders.find(options.asr, "audio").digest()} if options.asr else {}
+        return {"asr": encoders.find_recogniser(options.asr).digest()} if options.asr else {}
     from mertool.faces import SETTINGS
 
     return {"fps": options.fps, "most_frames": MOST_FRAMES, **SETTINGS}
@@ -316,14 +323,14 @@ def _read_adapter(folder: Path | None, encoder: str, weights: str) -> Run | None
     return run
 
 
-def _result(output: Path, manifest: Manifest, filled: Filled, transcripts: str | None) -> ExtractResult:
-    with FeatureStore(output) as store:
+def _result(job: Job, manifest: Manifest, filled: Filled, transcripts: str | None) -> ExtractResult:
+    with FeatureStore(job.output) as store:
         layers, channels = max(1, len(store.layers)), store.channels if len(store) else 0
         features = sum(clip.clip in store.index for clip in manifest.clips)
     counts = Counter(filled.reasons)
     report = filled.report
     return ExtractResult(
-        str(output),
+        str(job.output),
         len(manifest),
         report.extracted,
         filled.cached,
@@ -336,5 +343,6 @@ def _result(output: Path, manifest: Manifest, filled: Filled, transcripts: str |
         round(report.media_seconds, 3),
         {name: round(getattr(report, name), 3) for name in ("wall", "encode", "idle", "decode", "faces", "write")},
         transcripts,
+        str(job.faces) if job.faces else None,
         report.done > 0,
     )

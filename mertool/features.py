@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mertool.errors import MertoolError, choose
+from mertool.errors import MertoolError, choose, suggest
 from mertool.files import digest_json
 
 MODALITIES = ("audio", "video", "text")
@@ -83,7 +83,7 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
     >>> parse_layers("16-18,24", 24)
     (16, 17, 18, 24)
     """
-    valid = f"valid: all, last, a range as 16-21 or a list as 0,6,12, with 0 (embedding) to {count}"
+    valid = f"valid: all, last, {LAST_FOUR}, a range as 16-21 or a list as 0,6,12, with 0 (embedding) to {count}"
     chosen: list[int] = []
     for piece in text.replace(" ", "").lower().split(","):
         if piece == "all":
@@ -93,7 +93,7 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
         else:
             first, _, last = piece.partition("-")
             if not first.isdecimal() or not (last.isdecimal() or "-" not in piece):
-                raise MertoolError(f"layers '{text}' cannot be read; {valid}")
+                raise MertoolError(f"layers '{text}' cannot be read: {suggest(text, [LAST_FOUR])}{valid}")
             chosen += range(int(first), int(last or first) + 1)
     if not chosen or max(chosen) > count:
         raise MertoolError(f"layers '{text}' are not in this encoder; {valid}")

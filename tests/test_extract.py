@@ -1,6 +1,7 @@
 """`mertool extract`: clips in, a store out."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -111,6 +112,190 @@ def test_chosen_layers_and_frames(audio, tmp_path):
     seconds = FeatureStore(tmp_path / "audio.h5").facts()["seconds"][0]
     assert values[FOUR[0]].shape[0] == 3
     assert abs(values[FOUR[0]].shape[1] - 50 * seconds) <= 2
+
+
+# ---------------------------------------------------------------- the sum of the last four layers
+
+
+@pytest.mark.parametrize(("modality", "encoder", "last"), [("audio", "hubert_group", 4), ("text", "bert", 3)])
+@pytest.mark.parametrize("pool", ["mean", "none"])
+def test_the_sum_of_the_last_four_layers(pool, modality, encoder, last, call, invoke, four, tiny_encoders, tmp_path):
+    given = ["extract", modality, four, "--encoder", tiny_encoders[encoder], "--storage", "float32", "--pool", pool]
+    for layers in ("all", "last-four-sum", "last"):
+        call(*given, "-o", tmp_path / f"{layers}.h5", "--layers", layers, "-q")
+    (all_layers, numbers, _), (summed, axis, _) = read(tmp_path / "all.h5"), read(tmp_path / "last-four-sum.h5")
+    assert numbers == tuple(range(last + 1))
+    assert len(axis) == 1
+    assert summed.keys() == all_layers.keys()
+    for clip, value in summed.items():
+        expected = all_layers[clip][-4:].sum(0)
+        np.testing.assert_allclose(value if pool == "none" else value[0], expected, rtol=1e-4, atol=1e-4)
+    again = invoke(*given, "-o", tmp_path / "last.h5", "--layers", "last-four-sum")
+    assert "was made by another recipe" in str(again.exception)
+
+
+def test_a_sum_of_layers_is_shown_as_one(call, audio, tmp_path):
+    """It must not look like a store of the last layer."""
+    assert audio("--layers", "last-four-sum")["layers"] == 1
+    audio("--layers", "last", store=tmp_path / "last.h5")
+    found = json.loads(call("store", "ls", tmp_path / "audio.h5", tmp_path / "last.h5", "--json").stdout)
+    summed, last = found["stores"]
+    assert (summed["clips"], summed["channels"]) == (4, 32)
+    assert last["layers"] == "4"
+    assert "1-4" in summed["layers"]
+    assert "sum" in summed["layers"]
+
+
+def test_a_sum_of_layers_can_be_fused(call, workspace, text_store, tiny_encoders, tmp_path):
+    given = ["--encoder", tiny_encoders["bert"], "--layers", "last-four-sum", "-q"]
+    call("extract", "text", workspace.manifest, "-o", tmp_path / "sum.h5", *given)
+    options = ["--folds", 3, "--seeds", 1, "--epochs", 1, "--width", 8, "-q"]
+    call("fuse", tmp_path / "sum.h5", text_store, "-m", workspace.manifest, "-o", tmp_path / "run", *options)
+    call("predict", tmp_path / "run", workspace.manifest, "-o", tmp_path / "p.csv", "-q", "--max-failed", 1)
+    cached, _, _ = read(tmp_path / "p.csv.features" / "sum.h5")
+    stored, _, _ = read(tmp_path / "sum.h5")
+    assert cached.keys() == stored.keys()
+    for clip, value in cached.items():
+        np.testing.assert_allclose(value, stored[clip], rtol=1e-3, atol=1e-3)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def largest_difference(one, other):
+    """Of the values of two stores, relative to their norms."""
+    (a, _, _), (b, _, _) = read(one), read(other)
+    assert list(a) == list(b)
+    assert a
+    return max(float(np.linalg.norm(a[clip] - b[clip]) / np.linalg.norm(b[clip])) for clip in a)
+
+
+@pytest.fixture
+def batch_sizes(monkeypatch):
+    """Numbers of clips per batch, as they are encoded."""
+    from mertool.engine import pipeline
+
+    sizes, real = [], pipeline._Encoded
+
+    def note(batch, work):
+        sizes.append(len(batch))
+        return real(batch, work)
+
+    monkeypatch.setattr(pipeline, "_Encoded", note)
+    return sizes
+
+
+@pytest.mark.parametrize("encoder", ["hubert_group", "wav2vec2", "whisper"])
+def test_sound_in_batches_has_the_same_values(encoder, audio, batch_sizes, tmp_path):
+    audio("--storage", "float32", encoder=encoder)
+    assert batch_sizes == [1, 1, 1, 1]
+    audio("--storage", "float32", "--batch-seconds", 120, encoder=encoder, store=tmp_path / "batched.h5")
+    assert max(batch_sizes) > 1
+    assert largest_difference(tmp_path / "batched.h5", tmp_path / "audio.h5") < 1e-4
+
+
+def test_pictures_in_batches_have_the_same_values(
+    call, workspace, faces_store, tiny_encoders, demo_rows, write_manifest, batch_sizes, tmp_path
+):
+    manifest = write_manifest(tmp_path / "m.csv", [demo_rows[clip] for clip in ("spk01_001", "spk02_004", "spk06_009")])
+    given = ["--encoder", tiny_encoders["clip"], "--faces", faces_store, "--fps", 1, "--storage", "float32", "-q"]
+    call("extract", "video", manifest, "-o", tmp_path / "alone.h5", *given, "--batch-seconds", 0)
+    assert batch_sizes == [1, 1, 1]
+    call("extract", "video", manifest, "-o", tmp_path / "batched.h5", *given, "--batch-seconds", 60)
+    assert batch_sizes[3:] == [3]
+    assert largest_difference(tmp_path / "batched.h5", tmp_path / "alone.h5") < 1e-4
+
+
+@pytest.mark.parametrize("encoder", ["bert", "roberta", "llama"])
+def test_texts_in_batches_have_the_same_values(
+    encoder, call, demo_rows, write_manifest, tiny_encoders, batch_sizes, monkeypatch, tmp_path
+):
+    """Several texts share a batch also on a CPU."""
+    from mertool.engine import batch
+
+    texts = [row for row in demo_rows.values() if row["text"]][:12]
+    manifest = write_manifest(tmp_path / "m.csv", [*texts, {**texts[0], "clip": "one", "text": "wow"}])
+    given = ["extract", "text", manifest, "--encoder", tiny_encoders[encoder], "--storage", "float32", "-q"]
+    call(*given, "-o", tmp_path / "batched.h5")
+    assert max(batch_sizes) > 1
+    batch_sizes.clear()
+    monkeypatch.setitem(batch.CPU_BUDGET, "text", 0.0)
+    call(*given, "-o", tmp_path / "alone.h5")
+    assert set(batch_sizes) == {1}
+    assert largest_difference(tmp_path / "batched.h5", tmp_path / "alone.h5") < 1e-4
+
+
+# ---------------------------------------------------------------- long transcripts
+
+
+def test_transcripts_that_are_cut_are_counted(invoke, write_manifest, tiny_encoders, tmp_path):
+    """The small RoBERTa takes 32 tokens, two of them special."""
+    texts = {"short": "so sad", "fits": "day " * 30, "long": "day " * 31, "longer": "so sad " * 200, "none": " "}
+    manifest = write_manifest(
+        tmp_path / "m.csv", [{"clip": clip, "path": f"{clip}.mp4", "text": text} for clip, text in texts.items()]
+    )
+    given = ["extract", "text", manifest, "--encoder", tiny_encoders["roberta"], "--storage", "float32"]
+    said = invoke(*given, "-o", tmp_path / "said.h5").stdout
+    assert "cut to the encoder's length: 2 transcripts\n" in said
+    assert json.loads(invoke(*given, "-o", tmp_path / "counted.h5", "--json").stdout)["truncated"] == 2
+    values, _, _ = read(tmp_path / "said.h5")
+    np.testing.assert_allclose(values["long"], values["fits"], atol=1e-5)
+    again = invoke(*given, "-o", tmp_path / "said.h5")
+    assert "is up to date" in again.stdout
+    assert "cut to" not in again.stdout
+
+
+def test_where_nothing_is_cut_nothing_is_said(invoke, four, tiny_encoders, tmp_path):
+    given = ["extract", "text", four, "--encoder", tiny_encoders["bert"]]
+    assert "cut to" not in invoke(*given, "-o", tmp_path / "a.h5").stdout
+    assert json.loads(invoke(*given, "-o", tmp_path / "b.h5", "--json").stdout)["truncated"] == 0
+
+
+# ---------------------------------------------------------------- where the time went
+
+SECONDS = r"\d+\.\d s"
+
+
+def test_the_line_of_times(invoke, four, tiny_encoders, tmp_path):
+    given = ["--encoder", tiny_encoders["hubert_group"]]
+    said = invoke("extract", "audio", four, "-o", tmp_path / "a.h5", *given).stdout
+    beside = f"decode {SECONDS}, faces 0\\.0 s, write {SECONDS}"
+    line = (
+        rf"^time: {SECONDS} \(\d+ s of media per second\): encode {SECONDS}, idle {SECONDS}; beside it, summed over "
+        rf"the processes: {beside}\. Bottleneck: (the encoder|decode|faces|write)$"
+    )
+    assert re.search(line, said, re.MULTILINE), said
+    assert "time: " not in invoke("extract", "audio", four, "-o", tmp_path / "a.h5", *given).stdout
+
+
+def test_times_as_json(audio):
+    seconds = audio()["seconds"]
+    assert list(seconds) == ["wall", "encode", "idle", "decode", "faces", "write"]
+    assert seconds["wall"] == pytest.approx(seconds["encode"] + seconds["idle"], abs=0.0021)
+    assert seconds["encode"] > 0
+    assert seconds["decode"] > 0
+    assert seconds["faces"] == 0
+    assert set(audio()["seconds"].values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("spent", "slowest"),
+    [
+        ({"encode": 8.0, "idle": 2.0, "decode": 9.0, "faces": 9.0}, "the encoder"),
+        ({"encode": 2.0, "idle": 8.0, "decode": 9.0, "faces": 1.0}, "decode"),
+        ({"encode": 2.0, "idle": 8.0, "decode": 1.0, "faces": 9.0}, "faces"),
+        ({"encode": 2.0, "idle": 8.0, "decode": 0.1, "faces": 0.0, "write": 7.5}, "write"),
+    ],
+)
+def test_the_bottleneck(spent, slowest):
+    from types import SimpleNamespace
+
+    from mertool.cli.extract import _where_time_went
+
+    seconds = {"wall": 10.0, "write": 0.1, **spent}
+    line = _where_time_went("video", SimpleNamespace(seconds=seconds, media_seconds=100.0))
+    assert line.startswith("time without loading: 10.0 s (10 s of media per second): encode ")
+    assert line.endswith(f". Bottleneck: {slowest}")
 
 
 # ---------------------------------------------------------------- the counts

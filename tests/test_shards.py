@@ -19,10 +19,9 @@ WORDLESS = ["c02", "c09"]
 @pytest.fixture
 def manifest(tmp_path, write_manifest):
     """Transcripts alone, of some clips empty ones."""
-    rows = [{"clip": clip, "path": f"{clip}.mp4", "text": f"so sad {clip} day"} for clip in CLIPS]
-    return write_manifest(
-        tmp_path / "clips.csv", [{**row, "text": ""} if row["clip"] in WORDLESS else row for row in rows]
-    )
+    said = {clip: "" if clip in WORDLESS else f"so sad {clip} day" for clip in CLIPS}
+    rows = [{"clip": clip, "path": f"{clip}.mp4", "text": text} for clip, text in said.items()]
+    return write_manifest(tmp_path / "clips.csv", rows)
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def contents(path):
         return store.ids, [(failure.clip, failure.reason) for failure in store.failures()], store.read()
 
 
-@pytest.mark.parametrize("count", [2, 5, 13])
+@pytest.mark.parametrize("count", [4, 13])
 def test_shards_are_disjoint_and_contiguous_and_together_everything(count, shards):
     parts = []
     for path in shards(count):

@@ -99,12 +99,14 @@ class Pace:
     def __init__(self, unit: str):
         self.unit = unit
         self.first: tuple[float, int, float] | None = None
+        self.last = 0
 
     def describe(self, done: int, total: int, failed: int, media: float) -> str:
         """`3.4 clips/s, 12 s of media/s, 2 failed, 12 min left`."""
         now = time.monotonic()
-        if self.first is None or done < self.first[1]:  # the next part of the work counts anew
+        if self.first is None or done < self.last:  # the next part of the work counts anew
             self.first = (now, done, media)
+        self.last = done
         since, before, heard = self.first
         passed, new = now - since, done - before
         parts = []

@@ -48,13 +48,16 @@ BatchSeconds = Annotated[
 Shard = Annotated[
     str | None, typer.Option(help="i/n: the i-th of n parts of the clips, for job arrays; `store merge` joins them.")
 ]
-Engine = Annotated[str, typer.Option(help="local, or ray for several GPUs or machines (pip install 'mertool[ray]').")]
+Engine = Annotated[str, typer.Option(help="local, or ray for several GPUs or machines (pip install ray).")]
 RayAddress = Annotated[
     str | None, typer.Option(help="A running Ray: auto or HOST:PORT. Default: one on this machine, for this command.")
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few clips and say what would be done, how long and how large.")
 ]
+
+
+SHORT = 5.0  # seconds
 
 
 @app.command("audio", epilog="Example: mertool extract audio clips.csv -o features/audio.h5 --encoder hubert-base")
@@ -211,13 +214,13 @@ def _report_estimate(found: Any, quiet: bool, as_json: bool) -> None:
         if found.todo:
             say(f"media to read: about {show_time(3600 * found.media_hours)}" if found.media_hours else "media: none")
             say(f"time: about {show_time(found.seconds)} and loading, from {found.sample} measured clips")
-            say(
-                f"disk: {found.store} grows by about {show_bytes(found.disk)}, for a moment at the end twice that; "
-                f"{show_bytes(found.disk_free)} are free"
-            )
+            say(f"disk: {found.store} grows by about {show_bytes(found.disk)}")
+            if found.faces:
+                say(f"      {found.faces} grows by about {show_bytes(found.faces_disk)}")
+            say(f"      for a moment at the end twice that; {show_bytes(found.disk_free)} are free")
         if found.sample_failed:
             say(f"{found.sample_failed} of the {found.sample} measured clips failed")
-        if 2 * found.disk > found.disk_free:
+        if 2 * (found.disk + found.faces_disk) > found.disk_free:
             note("note: that does not fit on the disk")
 
 
@@ -228,21 +231,27 @@ def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> 
         say(
             f"{result.features} of {result.clips} clips have {modality} features "
             f"({result.extracted} extracted now, {result.cached} cached)"
-            + ("" if modality == "faces" else f", {result.layers} layers x {result.channels}")
+            + (
+                ""
+                if modality == "faces"
+                else f", {result.layers} layer{'s' * (result.layers != 1)} x {result.channels}"
+            )
         )
         say(_where_time_went(modality, result))
     for what, counts in (("missing", result.missing), ("failed", result.failed)):
         if counts:
             say(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
-    if given.get("asr"):
+    if result.transcripts:
         say(f"transcripts: {result.transcripts}")
     if result.truncated:
         say(f"cut to the encoder's length: {result.truncated} transcripts")
+    if result.faces:
+        say(f"face crops: {result.faces}")
     say(f"store: {result.store}")
     if given["shard"]:
         stem, _, of = result.store.rpartition("-of-")
-        parts = f"{stem.rpartition('.')[0]}.*-of-{of}"
-        say(f"when all shards are done: mertool store merge {parts} -o {given['output']}")
+        parts = f"{shlex.quote(stem.rpartition('.')[0])}.*-of-{shlex.quote(of)}"
+        say(f"when all shards are done: mertool store merge {parts} -o {shlex.quote(str(given['output']))}")
     elif result.features:
         follow(*_following(modality, source, result.store, given))
 
@@ -254,17 +263,20 @@ def _where_time_went(modality: str, result: Any) -> str:
     rate = f"{result.media_seconds / spent['wall']:.0f} s of media per second" if spent["wall"] else ""
     if modality == "faces":
         return f"time: {spent['wall']:.1f} s ({rate}), summed over the processes: {beside}"
-    kinds = {kind: spent[kind] for kind in ("decode", "faces")}
+    kinds = {kind: spent[kind] for kind in ("decode", "faces", "write")}
     slowest = "the encoder" if spent["idle"] < spent["encode"] else max(kinds, key=lambda kind: kinds[kind])
     return (
-        f"time: {spent['wall']:.1f} s" + (f" ({rate})" if modality != "text" else "") + f": encode "
-        f"{spent['encode']:.1f} s, idle {spent['idle']:.1f} s; beside it, summed over the processes: {beside}. "
-        f"Bottleneck: {slowest}"
+        f"time without loading: {spent['wall']:.1f} s" + (f" ({rate})" if modality != "text" else "") + f": encode "
+        f"{spent['encode']:.1f} s, idle {spent['idle']:.1f} s; beside it, summed over the processes: {beside}"
+        # Of a short run the start of processes is the most, and says nothing about a long one.
+         + (f". Bottleneck: {slowest}" if spent["encode"] and spent["wall"] > SHORT else "")
     )
 
 
 def _following(modality: str, source: Path, store: str, given: dict[str, Any]) -> list[object]:
     """The command that such a store is for."""
+    if source.is_dir() and modality != "faces":
+        return ["manifest", source, "-o", "clips.csv", "--labels", "LABELS"]
     if modality == "faces":
         return ["extract", "video", source, "--faces", store, "-o", "features/video.h5"]
     if modality == "video" and given["pool"] == "none":

@@ -35,7 +35,7 @@ def ls(
                     "modality": store.recipe.modality,
                     "encoder": store.recipe.encoder,
                     "clips": len(store),
-                    "layers": format_layers(store.layers),
+                    "layers": format_layers(store.recipe.layers) + (" summed" if store.recipe.layer_sum else ""),
                     "channels": store.channels,
                     "pool": store.recipe.pool,
                     "adapter": bool(store.recipe.adapter),
@@ -80,7 +80,8 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
 
 @app.command("merge", epilog="Example: mertool store merge part1.h5 part2.h5 -o audio.h5")
 def merge(stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Join stores of one recipe; of a clip that stands in several, the last wins."""
+    """Join stores of one recipe, and the transcripts beside them; of a clip that stands in several, the last wins."""
+    from mertool.engine.transcribe import read_rows, transcripts_beside, write_rows
     from mertool.files import check_writable
     from mertool.store import merge_stores
 
@@ -88,6 +89,10 @@ def merge(stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json: Js
     if output.exists():
         raise MertoolError(f"{output} exists: give another -o, or remove it first")
     count = merge_stores(stores, output)
+    sheets = [sheet for store in stores if (sheet := transcripts_beside(store)).exists()]
+    if sheets:
+        rows = {clip: row for sheet in sheets for clip, row in read_rows(sheet).items()}
+        write_rows(transcripts_beside(output), rows.values())
     if as_json:
         print_json({"store": str(output), "clips": count})
     elif not quiet:

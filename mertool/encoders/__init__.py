@@ -144,6 +144,17 @@ def find(name: str, modality: str, revision: str | None = None) -> Source:
     return Source(name, _fetch(name, revision), name, revision)
 
 
+def find_recogniser(name: str) -> Source:
+    """Find a Whisper by table name, local folder or hub id."""
+    valid = [row.name for row in TABLE if "whisper" in row.name]
+    if "/" not in name and not Path(name).is_dir() and name not in valid:
+        raise MertoolError(
+            f"unknown speech recogniser '{name}' (--asr): {suggest(name, valid)}valid: {', '.join(valid)}, a hub id of "
+            "a Whisper as owner/model, or a local folder"
+        )
+    return find(name, "audio")
+
+
 def count_layers(source: Source) -> int:
     """Number of transformer blocks, read from the configuration alone."""
     try:
@@ -205,7 +216,9 @@ def _unloadable() -> tuple[type[Exception], ...]:
 
 def _fetch(checkpoint: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import LocalEntryNotFoundError
+    from huggingface_hub.utils import LocalEntryNotFoundError, logging
+
+    logging.set_verbosity_error()  # it tells of every try; the one line below says it all
 
     def get(patterns: tuple[str, ...], local: bool) -> Path:
         folder = snapshot_download(checkpoint, revision=revision, allow_patterns=list(patterns), local_files_only=local)
@@ -230,7 +243,7 @@ def _fetch(checkpoint: str, revision: str | None) -> Path:
     raise MertoolError(
         f"encoder '{checkpoint}' is not in the cache {constants.HF_HUB_CACHE} and cannot be fetched ({reason}): "
         f"where there is a connection run `hf download {checkpoint}{at}` and copy the cache, or give a local "
-        "folder as --encoder"
+        "folder instead"
     )
 
 

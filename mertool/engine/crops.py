@@ -9,16 +9,16 @@ import numpy as np
 
 from mertool.engine.decode import Decoded, Decoders, Outcome, decode_faces
 from mertool.engine.plan import WorkItem, is_known
-from mertool.errors import ClipError
+from mertool.errors import ClipError, MertoolError
 from mertool.features import Recipe
 from mertool.store import ClipFeatures, Failure, FeatureStore, PartWriter, parts_folder
 
 
-def crops_beside(output: Path, recipe: Recipe) -> Path:
+def crops_beside(output: Path, recipe: Recipe, shard: str = "") -> Path:
     """Where the crops for a store of video features are kept: `faces.h5`, if that is not of another recipe."""
-    plain = output.with_name("faces.h5")
+    plain = output.with_name(f"faces{shard}.h5")
     if plain == output or (plain.exists() and _fingerprint(plain) != recipe.fingerprint):
-        return output.with_name(f"faces-{recipe.fingerprint[:8]}.h5")
+        return output.with_name(f"faces-{recipe.fingerprint[:8]}{shard}.h5")
     return plain
 
 
@@ -36,12 +36,16 @@ class Crops:
 
     def __enter__(self) -> "Crops":
         self._store = self._stack.enter_context(FeatureStore(self.path)) if self.path.exists() else None
+        if self._store and self._store.fingerprint != self.recipe.fingerprint:
+            self._stack.close()
+            raise MertoolError(f"{self.path} holds face crops of other settings: give another --faces")
         self._failures = {f.clip: f for f in self._store.failures()} if self._store else {}
         self._digests = self._store.digests() if self._store else {}
         self._facts: Any = self._store.facts() if self._store else {}
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.writer = None  # a thread that was reading ahead may still come back with crops
         self._stack.close()
 
     def read(self, items: list[WorkItem], decoders: Decoders) -> Iterator[Outcome]:

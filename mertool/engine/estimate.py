@@ -11,7 +11,7 @@ from mertool.engine.crops import Crops
 from mertool.engine.fill import Job, Session
 from mertool.engine.plan import make_plan
 from mertool.manifest import Manifest
-from mertool.store import ClipFeatures, Failure, PartWriter, StoreWriter, parts_folder
+from mertool.store import ClipFeatures, Failure, PartWriter, StoreWriter, check_store, parts_folder
 
 WARM_UP, SAMPLE = 4, 32  # clips
 SEED = 0
@@ -21,8 +21,8 @@ SEED = 0
 class Estimate:
     """Clips in all, cached and to do; for those to do hours of media, bytes and seconds, scaled from a sample.
 
-    `disk` is what the store (and the store of crops) will grow by; at the end as much again is needed for a
-    moment, while parts are joined. `seconds` leaves out loading the encoder.
+    `disk` is what the store will grow by, `faces_disk` what the store of crops `faces` will; at the end as much
+    again is needed for a moment, while parts are joined. `seconds` leaves out loading the encoder.
     """
 
     store: str
@@ -33,6 +33,8 @@ class Estimate:
     sample_failed: int
     media_hours: float
     disk: int
+    faces: str | None
+    faces_disk: int
     disk_free: int
     seconds: float
 
@@ -54,6 +56,7 @@ class _Scale(PartWriter):
 
 def estimate_fill(manifest: Manifest, job: Job, overwrite: bool = False) -> Estimate:
     """Measure some of the clips that are to do; the store is not touched."""
+    check_store(job.output, job.recipe, overwrite)
     done: dict[str, str] = {}
     failed: dict[str, Failure] = {}
     if not overwrite and (job.output.exists() or parts_folder(job.output).exists()):
@@ -85,7 +88,9 @@ def estimate_fill(manifest: Manifest, job: Job, overwrite: bool = False) -> Esti
         len(sample),
         bad,
         round(factor * media / 3600, 4),
-        int(np.ceil(factor * (scale.weight + face_scale.weight))),
+        int(np.ceil(factor * scale.weight)),
+        str(job.faces) if job.faces else None,
+        int(np.ceil(factor * face_scale.weight)),
         shutil.disk_usage(folder).free,
         round(factor * seconds, 1),
     )

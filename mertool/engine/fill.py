@@ -12,9 +12,10 @@ from mertool.engine import pipeline
 from mertool.engine.crops import Crops
 from mertool.engine.decode import FACE_MODULES, Decoders, Limits, Outcome, decode_audio, decode_faces, decode_text
 from mertool.engine.plan import WorkItem, make_plan
+from mertool.errors import MertoolError
 from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
-from mertool.store import PartWriter, StoreWriter
+from mertool.store import PartWriter, StoreBusy, StoreWriter
 
 ENGINES = ("local", "ray")
 
@@ -137,6 +138,13 @@ def _open_faces(job: Job, items: list[WorkItem]) -> Iterator[StoreWriter | None]
     if complete:
         yield None
         return
-    with StoreWriter(job.faces, job.faces_recipe, {}) as writer:
+    try:
+        writer = StoreWriter(job.faces, job.faces_recipe, {})
+    except StoreBusy as error:
+        raise MertoolError(
+            f"another extraction is writing the face crops {job.faces}: wait for it to end (this run then finds no "
+            "face again), or give --faces OTHER.h5 or --no-keep-faces"
+        ) from error
+    with writer:
         writer.finish(())  # what a killed run left is joined, so that it can be read
         yield writer

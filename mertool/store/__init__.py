@@ -15,14 +15,16 @@ old one by a rename. This is the only module that imports h5py.
 from mertool.store.layout import ClipFeatures, Failure, parts_folder
 from mertool.store.merge import merge_stores, write_store
 from mertool.store.reader import FeatureStore
-from mertool.store.writer import PartWriter, StoreWriter
+from mertool.store.writer import PartWriter, StoreBusy, StoreWriter, check_store
 
 __all__ = [
     "ClipFeatures",
     "Failure",
     "FeatureStore",
     "PartWriter",
+    "StoreBusy",
     "StoreWriter",
+    "check_store",
     "merge_stores",
     "parts_folder",
     "write_store",

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mertool.store.layout import ClipFeatures, Failure, read_clips, read_failure
 from mertool.store.reader import FeatureStore
 
 BLOCK = 256  # clips copied at a time
+SHARD = re.compile(r".*\.(?P<number>\d+)-of-(?P<count>\d+)\.[^.]+")
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def merge_files(
 
 def merge_stores(paths: list[Path], target: Path) -> int:
     """Join finished stores of one recipe; returns the number of clips. Another recipe is refused."""
+    _refuse_missing_shards(paths)
     with FeatureStore(paths[0]) as first:
         recipe, origin = first.recipe, first.origin
     for path in paths[1:]:
@@ -78,6 +81,20 @@ def merge_stores(paths: list[Path], target: Path) -> int:
     merge_files(paths, target, recipe, origin, [])
     with FeatureStore(target) as merged:
         return len(merged)
+
+
+def _refuse_missing_shards(paths: list[Path]) -> None:
+    """Raise MertoolError if stores named as shards are not all there: a job of the array may have failed."""
+    named = [match for path in paths if (match := SHARD.fullmatch(path.name))]
+    if len(named) < len(paths) or len({match["count"] for match in named}) > 1:
+        return
+    count = int(named[0]["count"])
+    missing = sorted(set(range(1, count + 1)) - {int(match["number"]) for match in named})
+    if missing:
+        raise MertoolError(
+            f"{len(missing)} of {count} shards are missing (first: {missing[0]}): run it with --shard "
+            f"{missing[0]}/{count}; to join some of them all the same, give those stores other names"
+        )
 
 
 def write_store(

@@ -35,6 +35,26 @@ PART_CLIPS = 256
 PART_SECONDS = 60.0
 
 
+def check_store(path: Path, recipe: Recipe, overwrite: bool = False) -> None:
+    """Raise MertoolError if what is at `path` would not be continued or replaced: no store, or another recipe's."""
+    if not path.exists():
+        return
+    if not h5py.is_hdf5(path) and (path.stat().st_size or not overwrite):
+        raise MertoolError(f"{path} exists and is not a feature store: give another -o, or remove it")
+    if overwrite:
+        return
+    with FeatureStore(path) as old:
+        if old.fingerprint != recipe.fingerprint:
+            raise MertoolError(
+                f"{path} was made by another recipe ({recipe.differences(old.recipe)}): "
+                "give another -o, or --overwrite to build it anew"
+            )
+
+
+class StoreBusy(MertoolError):
+    """Another process holds the store."""
+
+
 class PartWriter:
     """Takes features clip by clip and writes them in parts, each whole: to a temporary name, flushed, renamed.
 
@@ -109,10 +129,7 @@ class StoreWriter(PartWriter):
         self.failed: dict[str, Failure] = {}
         self._keep_old = False
         check_writable(path)
-        if path.exists() and not overwrite:
-            self._refuse_other_recipe()
-        elif path.exists() and path.stat().st_size and not h5py.is_hdf5(path):
-            raise MertoolError(f"{path} is not a feature store, so --overwrite leaves it alone: give another -o")
+        check_store(path, recipe, overwrite)
         make_folder(self.parts)
         self._lock = _lock(self.parts / "lock", path)
         merges = path.parent.glob(f".{glob.escape(path.name)}.tmp-*")
@@ -160,14 +177,6 @@ class StoreWriter(PartWriter):
             part.unlink()
         self._dirty, self._keep_old = False, True
 
-    def _refuse_other_recipe(self) -> None:
-        with FeatureStore(self.path) as old:
-            if old.fingerprint != self.recipe.fingerprint:
-                raise MertoolError(
-                    f"{self.path} was made by another recipe ({self.recipe.differences(old.recipe)}): "
-                    "give another -o, or --overwrite to build it anew"
-                )
-
     def _read_progress(self, overwrite: bool) -> None:
         self._keep_old = self.path.exists() and not overwrite
         if self._keep_old:
@@ -206,7 +215,5 @@ def _lock(path: Path, store: Path) -> FileLock:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise MertoolError(
-                f"another extraction is writing {store}: wait for it to end, or give another -o"
-            ) from error
+            raise StoreBusy(f"another extraction is writing {store}: wait for it to end, or give another -o") from error
     return lock

@@ -234,6 +234,24 @@ def test_a_wrong_choice_names_the_valid_ones(option, value, words, fails, manife
     assert not (tmp_path / "t.h5").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--engine", "lokal"], "unknown engine 'lokal': did you mean 'local'? valid: local, ray"),
+        (["--engine", "nonsense"], "unknown engine 'nonsense': valid: local, ray"),
+        (["--ray-address", "auto"], "--ray-address belongs to --engine ray"),
+        (["--engine", "ray", "--device", "cuda:0"], "each worker gets a GPU of its own, give cuda"),
+        (["--batch-seconds", -1], "--batch-seconds must be positive, or 0 for one clip at a time"),
+        (["--clip-timeout", 0], "--clip-timeout and --workers must be positive"),
+    ],
+)
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_options_of_the_engine_that_do_not_fit(modality, options, words, fails, manifest, tmp_path, tiny_encoders):
+    encoder = tiny_encoders[{"audio": "hubert", "video": "clip"}[modality]]
+    assert words in fails("extract", modality, manifest, "-o", tmp_path / "s.h5", "--encoder", encoder, *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["clips.csv"]
+
+
 def test_models_of_a_misspelt_modality(fails):
     assert "unknown modality 'audoi': did you mean 'audio'?" in fails("models", "--modality", "audoi")
 

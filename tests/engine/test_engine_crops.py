@@ -336,6 +336,16 @@ def test_crops_of_a_shard_are_never_those_of_another_fps(order, done, tmp_path):
         assert {clip: len(frames) for clip, frames in found.items()} == {"a": 2 * fps, "b": 2 * fps}
 
 
+def test_crops_of_shards_can_be_merged(done, found, call, tmp_path):
+    for number in (1, 2):
+        done("--shard", f"{number}/2")
+    parts = [tmp_path / f"faces.{number}-of-2.h5" for number in (1, 2)]
+    call("store", "merge", *parts, "-o", tmp_path / "faces.h5", "-q")
+    found()
+    assert done(store="whole.h5")["missing"] == {"no_face": 1}
+    assert found() == []
+
+
 def test_shards_may_share_a_given_store(done, found, media, call, tmp_path):
     call("extract", "faces", media, "-o", tmp_path / "own.h5", "--fps", 1, "-q")
     found()
