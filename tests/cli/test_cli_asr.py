@@ -178,7 +178,7 @@ def test_where_all_have_a_transcript_there_is_no_sheet(text, write_manifest, dea
         ("bert", "cannot be loaded as a speech recogniser: a Whisper is needed"),
         ("nowhere/at/all", "encoder folder nowhere/at/all does not exist"),
         ("whisper-large-v4", "unknown speech recogniser 'whisper-large-v4' (--asr): did you mean 'whisper-large-v3'?"),
-        ("roberta-large", "encoder 'roberta-large' is for text: for audio take"),
+        ("roberta-large", "unknown speech recogniser 'roberta-large' (--asr): valid: whisper-base"),
     ],
 )
 def test_what_is_no_whisper(asr, words, text, tiny_encoders, tmp_path):

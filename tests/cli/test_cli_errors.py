@@ -241,8 +241,8 @@ def test_a_wrong_choice_names_the_valid_ones(option, value, words, fails, manife
         (["--engine", "nonsense"], "unknown engine 'nonsense': valid: local, ray"),
         (["--ray-address", "auto"], "--ray-address belongs to --engine ray"),
         (["--engine", "ray", "--device", "cuda:0"], "each worker gets a GPU of its own, give cuda"),
-        (["--batch-seconds", -1], "--batch-seconds must be positive, or 0 for one clip at a time"),
-        (["--clip-timeout", 0], "--clip-timeout and --workers must be positive"),
+        (["--batch-seconds", -1], "--batch-seconds -1: give seconds, or 0 for one clip at a time"),
+        (["--clip-timeout", 0], "--clip-timeout 0: give more than 0 seconds"),
     ],
 )
 @pytest.mark.parametrize("modality", ["audio", "video"])

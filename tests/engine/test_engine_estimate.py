@@ -8,7 +8,20 @@ from mertool.engine import estimate
 from mertool.errors import MertoolError
 from mertool.store import parts_folder
 
-KEYS = ["store", "clips", "cached", "todo", "sample", "sample_failed", "media_hours", "disk", "disk_free", "seconds"]
+KEYS = [
+    "store",
+    "clips",
+    "cached",
+    "todo",
+    "sample",
+    "sample_failed",
+    "media_hours",
+    "disk",
+    "faces",
+    "faces_disk",
+    "disk_free",
+    "seconds",
+]
 
 
 @pytest.fixture
@@ -166,8 +179,8 @@ def test_the_words(text, texts, monkeypatch):
     assert lines[2].startswith("time: about ")
     assert lines[2].endswith(" s and loading, from 6 measured clips")
     assert "text.h5 grows by about " in lines[3]
-    assert lines[3].endswith("5.0 GB are free")
-    assert len(lines) == 4
+    assert lines[4].endswith("5.0 GB are free")
+    assert len(lines) == 5
 
 
 def test_a_disk_that_is_too_small_is_told(text, texts, monkeypatch):
@@ -243,10 +256,12 @@ def test_video_with_its_crops(invoke, demo_rows, write_manifest, tiny_encoders, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.csv"]
     assert json.loads(invoke(*given).stdout)["features"] == 2
     taken = sum((tmp_path / name).stat().st_size for name in ("v.h5", "faces.h5"))
-    assert guess["disk"] / 2 < taken < 2 * guess["disk"]
+    assert guess["faces"] == str(tmp_path / "faces.h5")
+    grown = guess["disk"] + guess["faces_disk"]
+    assert grown / 2 < taken < 2 * grown
     before = files(tmp_path)
     given[given.index(tmp_path / "v.h5")] = tmp_path / "w.h5"
     again = json.loads(invoke(*given, "--dry-run").stdout)
     assert again["todo"] == 2
-    assert again["disk"] < guess["disk"] / 10  # the crops are there already
+    assert (again["disk"], again["faces_disk"]) == (guess["disk"], 0)  # the crops are there already
     assert files(tmp_path) == before
