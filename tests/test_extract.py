@@ -261,8 +261,8 @@ def test_the_line_of_times(invoke, four, tiny_encoders, tmp_path):
     said = invoke("extract", "audio", four, "-o", tmp_path / "a.h5", *given).stdout
     beside = f"decode {SECONDS}, faces 0\\.0 s, write {SECONDS}"
     line = (
-        rf"^time without loading: {SECONDS} \(\d+ s of media per second\): encode {SECONDS}, idle {SECONDS}; beside it, summed over "
-        rf"the processes: {beside}$"
+        rf"^time without loading: {SECONDS} \(\d+ s of media per second\): encode {SECONDS}, idle {SECONDS}; "
+        rf"beside it, summed over the processes: {beside}$"
     )
     assert re.search(line, said, re.MULTILINE), said
     assert "time without" not in invoke("extract", "audio", four, "-o", tmp_path / "a.h5", *given).stdout
