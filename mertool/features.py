@@ -93,7 +93,7 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
         else:
             first, _, last = piece.partition("-")
             if not first.isdecimal() or not (last.isdecimal() or "-" not in piece):
-                raise MertoolError(f"layers '{text}' cannot be read: {suggest(text, [LAST_FOUR])}{valid}")
+                raise MertoolError(f"layers '{text}' cannot be read; {suggest(text, [LAST_FOUR])}{valid}")
             chosen += range(int(first), int(last or first) + 1)
     if not chosen or max(chosen) > count:
         raise MertoolError(f"layers '{text}' are not in this encoder; {valid}")

@@ -86,7 +86,8 @@ def test_layers_are_parsed(text, layers):
 @pytest.mark.parametrize("text", ["", "x", "1-", "-3", "1-2-3", "1,,2", "1.5", "²"])
 def test_layers_that_cannot_be_read(text):
     with pytest.raises(
-        MertoolError, match=r"cannot be read; valid: all, last, a range as 16-21 .* 0 \(embedding\) to 24"
+        MertoolError,
+        match=r"cannot be read; valid: all, last, last-four-sum, a range as 16-21 .* 0 \(embedding\) to 24",
     ):
         parse_layers(text, 24)
 

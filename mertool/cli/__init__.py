@@ -1,5 +1,6 @@
 """The command line: a table of contents, one line per command. Heavy libraries load inside the commands."""
 
+import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -67,7 +68,10 @@ def main() -> None:
             "interrupted: run the same command again to go on; finished parts of an extraction are kept",
             file=sys.stderr,
         )
-        sys.exit(stop.code)
+        # At once: everything is closed by now, and libraries with threads of their own (Ray's) may abort a process
+        # that was signalled while it takes itself apart.
+        sys.stdout.flush()
+        os._exit(stop.code)
 
 
 def _interrupt(number: int, _: Any) -> None:
