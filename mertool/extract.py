@@ -139,8 +139,8 @@ class ExtractResult:
 def extract(manifest: Manifest, output: Path, options: ExtractOptions, progress: pipeline.Progress) -> ExtractResult:
     """Fill the store `output` with features of every clip; resumes, and skips what is there."""
     manifest, job = _prepare(manifest, output, options)
-    check_store(job.output, job.recipe, options.overwrite)  # before hours of listening
     if options.asr:
+        check_store(job.output, job.recipe, options.overwrite)  # before hours of listening
         manifest, job = _transcribe(manifest, job, options, progress)
     filled = fill_store(manifest, job, progress, options.overwrite)
     sheet = transcripts_beside(job.output)

@@ -80,7 +80,6 @@ def decode_faces(
 # What another try changes after a decoder hung or died: PyAV is the second decoder of frames.
 SECOND_TRY: dict[Callable[..., Decoded], dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
 
-
 # What finding faces needs, beside what reading media needs.
 FACE_MODULES = ("mertool.media", "mertool.faces", "facenet_pytorch")
 

@@ -166,7 +166,7 @@ def _encode(batch: list[Ready], work: Work, fail: Callable[[WorkItem, ClipError]
     try:
         yield _Encoded(batch, work)
         return
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         if work.device.type == "cuda":

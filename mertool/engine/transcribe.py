@@ -251,7 +251,7 @@ def _recognise(batch: list[Ready], recogniser: "Recogniser") -> "list[Transcript
         return []
     try:
         return list(recogniser.recognise([decoded.content for _, decoded in batch]))
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         smaller = recogniser.halve()

@@ -1,7 +1,5 @@
 """Features by the engine equal those of transformers called directly on one clip, for every family."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -71,7 +69,7 @@ def by_engine(tmp_path, name, folder, modality, dtype, most) -> np.ndarray:
         for number, content in enumerate(contents(name, modality))
     ]
     path = tmp_path / "s.h5"
-    with StoreWriter(path, replace(recipe), {}) as writer:
+    with StoreWriter(path, recipe, {}) as writer:
         report = run(outcomes, len(outcomes), work, writer, lambda *_: None)
         writer.finish(item.clip.clip for item, _ in outcomes)
     assert report.extracted == len(outcomes)
