@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +60,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app()
+        try:
+            app()
+        finally:  # what is left to do is to end
+            signal.signal(signal.SIGINT, _leave)
+            signal.signal(signal.SIGTERM, _leave)
     except MertoolError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
@@ -80,3 +85,10 @@ def _interrupt(number: int, _: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise Interrupted(128 + number)
+
+
+def _leave(number: int, _: Any) -> None:
+    # The interpreter is taking itself apart, where an exception would be a traceback and no exit code of ours.
+    with suppress(OSError, ValueError, RuntimeError):
+        sys.stdout.flush()
+    os._exit(128 + number)

@@ -2,10 +2,16 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from mertool.errors import MertoolError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -27,6 +33,22 @@ def manifest(tmp_path, demo_rows, write_manifest, clip_names):
 
 
 # ---------------------------------------------------------------- the process: one line, the exit code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_after_the_work_is_done_has_its_exit_code_and_no_traceback(number, code):
+    script = f"""
+import os, sys
+from mertool import cli
+sys.argv = ["mertool", "--version"]
+try:
+    cli.main()
+finally:
+    os.kill(os.getpid(), {int(number)})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.startswith("mertool ")
 
 
 @pytest.mark.parametrize("case", ["missing", "columns", "parent", "encoder"])
