@@ -1,13 +1,21 @@
 """PEFT methods, one file each: `NAME.config(targets, size)` returns a PEFT configuration.
 
-All are saved in PEFT's own format (adapter_config.json, adapter_model.safetensors). `targets` names the
-blocks to adapt, counted from 1, by the modules inside them.
+All are saved in PEFT's own format (adapter_config.json, adapter_model.safetensors). `TARGETS` of a method names
+what it is put on by endings of module names inside a block ("" is the block itself), `SIZE` is its default size:
+a width, a rank, a number of vectors, or None where the model alone says how much is trained; `RATE` is its usual
+peak learning rate.
 """
 
+import re
+from collections.abc import Collection
+from copy import deepcopy
+from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import nn
 
 from mertool import registry
@@ -15,18 +23,31 @@ from mertool.errors import MertoolError
 
 PACKAGE = "peft_methods"
 FINAL = "final"  # the adapter trained on all folds
+# An adapter on a projection inside gets no gradient: this attention reads the weights instead of calling the module.
+READS_WEIGHTS = ("WavLMAttention",)
+EVERY_BLOCK = "feed_forward"  # what blocks of the wav2vec 2.0 kind have; no other kind is adapted
+UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
-def add_adapter(model: nn.Module, blocks: nn.ModuleList, layers: tuple[int, ...], method: str, size: int) -> Any:
+def add_adapter(model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], method: str, size: int | None) -> Any:
     """Put fresh adapters of `method` on blocks `layers` (counted from 1); only they are trainable.
 
-    `size` is the bottleneck width or the rank. Returns a PeftModel around `model`.
+    `size` is the bottleneck width, the rank or the number of prompt vectors; methods without a size ignore it.
+    Returns a PeftModel around `model`.
     """
     import peft
 
     module = registry.load(PACKAGE, "PEFT method", method)
     names = target_names(model, blocks, layers, module.TARGETS)
-    return peft.get_peft_model(model, module.config(names, size), adapter_name=FINAL)
+    wrapped = peft.get_peft_model(model, module.config(names, size), adapter_name=FINAL)
+    config = wrapped.peft_config[FINAL]
+    for field, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, field, sorted(value))  # a set is written in another order each time
+    # PEFT shortens many names to endings that tell them from the modules of this model; where blocks were removed
+    # for training, the same endings would match those blocks in the whole model.
+    config.target_modules = names
+    return wrapped
 
 
 def load_adapters(model: nn.Module, folder: Path) -> Any:
@@ -34,18 +55,34 @@ def load_adapters(model: nn.Module, folder: Path) -> Any:
     import peft
     from safetensors import SafetensorError
 
-    registry.load(PACKAGE, "PEFT method", "bottleneck")  # registers our own method with PEFT
+    for method in registry.names(PACKAGE):
+        registry.load(PACKAGE, "PEFT method", method)  # makes our own methods known to PEFT
     folders = {path.parent.name: path.parent for path in sorted(folder.glob("*/adapter_config.json"))}
     if FINAL not in folders:
         raise MertoolError(f"{folder} holds no adapter: it is not what `mertool finetune` writes")
     try:
-        wrapped = peft.PeftModel.from_pretrained(model, str(folders.pop(FINAL)), adapter_name=FINAL)
-        for name, path in folders.items():
-            wrapped.load_adapter(str(path), adapter_name=name)
+        wrapped = peft.PeftModel.from_pretrained(model, str(folders[FINAL]), adapter_name=FINAL)
+        for name in sorted(folders.keys() - {FINAL}):
+            wrapped.load_adapter(str(folders[name]), adapter_name=name)
+        incomplete = [name for name, path in folders.items() if not _is_complete(wrapped, path, name)]
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise MertoolError(f"the adapters in {folder} are damaged ({type(error).__name__}): make them again") from error
+    if incomplete:
+        raise MertoolError(
+            f"the adapters {', '.join(incomplete)} in {folder} do not fit this encoder: give the one they were made for"
+        )
     wrapped.set_adapter(FINAL)
     return wrapped.eval()
+
+
+def _is_complete(model: Any, folder: Path, name: str) -> bool:
+    """Whether the file has exactly what the adapter needs: PEFT itself leaves the rest as it was, with a warning."""
+    import peft
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        saved = set(file.keys())
+    return saved == set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
 
 
 def save_adapter(model: Any, folder: Path, name: str) -> None:
@@ -58,19 +95,71 @@ def save_adapter(model: Any, folder: Path, name: str) -> None:
 
 
 def target_names(
-    model: nn.Module, blocks: nn.ModuleList, layers: tuple[int, ...], endings: tuple[str, ...]
+    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], endings: tuple[str, ...]
 ) -> list[str]:
-    """Full names of the modules in the chosen blocks whose own name ends with one of `endings`."""
+    """Full names of the modules in the chosen blocks whose own name ends with one of `endings`; "" is the block."""
     outside = [layer for layer in layers if not 1 <= layer <= len(blocks)]
     if outside or not layers:
         raise MertoolError(f"layers {outside or '(none)'} cannot be adapted: blocks are 1 to {len(blocks)}")
+    if not all(hasattr(blocks[layer - 1], EVERY_BLOCK) for layer in layers):
+        raise MertoolError(f"the blocks of {type(model).__name__} have no module named {EVERY_BLOCK}")
     prefix = next(name for name, module in model.named_modules() if module is blocks)
-    names = [
-        f"{prefix}.{layer - 1}.{name}"
+    return [
+        f"{prefix}.{layer - 1}.{name}" if name else f"{prefix}.{layer - 1}"
         for layer in layers
-        for name, _ in blocks[layer - 1].named_modules()
-        if name.endswith(endings)
+        for name in _matches(blocks[layer - 1], endings)
     ]
-    if not names:
-        raise MertoolError(f"the blocks of {type(model).__name__} have no module named {' or '.join(endings)}")
-    return names
+
+
+def _matches(block: nn.Module, endings: tuple[str, ...]) -> list[str]:
+    if "" in endings:
+        return [""]
+    unheard = tuple(f"{n}." for n, module in block.named_modules() if type(module).__name__ in READS_WEIGHTS)
+    return [n for n, _ in block.named_modules() if n.endswith(endings) and not (unheard and n.startswith(unheard))]
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def size_for_budget(
+    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], method: str, budget: int
+) -> int | None:
+    """The largest size of `method` on blocks `layers` that trains at most `budget` parameters.
+
+    None for a method without a size. The count is affine in the size. Raises MertoolError if the smallest is too large.
+    """
+    module = registry.load(PACKAGE, "PEFT method", method)
+    smallest = _count(model, blocks, layers, method, module.SIZE and 1)
+    if smallest > budget:
+        least = f"at least {smallest:,}" if module.SIZE else f"{smallest:,}"
+        raise MertoolError(
+            f"{method} on these {len(layers)} layers trains {least} parameters, more than the budget of {budget:,}: "
+            "give a larger --budget, fewer --layers or another --method"
+        )
+    if not module.SIZE:
+        return None
+    return 1 + (budget - smallest) // (_count(model, blocks, layers, method, 2) - smallest)
+
+
+def _count(model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], method: str, size: int | None) -> int:
+    """Parameters that would be trained, measured on a copy of the model without values."""
+    tensors = chain(model.parameters(), model.buffers())
+    memo: dict[int, Any] = {id(tensor): _without_values(tensor) for tensor in tensors}
+    empty = deepcopy(model, memo)
+    return count_trainable(add_adapter(empty, memo[id(blocks)], layers, method, size))
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def parse_budget(text: str) -> int:
+    """A number of parameters: `800k`, `1.6M` or `1600000`. Raises MertoolError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", text.strip().lower())
+    count = Decimal(found[1]) * UNITS[found[2]] if found else Decimal(0)
+    if count < 1 or count != int(count):
+        raise MertoolError(f"budget '{text}': give a number of parameters such as 800k, 1.6M or 1600000")
+    return int(count)

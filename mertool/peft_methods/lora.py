@@ -7,6 +7,7 @@ gradient.
 from peft import LoraConfig
 
 SIZE = 16  # default rank
+RATE = 5e-4  # peak learning rate
 TARGETS = ("feed_forward.intermediate_dense", "feed_forward.output_dense")
 
 
