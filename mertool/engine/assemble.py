@@ -10,6 +10,7 @@ from mertool.encoders.aligner import Aligner
 from mertool.encoders.blocks import drop_above
 from mertool.encoders.packed import pack
 from mertool.engine.batch import Limit, budget
+from mertool.engine.kernels import use_kernels
 from mertool.engine.pipeline import Work, keep_frames, mean_pool
 from mertool.features import Recipe
 
@@ -51,4 +52,5 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, most: float | N
     drop_above(encoder.blocks, max(recipe.layers))
     if device.type == "cpu":
         pack(encoder.model)
+        use_kernels(encoder.model)
     return work

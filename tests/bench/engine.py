@@ -24,14 +24,7 @@ class Measured:
     amount: float
     parts: dict[str, float]
     dtype: str
-    layers: tuple[int, ...]
     features: np.ndarray
-
-    @property
-    def busy(self) -> float | None:
-        """Share of the run in which the engine says that it was encoding."""
-        encode = self.parts.get("encode")
-        return None if encode is None else encode / self.seconds
 
 
 def measure(modality: str, model: Path, manifest: Any, output: Path, device: str, dtype: str = "auto") -> Measured:
@@ -47,17 +40,18 @@ def measure(modality: str, model: Path, manifest: Any, output: Path, device: str
     if result.extracted != len(manifest):
         raise SystemExit(f"{modality}: {len(manifest) - result.extracted} of {len(manifest)} clips failed")
     seconds = float(result.seconds.get("wall", outer))
-    return Measured(seconds, outer, *_read(output, modality, manifest, result), *_recipe(output, manifest))
+    return Measured(seconds, outer, *_read(output, modality, manifest, result), *_content(output, manifest))
 
 
-def encode_alone(model: Path, waves: Sequence[np.ndarray], run: Measured, device: str, batched: bool) -> float:
-    """Seconds the encoder needs for decoded waves, by the number format and for the layers of `run`."""
+def encode_alone(model: Path, waves: Sequence[np.ndarray], dtype: str, device: str) -> float:
+    """Seconds the encoder needs for decoded waves, all layers; on a GPU in batches of like length."""
     import torch
 
-    encoder = load_speech(model, device, run.dtype)
-    batches = by_length(waves, GPU_SECONDS) if batched else [[wave] for wave in waves]
-    encoder.encode(batches[0], run.layers)
-    return timed(lambda: [encoder.encode(batch, run.layers) for batch in batches], torch.device(device))
+    encoder = load_speech(model, device, dtype)
+    keep = tuple(range(encoder.layers + 1))
+    batches = by_length(waves, GPU_SECONDS) if device == "cuda" else [[wave] for wave in waves]
+    encoder.encode(batches[0], keep)
+    return timed(lambda: [encoder.encode(batch, keep) for batch in batches], torch.device(device))
 
 
 def load_speech(model: Path, device: str, dtype: str) -> Any:
@@ -121,10 +115,10 @@ def _read(output: Path, modality: str, manifest: Any, result: Any) -> tuple[floa
     return amount, dict(result.seconds)
 
 
-def _recipe(output: Path, manifest: Any) -> tuple[str, tuple[int, ...], np.ndarray]:
-    """The number format and the layers of a store, and its last layer (N, D) in the manifest's order."""
+def _content(output: Path, manifest: Any) -> tuple[str, np.ndarray]:
+    """The number format of a store, and its last layer (N, D) in the manifest's order."""
     from mertool.store import FeatureStore
 
     with FeatureStore(output) as store:
         features = store.read([clip.clip for clip in manifest.clips])[:, -1]
-        return store.recipe.compute_dtype, tuple(store.recipe.layers), features
+        return store.recipe.compute_dtype, features

@@ -4,20 +4,23 @@
     python tests/bench/extract.py --only audio/hubert-base text/bert-base --repeat 3
     python tests/bench/extract.py --tiny --clips 3
 
-Makes encoders of the real shapes with random weights and its own clips in a temporary folder, runs both sides in
-turn on the same machine, takes the best run of each and prints a table; everything is in build/bench/extract.json.
-Loading a model is counted on neither side; starting the engine's decoder processes is. The baseline (naive.py)
-runs in a process of its own, so that no setting of the engine reaches it. A row of the engine's own number format
-is followed by one of float32 where that is another. Exits 1 if the features of both sides differ.
+Makes encoders of the real shapes with random weights and its own clips in a temporary folder, and prints a table;
+everything is in build/bench/extract.json. The pace of a machine drifts within minutes, so both sides take turns: in
+each round they do the same few clips, one after the other, in the next round in the opposite order; a figure is the
+media of all rounds by the seconds of all rounds. Both clocks run from the first clip to the last write: importing and
+loading a model are counted on neither side (the engine's decoder processes start meanwhile). Each side has a process
+of its own, so that no setting of one reaches the other. A row of the engine's own number format is followed by one of
+float32 where that is another. Exits 1 if the features of both sides differ.
 """
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from report import ROOT, Row, others, publish, say, workplace
@@ -38,14 +41,16 @@ STORES = ("store/read-all", "store/read-pooled")
 GPU = "gpu/hubert-large-mfu"
 NAMES = (*CASES, SHARE, *STORES, GPU)
 LEAST_COSINE = 0.99
+Items = list[tuple[str, Any]]
 WARM_UP = 2  # clips
+ROUND = 8  # clips: on a CPU seconds to half a minute, in which little drifts
 
 
 @dataclass(frozen=True)
 class Setting:
     """What is measured: where, on what, how often. The device is resolved: `cpu`, `cuda`, ...
 
-    `apart` is the process of the baseline.
+    `apart` is the process of the baseline, which lasts for all rows since it takes seconds to start.
     """
 
     folder: Path
@@ -56,21 +61,25 @@ class Setting:
     tiny: bool
     apart: ProcessPoolExecutor
 
-    def items(self, modality: str) -> list[tuple[str, Any]]:
-        """Name and content of every clip."""
+    def rounds(self, modality: str) -> list[Items]:
+        """Name and content of every clip, in as many parts as there are rounds."""
         contents: list[Any] = self.texts if modality == "text" else self.media
-        return [(f"clip{number:05d}", content) for number, content in enumerate(contents)]
+        items = [(f"clip{number:05d}", content) for number, content in enumerate(contents)]
+        count = -(-len(self.media) // ROUND)
+        return [items[first::count] for first in range(count)]
 
 
 @dataclass
 class Runs:
-    """All runs of one case: the baseline's seconds and amount, the engine's by number format, the encoder alone.
+    """All rounds of one case: the baseline's seconds and amount, the engine's by number format, the encoder alone.
 
-    `others` is the share of the processor that other programs used before each.
+    `agreement` is the least cosine between both sides in each round, and the mean one between different clips;
+    `others` the share of the processor that other programs used before it.
     """
 
     naive: list[tuple[float, float]] = field(default_factory=list)
     engine: dict[str, list["Measured"]] = field(default_factory=dict)
+    agreement: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     alone: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
 
@@ -88,8 +97,7 @@ def main() -> None:
         media = make_clips(folder / "clips", options.clips, options.tiny)
         texts = make_texts(demo().WORDS, 24 if options.tiny else 256)
         device = resolve_device(options.device).type
-        # Spawned, it has torch's defaults; and once for all rows, since it takes seconds to start.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        with own_process() as apart:
             rows = measure(Setting(folder, media, texts, device, options.repeat, options.tiny, apart), wanted)
     publish(rows, options.output, "mertool extract against a plain script")
     differing = [row.name for row in rows if row.fields.get("min_cosine", 1.0) < LEAST_COSINE]
@@ -102,7 +110,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=32, help="clips of sound and picture (default: 32)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; the same for both sides")
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--repeat", type=int, default=2, help="runs of each side; the best counts (default: 2)")
+    parser.add_argument("--repeat", type=int, default=2, help="times that each side does all clips (default: 2)")
     parser.add_argument("--tiny", action="store_true", help="tiny encoders and stores: a smoke test")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
     options = parser.parse_args()
@@ -121,7 +129,7 @@ def measure(setting: Setting, wanted: set[str]) -> list[Row]:
         with_share = name == SHARED and SHARE in wanted
         if name in wanted or with_share:
             runs = run_case(name, setting, with_share)
-            rows += case_rows(name, runs, setting) if name in wanted else []
+            rows += case_rows(name, runs) if name in wanted else []
             rows += [share_row(runs)] if with_share else []
     rows += measure_stores(setting.folder, wanted, *((60, 2) if setting.tiny else ()))
     if GPU in wanted and torch.cuda.is_available() and setting.device == "cuda":
@@ -129,91 +137,133 @@ def measure(setting: Setting, wanted: set[str]) -> list[Row]:
     return rows
 
 
+def own_process() -> ProcessPoolExecutor:
+    """A process that was not forked, and so has torch's defaults."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
 def run_case(name: str, setting: Setting, with_share: bool) -> Runs:
-    """Warm up both sides on a few clips, then run them in turn."""
+    """Warm up both sides on a few clips, then let them do the clips in turns."""
     from models import make_model
 
     modality, model_name = name.split("/")
     say(f"{name}: making the encoder")
     model = make_model(model_name, setting.folder, setting.tiny)
-    runs = Runs()
-    naive_side(modality, model, setting, WARM_UP)
-    native = engine_side(modality, model, setting, "auto", WARM_UP).dtype
-    for number in range(setting.repeat):
-        runs.others.append(others())
-        runs.naive.append(naive_side(modality, model, setting))
-        for dtype in dict.fromkeys([native, "float32"]):
-            runs.engine.setdefault(dtype, []).append(engine_side(modality, model, setting, dtype))
-        if with_share:
-            runs.alone.append(encoder_side(model, setting, runs.engine[native][-1]))
-        say(f"{name}: run {number + 1} of {setting.repeat}, {summary(runs, number)}")
+    rounds = setting.rounds(modality)
+    # A process for each case: the engine's decoder processes are forked from one that has imported what they need.
+    with own_process() as engine:
+        side = Sides(modality, model, setting, engine)
+        side.naive(rounds[0][:WARM_UP])
+        native = side.engine("auto", rounds[0][:WARM_UP]).dtype
+        dtypes = list(dict.fromkeys([native, "float32"]))
+        runs = Runs(engine={dtype: [] for dtype in dtypes}, agreement={dtype: [] for dtype in dtypes})
+        for number, items in enumerate(rounds * setting.repeat):
+            side.turn(items, runs, with_share, backwards=number % 2 == 1)
+            say(f"{name}: round {number + 1} of {len(rounds) * setting.repeat}, {summary(runs)}")
     return runs
 
 
-def naive_side(modality: str, model: Path, setting: Setting, first: int | None = None) -> tuple[float, float]:
-    """Seconds and amount of the baseline on all clips, or on the first few."""
-    import naive
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a case; `process` is the engine's."""
 
-    items = setting.items(modality)[:first]
-    output = naive_folder(setting, model)
-    return setting.apart.submit(naive.measure, modality, model, items, output, setting.device).result()
+    modality: str
+    model: Path
+    setting: Setting
+    process: ProcessPoolExecutor
+
+    def turn(self, items: Items, runs: Runs, with_share: bool, backwards: bool) -> None:
+        """One round: the baseline, the engine in each number format, the encoder alone; or the other way round."""
+        native = next(iter(runs.engine))
+        steps: list[Callable[[], None]] = [lambda: runs.naive.append(self.naive(items))]
+        steps += [
+            lambda dtype=dtype, found=found: found.append(self.engine(dtype, items))
+            for dtype, found in runs.engine.items()
+        ]
+        steps += [lambda: runs.alone.append(self.alone(native, items))] if with_share else []
+        runs.others.append(others())
+        for step in reversed(steps) if backwards else steps:
+            step()
+        files = [self.output / f"{name}.npy" for name, _ in items]
+        for dtype, found in runs.engine.items():
+            runs.agreement[dtype].append(agreement(found[-1].features, files))
+
+    @property
+    def output(self) -> Path:
+        """Where the baseline writes its features."""
+        return self.setting.folder / f"naive-{self.model.name}"
+
+    def naive(self, items: Items) -> tuple[float, float]:
+        """Seconds and amount of the baseline."""
+        import naive
+
+        device = self.setting.device
+        return self.setting.apart.submit(naive.measure, self.modality, self.model, items, self.output, device).result()
+
+    def engine(self, dtype: str, items: Items) -> "Measured":
+        """One run of the engine into a new store, which is removed again."""
+        import engine
+
+        from mertool.manifest import Clip, Manifest
+
+        def clip(name: str, content: Any) -> Clip:
+            return Clip(name, Path(), text=content) if self.modality == "text" else Clip(name, content)
+
+        manifest = Manifest(tuple(clip(*item) for item in items), self.setting.folder / "clips.csv")
+        place = self.setting.folder / "store"
+        given = (self.modality, self.model, manifest, place / "values.h5", self.setting.device, dtype)
+        measured = self.process.submit(engine.measure, *given).result()
+        shutil.rmtree(place)
+        return measured
+
+    def alone(self, dtype: str, items: Items) -> float:
+        """Seconds of the encoder alone on the same sound, decoded before."""
+        import engine
+        import naive
+
+        waves = [naive.read_sound(path) for _, path in items]
+        device = self.setting.device
+        return self.process.submit(engine.encode_alone, self.model, waves, dtype, device).result()
 
 
-def engine_side(modality: str, model: Path, setting: Setting, dtype: str, first: int | None = None) -> "Measured":
-    """One run of the engine into a new store, which is removed again."""
-    import engine
-
-    from mertool.manifest import Clip, Manifest
-
-    def clip(name: str, content: Any) -> Clip:
-        return Clip(name, Path(), text=content) if modality == "text" else Clip(name, content)
-
-    clips = tuple(clip(*item) for item in setting.items(modality)[:first])
-    place = setting.folder / "store"
-    measured = engine.measure(
-        modality, model, Manifest(clips, setting.folder / "clips.csv"), place / "values.h5", setting.device, dtype
-    )
-    shutil.rmtree(place)
-    return measured
-
-
-def encoder_side(model: Path, setting: Setting, run: "Measured") -> float:
-    """Seconds of the encoder alone on the same sound, decoded before."""
-    import engine
-    import naive
-
-    waves = [naive.read_sound(path) for path in setting.media]
-    return engine.encode_alone(model, waves, run, setting.device, batched=setting.device == "cuda")
-
-
-def case_rows(name: str, runs: Runs, setting: Setting) -> list[Row]:
+def case_rows(name: str, runs: Runs) -> list[Row]:
     """A row for the engine's own number format, and one for float32 where that is another."""
-    seconds, amount = min(runs.naive)
+    seconds, amount = (sum(column) for column in zip(*runs.naive, strict=True))
     rows = []
     for number, (dtype, measured) in enumerate(runs.engine.items()):
-        best = min(measured, key=lambda run: run.seconds)
+        ours, theirs = sum(run.seconds for run in measured), sum(run.amount for run in measured)
+        pace = [run.amount / run.seconds for run in measured]
+        cosines, between = zip(*runs.agreement[dtype], strict=True)
         fields = {
             "dtype": dtype,
-            "busy": best.busy,
-            "seconds": best.parts,
-            "amount": {"engine": best.amount, "naive": amount},
-            "runs": {"engine": [run.seconds for run in measured], "naive": [run[0] for run in runs.naive]},
+            **where(measured),
+            "amount": {"engine": theirs, "naive": amount},
+            "rounds": {"engine": [run.seconds for run in measured], "naive": [run[0] for run in runs.naive]},
+            "ratios": [a * run[0] / run[1] for a, run in zip(pace, runs.naive, strict=True)],
             "outer": [run.outer for run in measured],
             "others": runs.others,
-            **agreement(best.features, naive_folder(setting, setting.folder / name.split("/")[1])),
+            "min_cosine": min(cosines),
+            "cosine_of_different_clips": sum(between) / len(between),
         }
+        fields["median_ratio"] = median(fields["ratios"])
         label = f"{name}-{dtype}" if number else name
-        rows.append(Row(label, best.amount / best.seconds, CASES[name], amount / seconds, fields))
+        rows.append(Row(label, theirs / ours, CASES[name], amount / seconds, fields))
     return rows
 
 
 def share_row(runs: Runs) -> Row:
     """The encoder's own time as a share of the engine's."""
     measured = next(iter(runs.engine.values()))
-    best = min(measured, key=lambda run: run.seconds)
-    fields = {"busy": best.busy, "seconds": best.parts, "alone": runs.alone}
-    fields |= {"runs": [run.seconds for run in measured], "others": runs.others}
-    return Row(SHARE, min(runs.alone) / best.seconds, "share", 1.0, fields)
+    fields = {**where(measured), "alone": runs.alone}
+    fields |= {"rounds": [run.seconds for run in measured], "others": runs.others}
+    return Row(SHARE, sum(runs.alone) / sum(run.seconds for run in measured), "share", 1.0, fields)
+
+
+def where(measured: "Sequence[Measured]") -> dict[str, Any]:
+    """Where the time went, by the engine's own report: seconds of each part, and the share of encoding."""
+    parts = {part: sum(run.parts[part] for run in measured) for part in measured[0].parts}
+    busy = parts["encode"] / sum(run.seconds for run in measured) if "encode" in parts else None
+    return {"busy": busy, "seconds": parts}
 
 
 def gpu_row(setting: Setting) -> Row:
@@ -226,20 +276,12 @@ def gpu_row(setting: Setting) -> Row:
     return measure_mfu(model, [naive.read_sound(path) for path in setting.media], setting.device, setting.repeat)
 
 
-def naive_folder(setting: Setting, model: Path) -> Path:
-    """Where the baseline writes the features of an encoder."""
-    return setting.folder / f"naive-{model.name}"
-
-
-def agreement(features: Any, folder: Path) -> dict[str, float]:
+def agreement(features: Any, files: Sequence[Path]) -> tuple[float, float]:
     """The least cosine between both sides' features of a clip; beside it the mean between different clips."""
     import numpy as np
 
-    theirs = np.stack([np.load(file).reshape(-1, features.shape[1])[-1] for file in sorted(folder.glob("*.npy"))])
-    return {
-        "min_cosine": float(_cosine(features, theirs).min()),
-        "cosine_of_different_clips": float(_cosine(features, np.roll(theirs, 1, axis=0)).mean()),
-    }
+    theirs = np.stack([np.load(file).reshape(-1, features.shape[1])[-1] for file in files])
+    return float(_cosine(features, theirs).min()), float(_cosine(features, np.roll(theirs, 1, axis=0)).mean())
 
 
 def _cosine(left: Any, right: Any) -> Any:
@@ -249,10 +291,10 @@ def _cosine(left: Any, right: Any) -> Any:
     return (left * right).sum(axis=1) / lengths
 
 
-def summary(runs: Runs, number: int) -> str:
-    """What a run took, for the line of progress."""
-    parts: Sequence[tuple[str, float]] = [("plain script", runs.naive[number][0])]
-    parts = [*parts, *((f"mertool {dtype}", measured[number].seconds) for dtype, measured in runs.engine.items())]
+def summary(runs: Runs) -> str:
+    """What the last round took, for the line of progress."""
+    parts = [("plain script", runs.naive[-1][0])]
+    parts += [(f"mertool {dtype}", measured[-1].seconds) for dtype, measured in runs.engine.items()]
     return ", ".join(f"{what} {seconds:.1f} s" for what, seconds in parts)
 
 

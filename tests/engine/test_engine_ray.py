@@ -304,14 +304,14 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_ray_and_keeps_finished_parts(number, code, letters, tmp_path):
+def test_an_interrupt_ends_ray_and_keeps_finished_parts(number, code, letters, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason=MISSING)
+    monkeypatch.setenv("PYTHONPATH", WORKERS_PATH)  # of the command, and of the Ray that resumes where there is none
     path, log = tmp_path / "text.h5", tmp_path / "log"
     (tmp_path / "command.py").write_text(COMMAND)
-    env = {**os.environ, "PYTHONPATH": WORKERS_PATH}
     with open(log, "wb") as file:
         command = [sys.executable, tmp_path / "command.py", path]
-        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=env)
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     end = time.monotonic() + 90
     while "done 2" not in log.read_text() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
