@@ -12,21 +12,64 @@ from matplotlib.ticker import MaxNLocator
 
 from mertool.files import write_atomic
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
+BLUE, ORANGE, GREY, YELLOW = "#0072B2", "#D55E00", "#999999", "#F0C000"
 Bars = dict[str, tuple[float, float, float]]  # name -> value, low, high
 
 
-def layer_curve(path: Path, layers: list[int], scores: Bars, window: tuple[int, int], chance: float) -> None:
-    """Weighted F1 by layer with intervals, the recommended window shaded, chance dashed."""
+def layer_curve(
+    path: Path,
+    layers: list[int],
+    scores: Bars,
+    window: tuple[int, int],
+    chance: float | Bars,
+    mlp: Bars | None = None,
+    interval: str = "95 % interval",
+) -> None:
+    """Weighted F1 by layer with intervals, the recommended window shaded, shuffled labels dashed.
+
+    `chance` is one value or, as `mlp`, has one for each layer.
+    """
     values = np.array([scores[str(layer)] for layer in layers]) * 100
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=ORANGE, alpha=0.15, lw=0, label="recommended window")
-    axes.fill_between(layers, values[:, 1], values[:, 2], color=BLUE, alpha=0.2, lw=0, label="95 % interval")
-    axes.plot(layers, values[:, 0], "o-", color=BLUE, label="linear probe")
-    axes.axhline(100 * chance, color=GREY, ls="--", label="chance (shuffled labels)")
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=YELLOW, alpha=0.25, lw=0, label="recommended window")
+    axes.fill_between(layers, values[:, 1], values[:, 2], color=BLUE, alpha=0.2, lw=0, label=interval)
+    axes.plot(layers, values[:, 0], "o-", color=BLUE, ms=4.5, label="linear probe")
+    if mlp is not None:
+        curve = np.array([mlp[str(layer)] for layer in layers]) * 100
+        axes.fill_between(layers, curve[:, 1], curve[:, 2], color=ORANGE, alpha=0.12, lw=0)
+        axes.plot(layers, curve[:, 0], "s--", color=ORANGE, ms=3.5, lw=1.2, label="small MLP")
+    if isinstance(chance, dict):
+        floor = np.array([chance[str(layer)] for layer in layers]) * 100
+        axes.fill_between(layers, floor[:, 1], floor[:, 2], color=GREY, alpha=0.2, lw=0)
+        axes.plot(layers, floor[:, 0], ":", color=GREY, label="chance (shuffled labels)")
+    else:
+        axes.axhline(100 * chance, color=GREY, ls="--", label="chance (shuffled labels)")
     axes.set(xlabel="layer (0 = embedding)", ylabel="weighted F1, %", title="What each layer knows of emotion")
+    axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    _save(figure, path)
+
+
+def recall_map(path: Path, layers: list[int], recall: dict[str, dict[str, float]], window: tuple[int, int]) -> None:
+    """Recall of each class (rows) by layer, written in where there is room; the window is framed."""
+    classes = list(recall[str(layers[0])])
+    shares = np.array([[recall[str(layer)][name] for layer in layers] for name in classes]) * 100
+    figure, axes = plt.subplots(
+        figsize=(2.4 + 0.34 * max(len(layers), 8), 1.5 + 0.38 * len(classes)), layout="constrained"
+    )
+    picture = axes.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.ndindex(shares.shape):
+        colour = "black" if shares[row, column] > 60 else "white"
+        axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
+    inside = [place for place, layer in enumerate(layers) if window[0] <= layer <= window[1]]
+    corner, size = (inside[0] - 0.5, -0.5), (len(inside), len(classes))
+    axes.add_patch(plt.Rectangle(corner, *size, fill=False, ec=ORANGE, lw=2.5, clip_on=False, label="window"))
+    axes.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="layer (0 = embedding; framed: recommended window)", title="Recall of each class by layer, %")
+    figure.colorbar(picture, label="recall, %")
     _save(figure, path)
 
 
@@ -68,6 +111,23 @@ def curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) 
     axes.set(xlabel="epoch", ylabel=ylabel, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def adaptation_curve(path: Path, layers: list[int], probes: dict[str, Any], title: str) -> None:
+    """Weighted F1 of a probe of every adapted layer before and after, and how alike the layer stayed (CKA)."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, colour in (("frozen", GREY), ("adapted", BLUE)):
+        values = np.array([list(probes[str(layer)][name]["waf"].values()) for layer in layers]) * 100
+        axes.fill_between(layers, values[:, 1], values[:, 2], color=colour, alpha=0.2, lw=0)
+        axes.plot(layers, values[:, 0], "o-", color=colour, label=f"probe, {name} (band: 95 % interval)")
+    alike = axes.twinx()
+    alike.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "s:", color=ORANGE, label="linear CKA (right)")
+    alike.set(ylabel="linear CKA of frozen and adapted", ylim=(0, 1.02))
+    axes.set(xlabel="layer", ylabel="weighted F1, %", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lines = [*axes.get_lines(), *alike.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8)
     _save(figure, path)
 
 

@@ -1,6 +1,10 @@
-"""Stage `probe-layers`: how well each layer of a pooled store tells the emotions apart."""
+"""Stage `probe-layers`: how well each layer of a pooled store tells the emotions apart, and which to adapt.
 
-from collections.abc import Callable
+Every layer is read by linear probes and by small multilayer perceptrons, all under the same folds; one model
+learns weights for all layers; shuffled labels measure chance, and where speakers are known a probe for them
+measures what leaks. Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
+"""
+
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,22 +12,32 @@ from typing import Any
 import numpy as np
 
 from mertool.devices import resolve_device
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, choose
 from mertool.features import format_layers
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import confusion, score_json, scores_of
+from mertool.metrics import confusion, per_class, score_json
 from mertool.runs import Run, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples, keep, labelled_examples, present_in
-from mertool.training.folds import Folds, make_folds
-from mertool.training.linear import cross_validate
+from mertool.training.folds import Folds, folds_key, get_folds, write_folds
+from mertool.training.nested import PENALTIES, Progress
+from mertool.training.probes import Plan, Probed, probe_all
+from mertool.training.speakers import SpeakerReadout
+from mertool.training.window import Window, choose_by_guess, nested_windows, window_guess
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """folds: parts of the cross-validation. width: layers in the recommended window (None: a quarter)."""
+    """What is probed, and how.
 
-    folds: int = 5
+    folds: parts of the cross-validation, or a file of them. seeds: repetitions, with other folds unless they are
+    of a file, and with other starts of the perceptrons. width: layers in the recommended window (None: chosen).
+    """
+
+    folds: int | Path = 5
+    seeds: int = 3
+    estimator: str = "logistic"
+    mlp: bool = True
     width: int | None = None
     seed: int = 0
     device: str = "auto"
@@ -31,126 +45,169 @@ class ProbeOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
+        choose("estimator", self.estimator, PENALTIES)
         if self.width is not None and self.width < 1:
             raise MertoolError(f"a window of {self.width} layers: give --width 1 or more")
+        if self.seeds < 1:
+            raise MertoolError(f"{self.seeds} seeds: give --seeds 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored with the run."""
+        return {**asdict(self), "folds": str(self.folds) if isinstance(self.folds, Path) else self.folds}
 
 
 def probe_layers(
-    store_path: Path, manifest: Manifest, output: Path, options: ProbeOptions, progress: Callable[[int, int], None]
+    store_path: Path, manifest: Manifest, output: Path, options: ProbeOptions, progress: Progress
 ) -> tuple[Run, bool]:
-    """Cross-validate a linear probe on every layer and recommend a window; the run, and whether it was reused."""
+    """Cross-validate probes of every layer and recommend a window; the run, and whether it was reused."""
     with FeatureStore(store_path) as store:
         if not store.pooled:
             raise MertoolError(f"{store_path} holds frames: probe-layers reads a pooled store (--pool mean)")
+        free = {"device", "overwrite"}
         key = make_key(
             "probe-layers",
-            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite")},
+            {k: v for k, v in options.to_json().items() if k not in free} | {"folds": folds_key(options.folds)},
             {"store": [store.fingerprint, store.digests()], "manifest": manifest.digest()},
         )
         if found := reuse(output, "probe-layers", key, options.overwrite):
             return found, True
         examples = labelled_examples(manifest, options.classes)
         examples = keep(examples, present_in(store, examples))
-        folds = make_folds(examples, options.folds, options.seed)
-        values = store.read(examples.clips)
+        folds = get_folds(options.folds, examples, options.seed)
         layers, facts = list(store.layers), {"recipe": store.recipe.to_json(), "origin": store.origin}
-    if max(layers) < 1:
-        raise MertoolError(f"{store_path} holds layer 0 alone: extract with --layers all")
-    probed = _probe(values, examples, folds, options, progress)
-    width = options.width or max(1, round(max(layers) / 4))
-    window = best_window(layers, probed.waf_by_layer(), width)
+        if max(layers) < 1:
+            raise MertoolError(f"{store_path} holds layer 0 alone: extract with --layers all")
+        values = store.read(examples.clips)
+    plan = _plan(folds, examples, options)
+    probed = probe_all(values, examples, plan, progress)
+    metrics, window = _judge(probed, plan, examples, layers, options)
     with new_run(
         output,
         "probe-layers",
         key,
-        asdict(options),
+        options.to_json(),
         seed=options.seed,
         classes=list(options.classes),
         folds=folds.to_json(examples),
-        window=list(window),
+        speakers=dict(zip(examples.clips, examples.speakers, strict=True)) if probed.groups is not None else None,
+        window=[window.first, window.last],
         **facts,
     ) as draft:
-        draft.metrics.update(_metrics(probed, examples, folds, layers, window, options))
-        from mertool.plots import layer_curve
-
-        curve = {name: tuple(scores["waf"].values()) for name, scores in draft.metrics["layers"].items()}
-        layer_curve(draft.folder / "layers", layers, curve, window, draft.metrics["chance"]["waf"]["value"])
+        draft.metrics.update(metrics)
+        write_folds(draft.folder / "folds.csv", examples, folds)
+        _draw(draft.folder, metrics, layers, window, options)
     return Run.read(output, "probe-layers"), False
 
 
-def best_window(layers: list[int], wafs: np.ndarray, width: int) -> tuple[int, int]:
-    """First and last of the `width` neighbouring transformer layers with the highest mean WAF."""
-    blocks = [(layer, waf) for layer, waf in zip(layers, wafs, strict=True) if layer >= 1]
-    width = min(width, len(blocks))
-    means = [np.mean([waf for _, waf in blocks[i : i + width]]) for i in range(len(blocks) - width + 1)]
-    start = int(np.argmax(means))
-    return blocks[start][0], blocks[start + width - 1][0]
+def _plan(folds: Folds, examples: Examples, options: ProbeOptions) -> Plan:
+    """Every repetition shuffles the folds anew, unless they were given."""
+    seeds = [options.seed + number for number in range(options.seeds)]
+    given = isinstance(options.folds, Path)
+    members = [folds, *(folds if given else get_folds(options.folds, examples, seed) for seed in seeds[1:])]
+    device = resolve_device(options.device)
+    return Plan(members, seeds, len(options.classes), options.estimator, options.mlp, device)
 
 
-@dataclass(frozen=True)
-class Probed:
-    """Out-of-fold logits (L, N, C) of every layer's probe, and of one trained on shuffled labels (N, C)."""
+def _judge(
+    probed: Probed, plan: Plan, examples: Examples, layers: list[int], options: ProbeOptions
+) -> tuple[dict[str, Any], Window]:
+    """The scores, as metrics.json holds them, and the recommended window."""
+    labels, classes, groups, linear = examples.labels, plan.classes, probed.groups, probed.linear
 
-    labels: np.ndarray
-    logits: np.ndarray
-    shuffled_labels: np.ndarray
-    shuffled_logits: np.ndarray
+    def scored(truth: np.ndarray, guess: np.ndarray) -> dict[str, Any]:
+        return score_json(truth, guess, classes, options.seed, groups)
 
-    def waf_by_layer(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """WAF (L,) of each layer, over all clips or some."""
-        chosen = np.arange(len(self.labels)) if rows is None else rows
-        guess = self.logits[:, chosen].argmax(-1)
-        truth = np.broadcast_to(self.labels[chosen], guess.shape)
-        return scores_of(confusion(truth, guess, self.logits.shape[-1]))["waf"]
-
-
-def _probe(
-    values: np.ndarray, examples: Examples, folds: Folds, options: ProbeOptions, progress: Callable[[int, int], None]
-) -> Probed:
-    device, classes = resolve_device(options.device), len(options.classes)
-    logits = []
-    for number in range(values.shape[1]):
-        logits.append(cross_validate(values[:, number], examples.labels, folds.of, classes, device))
-        progress(number + 1, values.shape[1])
-    shuffled = np.random.default_rng(options.seed).permutation(examples.labels)
-    control = cross_validate(values[:, -1], shuffled, folds.of, classes, device)
-    return Probed(examples.labels, np.stack(logits), shuffled, control)
-
-
-def _window_guess(probed: Probed, folds: Folds, layers: list[int], width: int) -> np.ndarray:
-    """Class (N,) of each clip by the mean probability over a window that was chosen on the other folds."""
-    shifted = np.exp(probed.logits - probed.logits.max(-1, keepdims=True))
-    probabilities = shifted / shifted.sum(-1, keepdims=True)
-    guess = np.zeros(len(probed.labels), np.int64)
-    for fold in range(folds.count):
-        first, last = best_window(layers, probed.waf_by_layer(folds.train(fold)), width)
-        inside = [number for number, layer in enumerate(layers) if first <= layer <= last]
-        rows = folds.held_out(fold)
-        guess[rows] = probabilities[inside][:, rows].mean(0).argmax(-1)
-    return guess
-
-
-def _metrics(
-    probed: Probed, examples: Examples, folds: Folds, layers: list[int], window: tuple[int, int], options: ProbeOptions
-) -> dict[str, Any]:
-    classes = len(options.classes)
-
-    def scored(labels: np.ndarray, guess: np.ndarray) -> dict[str, Any]:
-        return score_json(labels, guess, classes, options.seed)
-
-    width = window[1] - window[0] + 1
-    return {
+    guess = linear.logits.argmax(-1)  # (S, L, N)
+    by_layer: dict[str, dict[str, Any]] = {}
+    for place, layer in enumerate(layers):
+        matrix = confusion(labels, guess[:, place], classes).sum(0)
+        by_layer[str(layer)] = {
+            **scored(labels, guess[:, place]),
+            "recall": {row["class"]: row["recall"] for row in per_class(matrix, options.classes) if row["clips"]},
+            "penalties": linear.chosen[:, :, place].tolist(),
+            "control": scored(probed.shuffled, linear.control[:, place].argmax(-1)),
+        }
+        if probed.mlp is not None:
+            by_layer[str(layer)]["mlp"] = scored(labels, probed.mlp[:, place])
+    window = choose_by_guess(layers, labels, guess, classes, options.width, groups, options.seed)
+    nested, picks = [], []
+    for number, folds in enumerate(plan.shuffles):
+        windows = nested_windows(
+            layers, labels, folds, linear.inner[number], guess[number], classes, options.width, groups, options.seed
+        )
+        nested.append(window_guess(layers, folds, linear.logits[number], windows, plan.estimator))
+        picks.append([[choice.first, choice.last] for choice in windows])
+    inner = plan.members[0].count > 2
+    metrics = {
         "clips": len(examples),
-        "folds": folds.kind,
-        "layers": {
-            str(layer): scored(probed.labels, logits.argmax(-1))
-            for layer, logits in zip(layers, probed.logits, strict=True)
-        },
-        "chance": scored(probed.shuffled_labels, probed.shuffled_logits.argmax(-1)),
+        "folds": plan.members[0].kind,
+        "seeds": len(plan.seeds),
+        "shuffles": len(plan.shuffles),
+        "intervals": "speakers" if groups is not None else "clips",
+        "estimator": plan.estimator,
+        "penalty": (
+            "chosen for each layer and fold by inner folds without the fold's clips" if inner else "fixed: two folds"
+        ),
+        "nested": inner,
+        "unsolved": linear.unsolved,
+        "layers": by_layer,
+        # Means over the layers, of the values and of the bounds.
+        "chance": _mean_scores([scores["control"] for scores in by_layer.values()]),
         "window": {
-            "layers": format_layers(list(range(window[0], window[1] + 1))),
-            "reason": f"highest mean weighted F1 of {width} neighbouring layers",
-            # Chosen fold by fold on the other folds, so that no clip scores a choice it took part in.
-            **scored(probed.labels, _window_guess(probed, folds, layers, width)),
+            "layers": format_layers(list(range(window.first, window.last + 1))),
+            "reason": window.reason,
+            "choice": (
+                "for each fold by probes that saw neither its clips nor those they were judged on"
+                if inner
+                else "for each fold by the other fold, whose probes saw its clips: two folds cannot be nested"
+            ),
+            "chosen_by_fold": picks,
+            **scored(labels, np.stack(nested)),
+        },
+        "layer_weights": {
+            "mean": dict(zip(map(str, layers), probed.weights.mean(0).tolist(), strict=True)),
+            "deviation": dict(zip(map(str, layers), probed.weights.std(0).tolist(), strict=True)),
+            **scored(labels, probed.weighed),
         },
     }
+    if probed.speakers is not None:
+        metrics["speakers"] = _judge_speakers(probed.speakers, layers, options.seed)
+    return metrics, window
+
+
+def _mean_scores(scores: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    return {
+        name: {part: float(np.mean([one[name][part] for one in scores])) for part in ("value", "low", "high")}
+        for name in scores[0]
+    }
+
+
+def _judge_speakers(found: SpeakerReadout, layers: list[int], seed: int) -> dict[str, Any]:
+    """Accuracy of telling speakers apart by layer, and on shuffled speakers; intervals over clips."""
+
+    def accuracy(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
+        right = (truth == guess).astype(np.int64)
+        return score_json(np.ones_like(right), right, 2, seed)["accuracy"]
+
+    chance = [accuracy(found.shuffled, guess) for guess in found.control]
+    return {
+        "speakers": len(np.unique(found.truth)),
+        "clips": len(found.rows),
+        "largest": float(np.bincount(found.truth).max() / len(found.truth)),
+        "chance": {part: float(np.mean([one[part] for one in chance])) for part in ("value", "low", "high")},
+        "layers": {str(layer): accuracy(found.truth, guess) for layer, guess in zip(layers, found.guess, strict=True)},
+    }
+
+
+def _draw(folder: Path, metrics: dict[str, Any], layers: list[int], window: Window, options: ProbeOptions) -> None:
+    from mertool.plots import layer_curve, recall_map
+
+    def bars(head: str | None) -> dict[str, tuple[float, float, float]]:
+        found = {layer: (scores[head] if head else scores)["waf"] for layer, scores in metrics["layers"].items()}
+        return {layer: (waf["value"], waf["low"], waf["high"]) for layer, waf in found.items()}
+
+    span, mlp = (window.first, window.last), bars("mlp") if options.mlp else None
+    over = f"95 % interval over {metrics['intervals']}"
+    layer_curve(folder / "layers", layers, bars(None), span, bars("control"), mlp, over)
+    recall = {layer: scores["recall"] for layer, scores in metrics["layers"].items()}
+    recall_map(folder / "recall", layers, recall, span)

@@ -82,6 +82,52 @@ def test_intervals_repeat_with_the_seed():
     assert score(*data, 6, seed=3) == score(*data, 6, seed=3) != score(*data, 6, seed=4)
 
 
+def test_speakers_that_differ_widen_the_interval():
+    """Ten speakers who are all right or all wrong: ten draws, not four hundred."""
+    groups = np.arange(400) // 40
+    truth, guess = np.zeros(400, int), (groups % 2)
+    by_clip, by_speaker = (score(truth, guess, 2, groups=given)["accuracy"] for given in (None, groups))
+    assert by_clip.value == by_speaker.value == 0.5
+    half = 1.96 * np.sqrt(0.25 / 10)
+    assert (by_speaker.low, by_speaker.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
+    assert by_speaker.high - by_speaker.low > 4 * (by_clip.high - by_clip.low)
+
+
+def test_groups_of_one_clip_are_clips():
+    truth, guess = guesses(0, 300, 4, 4)
+    ours, theirs = (score(truth, guess, 4, groups=given)["waf"] for given in (np.arange(300), None))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_names_of_groups_may_be_words():
+    truth, guess = guesses(0, 60, 4, 4)
+    numbers = np.arange(60) % 5
+    words = np.array([f"speaker {n}" for n in numbers])
+    assert score(truth, guess, 4, groups=numbers) == score(truth, guess, 4, groups=words)
+
+
+def test_a_speaker_is_drawn_for_both_systems():
+    """The second system is right on two more clips of each speaker: the gain does not vary between draws."""
+    groups = np.arange(100) // 10
+    truth = np.zeros(100, int)
+    first = (np.arange(100) % 10 < 5).astype(int)
+    second = (np.arange(100) % 10 < 3).astype(int)
+    found = paired_bootstrap(truth, first, second, 2, groups=groups)
+    assert found["low"] == pytest.approx(found["difference"]) == pytest.approx(found["high"])
+    assert paired_bootstrap(truth, first, second, 2)["low"] < found["low"]
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(200) // 20], ids=["clips", "speakers"])
+def test_repetitions_are_scored_on_the_same_draws(groups):
+    truth, guess = guesses(0, 200, 4, 4)
+    once, thrice = (score(truth, given, 4, groups=groups)["waf"] for given in (guess, np.stack([guess] * 3)))
+    assert thrice.value == pytest.approx(once.value)
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=0.015)
+    other = guesses(1, 200, 4, 4)[1]
+    both = score(truth, np.stack([guess, other]), 4, groups=groups)["waf"]
+    assert both.value == pytest.approx((once.value + score(truth, other, 4)["waf"].value) / 2)
+
+
 def test_an_interval_in_words():
     assert str(Interval(0.7304, 0.701, 0.7577)) == "73.0 [70.1, 75.8]"
     assert Interval(0.5, 0.4, 0.6).to_json() == {"value": 0.5, "low": 0.4, "high": 0.6}

@@ -19,6 +19,14 @@ DRAWN = {
         lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), 0.2),
         ["recommended window", "95 % interval", "chance", "layer (0 = embedding)"],
     ),
+    "layers and mlp": (
+        lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), SCORES, SCORES, "95 % interval over speakers"),
+        ["small MLP", "over speakers", "chance"],
+    ),
+    "recall": (
+        lambda path: plots.recall_map(path, [0, 1], {"0": {"calm": 0.4}, "1": {"calm": 0.83}}, (1, 1)),
+        ["calm", "83", "recall", "recommended window"],
+    ),
     "scores": (
         lambda path: plots.score_bars(path, {"audio": SCORES["0"], "fusion": SCORES["1"]}, "Fusion", 0.2),
         ["audio", "fusion", "Fusion", "always the largest class"],

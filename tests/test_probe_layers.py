@@ -7,7 +7,8 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.manifest import EMOTIONS
-from mertool.probe_layers import best_window
+
+SMALL = ("--folds", 3, "--seeds", 2)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,22 @@ def planted(tmp_path_factory, make_store, write_manifest):
 def run(planted, invoke, tmp_path_factory):
     """The run's folder and the JSON object of the command."""
     folder = tmp_path_factory.mktemp("probe") / "run"
-    result = invoke("probe-layers", planted[0], "-m", planted[1], "-o", folder, "--width", 2, "--folds", 3, "--json")
+    result = invoke("probe-layers", planted[0], "-m", planted[1], "-o", folder, *SMALL, "--width", 2, "--json")
     assert result.exit_code == 0, result.exception
     return folder, json.loads(result.stdout)
+
+
+@pytest.fixture
+def probe(planted, invoke, tmp_path):
+    """A function (options) that probes the planted store in new ways: the folder and the JSON object."""
+
+    def run(*options, name="run", quick=("--no-mlp", "--seeds", 1)):
+        folder = tmp_path / name
+        result = invoke("probe-layers", planted[0], "-m", planted[1], "-o", folder, *quick, *options, "--json")
+        assert result.exit_code == 0, result.exception
+        return folder, json.loads(result.stdout)
+
+    return run
 
 
 def test_the_planted_layers_are_recommended(run):
@@ -46,57 +60,153 @@ def test_other_layers_and_shuffled_labels_are_near_chance(run):
     assert set(layers) == {str(n) for n in range(9)}
     for layer in "0123678":
         assert layers[layer]["accuracy"]["value"] < 0.4
+    for scores in layers.values():
+        assert scores["control"]["accuracy"]["value"] < 0.4
     assert run[1]["chance"]["accuracy"]["value"] < 0.4
 
 
 def test_the_window_is_scored_on_clips_that_did_not_choose_it(run):
     assert run[1]["layers"]["4"]["waf"]["value"] > 0.9
-    metrics = json.loads((run[0] / "metrics.json").read_text())
-    assert metrics["window"]["layers"] == "4-5"
-    assert 0.9 < metrics["window"]["waf"]["value"] <= 1
+    window = json.loads((run[0] / "metrics.json").read_text())["window"]
+    assert window["layers"] == "4-5"
+    assert 0.9 < window["waf"]["value"] <= 1
+    assert window["choice"] == "for each fold by probes that saw neither its clips nor those they were judged on"
+    assert window["chosen_by_fold"] == [[[4, 5]] * 3] * 2
+
+
+def test_both_heads_have_scores_intervals_and_recalls(run):
+    planted, other = run[1]["layers"]["4"], run[1]["layers"]["1"]
+    assert set(planted["recall"]) == set(EMOTIONS)
+    assert min(planted["recall"].values()) > 0.7
+    assert planted["mlp"]["waf"]["value"] > 0.9
+    assert other["mlp"]["waf"]["value"] < 0.4
+    for scores in (planted, planted["mlp"]):
+        for name in ("waf", "uar", "accuracy"):
+            assert scores[name]["low"] <= scores[name]["value"] <= scores[name]["high"]
+    assert run[1]["intervals"] == "speakers"
+
+
+def test_learned_weights_find_the_planted_layers(run):
+    found = run[1]["layer_weights"]
+    assert sum(found["mean"].values()) == pytest.approx(1, abs=1e-5)
+    assert found["mean"]["4"] + found["mean"]["5"] > 0.5
+    assert set(found["deviation"]) == set(found["mean"])
+    assert found["waf"]["value"] > 0.9
+
+
+def test_penalties_are_stored_by_shuffle_and_fold(run):
+    penalties = np.array(run[1]["layers"]["4"]["penalties"])
+    assert penalties.shape == (2, 3)
+    assert run[1]["unsolved"] == 0
+
+
+def test_speakers_that_are_not_in_the_features_are_not_found(run):
+    speakers = run[1]["speakers"]
+    assert (speakers["speakers"], speakers["clips"]) == (9, 90)
+    assert max(scores["value"] for scores in speakers["layers"].values()) < 0.3
+    assert speakers["chance"]["value"] < 0.3
 
 
 def test_folds_are_stored_and_speaker_disjoint(run):
-    folds = json.loads((run[0] / "run.json").read_text())["folds"]
+    info = json.loads((run[0] / "run.json").read_text())
+    folds = info["folds"]
     assert set(folds) == {f"c{n}" for n in range(90)}
     assert set(folds.values()) == {0, 1, 2}
     for speaker in range(9):
         assert len({folds[f"c{n}"] for n in range(speaker, 90, 9)}) == 1
+    assert info["speakers"]["c3"] == "s3"
+    rows = (run[0] / "folds.csv").read_text().splitlines()
+    assert rows[:2] == ["clip,fold", f"c0,{folds['c0']}"]
+    assert len(rows) == 91
 
 
 def test_the_files_of_the_run(run):
-    assert {file.name for file in run[0].iterdir()} == {"run.json", "metrics.json", "layers.png", "layers.svg"}
-    assert (run[0] / "layers.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (run[0] / "layers.svg").read_text()
+    pictures = {f"{name}.{suffix}" for name in ("layers", "recall") for suffix in ("png", "svg")}
+    assert {file.name for file in run[0].iterdir()} == {"run.json", "metrics.json", "folds.csv", *pictures}
+    for name in ("layers", "recall"):
+        assert (run[0] / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (run[0] / f"{name}.svg").read_text()
 
 
 def test_a_second_run_is_reused_and_another_seed_is_not(run, planted, invoke):
-    given = ["probe-layers", planted[0], "-m", planted[1], "-o", run[0], "--width", 2, "--folds", 3, "--json"]
+    given = ["probe-layers", planted[0], "-m", planted[1], "-o", run[0], *SMALL, "--width", 2, "--json"]
     before = (run[0] / "run.json").stat().st_mtime_ns
     again = json.loads(invoke(*given).stdout)
     assert (again["reused"], again["layers"]) == (True, run[1]["layers"])
     assert (run[0] / "run.json").stat().st_mtime_ns == before
 
 
-def test_other_options_replace_the_run(planted, invoke, tmp_path):
-    given = ["probe-layers", planted[0], "-m", planted[1], "-o", tmp_path / "run", "--folds", 3, "--json"]
-    first = json.loads(invoke(*given, "--width", 1).stdout)
-    second = json.loads(invoke(*given, "--width", 3).stdout)
+def test_other_options_replace_the_run(probe):
+    first, second = (probe("--folds", 3, "--width", width)[1] for width in (1, 3))
     assert (first["reused"], second["reused"]) == (False, False)
     assert len(first["window"]["layers"]) == 1
     assert second["window"]["layers"] in ("3-5", "4-6")
-    assert json.loads(invoke(*given, "--width", 3, "--overwrite").stdout)["reused"] is False
+    assert probe("--folds", 3, "--width", 3, "--overwrite")[1]["reused"] is False
 
 
-def test_a_quarter_of_the_layers_is_the_default_width(planted, invoke, tmp_path):
-    result = invoke("probe-layers", planted[0], "-m", planted[1], "-o", tmp_path / "run", "--folds", 3, "--json")
-    assert json.loads(result.stdout)["window"]["layers"] == "4-5"
+@pytest.mark.parametrize("estimator", ["logistic", "ridge"])
+def test_the_width_is_chosen_and_the_reason_told(probe, estimator):
+    _, result = probe("--folds", 3, "--estimator", estimator)
+    assert set(result["window"]["layers"]) <= set("4-5")
+    assert "within one standard error" in result["window"]["reason"]
+    assert "mlp" not in result["layers"]["4"]
+    assert (result["estimator"], result["shuffles"]) == (estimator, 1)
 
 
-def test_the_window_is_never_the_embedding():
-    assert best_window([0, 1, 2, 3], np.array([0.9, 0.2, 0.1, 0.3]), 1) == (3, 3)
-    assert best_window([0, 1, 2, 3], np.array([0.9, 0.2, 0.1, 0.3]), 2) == (2, 3)
-    assert best_window([0, 1, 2, 3], np.array([0.9, 0.2, 0.1, 0.3]), 9) == (1, 3)
+@pytest.mark.parametrize("form", ["csv", "run"])
+def test_folds_of_a_run_are_used_again(probe, run, form):
+    given = run[0] if form == "run" else run[0] / "folds.csv"
+    folder, result = probe("--folds", given)
+    assert (
+        json.loads((folder / "run.json").read_text())["folds"] == json.loads((run[0] / "run.json").read_text())["folds"]
+    )
+    assert "speaker-disjoint (9 speakers)" in result["folds"]
+
+
+def test_given_folds_are_not_shuffled_and_the_mlp_is_repeated(probe, run):
+    _, result = probe("--folds", run[0] / "folds.csv", quick=("--seeds", 2))
+    assert (result["seeds"], result["shuffles"]) == (2, 1)
+    assert np.shape(result["layers"]["4"]["penalties"]) == (1, 3)
+    assert result["layers"]["4"]["mlp"]["waf"]["value"] > 0.9
+
+
+def test_changed_folds_are_another_run(probe, run, tmp_path):
+    copy, content = tmp_path / "folds.csv", (run[0] / "folds.csv").read_text()
+    copy.write_text(content)
+    assert [probe("--folds", copy)[1]["reused"] for _ in range(2)] == [False, True]
+    copy.write_text(content.replace(",0\n", ",1\n"))
+    _, result = probe("--folds", copy)
+    assert result["reused"] is False
+    assert result["folds"].startswith("2 folds of folds.csv")
+
+
+def test_two_folds_are_not_nested_and_say_so(probe):
+    _, result = probe("--folds", 2)
+    assert result["penalty"] == "fixed: two folds"
+    assert "two folds cannot be nested" in result["window"]["choice"]
+
+
+def test_without_speakers_intervals_are_over_clips(invoke, planted, write_manifest, tmp_path):
+    rows = [line.split(",") for line in planted[1].read_text().splitlines()[1:]]
+    manifest = write_manifest(tmp_path / "m.csv", [{"clip": r[0], "path": "x.mp4", "label": r[2]} for r in rows])
+    given = ["probe-layers", planted[0], "-m", manifest, "-o", tmp_path / "run", "--no-mlp", "--seeds", 1, "--json"]
+    result = json.loads(invoke(*given).stdout)
+    assert result["intervals"] == "clips"
+    assert "speakers" not in result
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["speakers"] is None
+
+
+def test_random_labels_give_chance(invoke, planted, write_manifest, tmp_path):
+    rng = np.random.default_rng(5)
+    rows = [{"clip": f"c{n}", "path": "x.mp4", "label": EMOTIONS[n % 2]} for n in rng.permutation(90)]
+    for row, label in zip(rows, rng.permutation(np.arange(90) % 2), strict=True):
+        row["label"] = EMOTIONS[label]
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    given = ["probe-layers", planted[0], "-m", manifest, "-o", tmp_path / "run", "--no-mlp", "--seeds", 1, "--json"]
+    result = json.loads(invoke(*given).stdout)
+    for scores in (result["window"], result["layer_weights"]):
+        assert 0.3 < scores["accuracy"]["value"] < 0.7
+    assert 0.4 < np.mean([scores["accuracy"]["value"] for scores in result["layers"].values()]) < 0.6
 
 
 def fails(invoke, *args):
@@ -138,8 +248,30 @@ def test_clips_that_failed_are_left_out(probe_run, clip_names):
     assert clip_names.no_sound not in json.loads((probe_run / "run.json").read_text())["folds"]
 
 
+def test_an_unknown_estimator(invoke, planted, tmp_path):
+    message = fails(invoke, planted[0], "-m", planted[1], "-o", tmp_path / "run", "--estimator", "logistics")
+    assert message == "unknown estimator 'logistics': did you mean 'logistic'? valid: logistic, ridge"
+
+
+def test_a_file_of_folds_that_is_none(invoke, planted, tmp_path):
+    message = fails(invoke, planted[0], "-m", planted[1], "-o", tmp_path / "run", "--folds", tmp_path / "no.csv")
+    assert "does not exist: give a number, or a CSV with the columns clip,fold" in message
+
+
 def test_the_report_for_people(invoke, planted, tmp_path):
-    text = invoke("probe-layers", planted[0], "-m", planted[1], "-o", tmp_path / "run", "--folds", 3).stdout
-    assert "recommended window: layers 4-5" in text
-    assert "chance (shuffled labels)" in text
-    assert f"next: mertool finetune {planted[1]} --probe {tmp_path / 'run'}" in text
+    text = invoke("probe-layers", planted[0], "-m", planted[1], "-o", tmp_path / "run", *SMALL).stdout
+    for words in (
+        "recommended window: layers 4",
+        "95 % intervals over speakers",
+        "mean of 2 shuffles",
+        "shuffled labels",
+        "MLP, weighted F1",
+        "layer 0 the embedding",
+        "accuracy of telling 9 speakers apart",
+        "learned layer weights: most on layers",
+        "a window chosen so, on clips that did not choose it",
+        f"plots: {tmp_path / 'run' / 'layers.png'}",
+        f"next: mertool finetune {planted[1]} --probe {tmp_path / 'run'}",
+    ):
+        assert words in text
+    assert "4 *" in text

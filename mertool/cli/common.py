@@ -1,6 +1,7 @@
 """What the commands share: options, progress, tables, results."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from mertool.errors import MertoolError
 
 Source = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
@@ -25,10 +28,27 @@ MaxFailed = Annotated[float, typer.Option(min=0, max=1, help="Exit with 3 if a l
 Workers = Annotated[int | None, typer.Option(min=1, help="Decoder processes; default: the cores, at most 8.")]
 ClipTimeout = Annotated[float, typer.Option(help="Seconds after which a decoder is killed.")]
 Folds = Annotated[int, typer.Option(min=2, help="Parts of the cross-validation; by speaker where all are known.")]
+FoldsOrFile = Annotated[
+    str, typer.Option("--folds", help="Parts of the cross-validation (by speaker where all are known), or their file.")
+]
 Classes = Annotated[str, typer.Option(help="Class names in index order, comma-separated.")]
 
 MER_CLASSES = "neutral,angry,happy,sad,worried,surprise"
 LINE_EVERY = 15.0  # seconds between lines of progress where there is no terminal
+
+
+def parse_folds(text: str) -> int | Path:
+    """What `--folds` names: a number of parts, or a file of folds."""
+    if not text.lstrip("-").isdecimal():
+        return Path(text)
+    if int(text) < 2:
+        raise MertoolError(f"--folds {text}: give at least 2, or a file of folds")
+    return int(text)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the one of several that reports."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str = "") -> None:
@@ -71,6 +91,12 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 def show_score(score: dict[str, float]) -> str:
     """`73.0 [70.1, 75.8]` in per cent."""
     return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+
+
+def show_gain(gain: dict[str, float]) -> str:
+    """`+1.2 [-0.3, +2.8], p = 0.110` in points."""
+    low, high = (f"{100 * gain[name]:+.1f}" for name in ("low", "high"))
+    return f"{100 * gain['difference']:+.1f} [{low}, {high}], p = {gain['p']:.3f}"
 
 
 def show_time(seconds: float) -> str:

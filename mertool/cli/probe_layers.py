@@ -1,7 +1,7 @@
 """`mertool probe-layers`: which layers carry emotion."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +9,7 @@ from mertool.cli.common import (
     MER_CLASSES,
     Classes,
     Device,
-    Folds,
+    FoldsOrFile,
     Json,
     ManifestOption,
     Overwrite,
@@ -17,6 +17,8 @@ from mertool.cli.common import (
     RunOutput,
     Seed,
     follow,
+    note,
+    parse_folds,
     print_json,
     progress,
     say,
@@ -32,9 +34,14 @@ def probe_layers(
     store: Annotated[Path, typer.Argument(help="Pooled feature store with several layers.")],
     manifest: ManifestOption,
     output: RunOutput,
-    folds: Folds = 5,
+    folds: FoldsOrFile = "5",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repetitions: other folds (unless given as a file), other starts of the MLP.")
+    ] = 3,
+    estimator: Annotated[str, typer.Option(help="Linear probe: logistic or ridge.")] = "logistic",
+    mlp: Annotated[bool, typer.Option("--mlp/--no-mlp", help="Probe with a small multilayer perceptron, too.")] = True,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Layers in the recommended window; default: a quarter of them.")
+        int | None, typer.Option(min=1, help="Layers in the recommended window; default: those as good as the best.")
     ] = None,
     classes: Classes = MER_CLASSES,
     device: Device = "auto",
@@ -43,28 +50,66 @@ def probe_layers(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cross-validate a linear probe on every layer and recommend a window of layers to adapt.
+    """Cross-validate probes of emotion on every layer and recommend a window of layers to adapt.
 
     Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
     """
+    parts = parse_folds(folds)
     labelled = Manifest.read(manifest)
     from mertool.probe_layers import ProbeOptions
     from mertool.probe_layers import probe_layers as run_stage
 
-    options = ProbeOptions(folds, width, seed, device, parse_classes(classes), overwrite)
-    with progress("probe-layers", quiet, "layers") as update:
+    options = ProbeOptions(parts, seeds, estimator, mlp, width, seed, device, parse_classes(classes), overwrite)
+    with progress("probe-layers", quiet, "%") as update:
         run, reused = run_stage(store, labelled, output, options, update)
     metrics = run.metrics
     if as_json:
         print_json({"run": str(output), "reused": reused, **metrics})
     elif not quiet:
-        rows = [[layer, *map(show_score, scores.values())] for layer, scores in metrics["layers"].items()]
-        rows.append(["chance (shuffled labels)", *map(show_score, metrics["chance"].values())])
-        title = f"{metrics['clips']} clips, {metrics['folds']}; per cent, 95 % intervals over clips"
-        table(title, ["layer", "weighted F1", "accuracy", "UAR"], rows)
-        window = metrics["window"]
-        say(f"recommended window: layers {window['layers']} ({window['reason']})")
-        say(f"a window chosen so, on clips that did not choose it: weighted F1 {show_score(window['waf'])}")
+        _show(metrics, run.info["window"])
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plot: {output / 'layers.png'}")
+        say(f"plots: {output / 'layers.png'} {output / 'recall.png'}")
+        say(f"folds: {output / 'folds.csv'}")
         follow("finetune", manifest, "--probe", output, "-o", "runs/acoustic")
+
+
+def _show(metrics: dict[str, Any], window: list[int]) -> None:
+    """The table of layers, and what follows from it."""
+    speakers = metrics.get("speakers")
+    columns = ["layer", "weighted F1", "UAR", "accuracy", "shuffled labels"]
+    rows = []
+    for layer, scores in metrics["layers"].items():
+        inside = window[0] <= int(layer) <= window[1]
+        row = [f"{layer} *" if inside else layer, *(show_score(scores[name]) for name in ("waf", "uar", "accuracy"))]
+        row.append(_per_cent(scores["control"]["waf"]))
+        row += [show_score(scores["mlp"]["waf"])] if "mlp" in scores else []
+        row += [_per_cent(speakers["layers"][layer])] if speakers else []
+        rows.append(row)
+    columns += ["MLP, weighted F1"] if "mlp" in next(iter(metrics["layers"].values())) else []
+    columns += ["speaker"] if speakers else []
+    times = f", mean of {metrics['shuffles']} shuffles" if metrics["shuffles"] > 1 else ""
+    over = f"95 % intervals over {metrics['intervals']}"
+    table(f"{metrics['clips']} clips, {metrics['folds']}{times}; per cent, {over}", columns, rows)
+    say("layer n is the output of transformer block n, layer 0 the embedding; *: in the recommended window")
+    say(f"chance (shuffled labels): weighted F1 {show_score(metrics['chance']['waf'])}, mean over layers")
+    if speakers:
+        chance = f"{_per_cent(speakers['chance'])} on shuffled speakers"
+        say(f"speaker: accuracy of telling {speakers['speakers']} speakers apart; {chance}")
+    if metrics["unsolved"]:
+        note(f"note: {metrics['unsolved']} fits stopped before the tolerance")
+    weights = metrics["layer_weights"]
+    top = sorted(weights["mean"], key=weights["mean"].get, reverse=True)[:3]
+    shares = ", ".join(f"{layer} ({_share(weights, layer)})" for layer in top)
+    say(f"learned layer weights: most on layers {shares}; weighted F1 {show_score(weights['waf'])}")
+    chosen = metrics["window"]
+    say(f"recommended window: layers {chosen['layers']} ({chosen['reason']})")
+    how = "on clips that did not choose it" if metrics["nested"] else f"chosen {chosen['choice']}"
+    say(f"a window chosen so, {how}: weighted F1 {show_score(chosen['waf'])}")
+
+
+def _per_cent(score: dict[str, float]) -> str:
+    return f"{100 * score['value']:.1f}"
+
+
+def _share(weights: dict[str, Any], layer: str) -> str:
+    return f"{100 * weights['mean'][layer]:.1f} % ± {100 * weights['deviation'][layer]:.1f}"

@@ -1,11 +1,17 @@
-"""Folds: no speaker on both sides, classes spread, the seed decides."""
+"""Folds: no speaker on both sides, classes spread, the seed decides; and folds of files."""
+
+import csv
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mertool.errors import MertoolError
 from mertool.training.examples import Examples, keep
-from mertool.training.folds import make_folds
+from mertool.training.folds import folds_key, get_folds, make_folds, read_folds, speaker_groups, write_folds
+
+RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"
 
 
 def examples(count=120, classes=4, speakers=12, seed=0):
@@ -97,3 +103,157 @@ def test_keeping_some_examples_keeps_them_together():
     assert some.clips == ("c0", "c3", "c6", "c9")
     assert some.labels.tolist() == data.labels[::3].tolist()
     assert some.speakers == data.speakers[::3]
+
+
+# ---------------------------------------------------------------- folds of a file
+
+
+def same(first, second):
+    """Whether two numberings part the examples alike."""
+    return len(set(zip(first, second, strict=True))) == len(set(first)) == len(set(second))
+
+
+def test_folds_come_back_from_their_csv(tmp_path):
+    data = examples()
+    folds = make_folds(data, 5, 0)
+    write_folds(tmp_path / "folds.csv", data, folds)
+    found = read_folds(tmp_path / "folds.csv", data)
+    assert np.array_equal(found.of, folds.of)
+    assert (found.count, found.kind) == (5, "5 folds of folds.csv, speaker-disjoint (12 speakers)")
+
+
+@pytest.mark.parametrize("name", ["run", "run/run.json"])
+def test_folds_of_a_run(tmp_path, name):
+    data = examples(20, speakers=0)
+    folds = make_folds(data, 4, 0)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"folds": folds.to_json(data)}))
+    assert np.array_equal(read_folds(tmp_path / name, data).of, folds.of)
+
+
+def write_emobox(path, fold_of, folder="flac/"):
+    """EmoBox's form: each fold lists all files, as its test part or its training part."""
+    rows = ["fold,split,file,label_emobox"]
+    for fold in sorted(set(fold_of.values())):
+        for clip, of in fold_of.items():
+            rows.append(f"{fold},{'test' if of == fold else 'train'},{folder}{clip}.flac,Angry")
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_the_form_of_emobox(tmp_path):
+    data = examples(60, speakers=0)
+    of = make_folds(data, 3, 0).of
+    file = write_emobox(tmp_path / "emobox.csv", {c: f + 1 for c, f in zip(data.clips, of, strict=True)})
+    found = read_folds(file, data)
+    assert np.array_equal(found.of, of)
+    assert "whether they are kept apart is not known" in found.kind
+
+
+def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
+    data = Examples(("a__x", "b__x", "a__y", "b__y"), np.array([0, 1, 1, 0]), (None,) * 4)
+    file = tmp_path / "e.csv"
+    rows = [f"{fold},test,{name}.wav,l" for name, fold in (("a/x", 1), ("b/x", 2), ("a/y", 1), ("b/y", 2))]
+    file.write_text("fold,split,file,label_emobox\n" + "\n".join(rows))
+    assert read_folds(file, data).of.tolist() == [0, 1, 0, 1]
+    unclear = Examples(("x", "b__x", "a__y", "b__y"), data.labels, data.speakers)
+    with pytest.raises(MertoolError, match=r"'x' may be a/x.wav or b/x.wav"):
+        read_folds(file, unclear)
+
+
+@pytest.mark.skipif(not RAVDESS.exists(), reason="RAVDESS is not at hand")
+def test_emobox_folds_of_ravdess_are_speaker_disjoint():
+    with open(RAVDESS / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = sorted({row["label"] for row in rows})
+    labels = np.array([names.index(row["label"]) for row in rows])
+    data = Examples(tuple(Path(r["file"]).stem for r in rows), labels, tuple(r["speaker"] for r in rows))
+    found = read_folds(RAVDESS / "emobox_folds.csv", data)
+    assert found.kind == "6 folds of emobox_folds.csv, speaker-disjoint (24 speakers)"
+    assert np.bincount(found.of).tolist() == [240] * 6
+
+
+def test_speakers_on_both_sides_are_told(tmp_path):
+    data = examples()
+    spread = make_folds(Examples(data.clips, data.labels, (None,) * len(data)), 5, 0)
+    write_folds(tmp_path / "folds.csv", data, spread)
+    assert (
+        "not speaker-disjoint (12 of 12 speakers stand in several folds)"
+        in read_folds(tmp_path / "folds.csv", data).kind
+    )
+
+
+def test_clips_of_the_file_that_are_no_examples_are_passed_over(tmp_path):
+    data = examples(40, speakers=0)
+    write_folds(tmp_path / "folds.csv", data, make_folds(data, 4, 0))
+    some = keep(data, np.arange(40) % 2 == 0)
+    assert len(read_folds(tmp_path / "folds.csv", some).of) == 20
+
+
+def test_folds_may_have_names_and_are_numbered_in_their_order(tmp_path):
+    data = Examples(tuple("abcd"), np.array([0, 1, 0, 1]), (None,) * 4)
+    (tmp_path / "f.csv").write_text("Clip,Fold\na,10\nb,10\nc,2\nd,2\nother,7\n")
+    assert read_folds(tmp_path / "f.csv", data).of.tolist() == [1, 1, 0, 0]
+    (tmp_path / "f.csv").write_text("fold,clip,more\nright,a,1\nright,b,1\nleft,c,1\nleft,d,1\n")
+    assert read_folds(tmp_path / "f.csv", data).of.tolist() == [1, 1, 0, 0]
+
+
+FAULTS = {
+    "a clip without a fold": ("clip,fold\na,1\nb,2\n", r"2 of 4 labelled clips have no fold \(first: 'c'\)"),
+    "all in one": ("clip,fold\na,1\nb,1\nc,1\nd,1\n", "puts all 4 labelled clips into fold 1"),
+    "one class left": ("clip,fold\na,1\nb,2\nc,1\nd,1\n", "without fold 1 one class only is left"),
+    "two folds": ("clip,fold\na,1\nb,1\nc,2\nd,2\na,2\n", "row 6: 'a' stands in fold 1 and in fold 2"),
+    "an empty cell": ("clip,fold\na,\n", "row 2: fold is empty"),
+    "an unknown form": ("name,part\na,1\n", "has the columns 'name,part': give a CSV with the columns clip,fold"),
+    "a short row": ("clip,fold\na\n", "row 2 has 1 cells, the header 2"),
+    "nothing": ("", "has the columns ''"),
+    "twice tested": (
+        "fold,split,file\n1,test,a.wav\n2,test,a.wav\n",
+        "a.wav is in the test part of fold 1 and of fold 2",
+    ),
+    "never tested": ("fold,split,file\n1,train,a.wav\n", "a.wav is in no test part"),
+    "both parts": ("fold,split,file\n1,test,a.wav\n1,train,a.wav\n", "a.wav is in both parts of fold 1"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_a_file(name, tmp_path):
+    content, words = FAULTS[name]
+    file = tmp_path / "folds.csv"
+    file.write_text(content)
+    with pytest.raises(MertoolError, match=words) as raised:
+        read_folds(file, Examples(tuple("abcd"), np.array([0, 1, 1, 1]), (None,) * 4))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_or_holds_no_folds(tmp_path):
+    with pytest.raises(MertoolError, match="does not exist: give a number, or a CSV"):
+        read_folds(tmp_path / "no.csv", examples())
+    with pytest.raises(MertoolError, match=r"is a folder without a run\.json"):
+        read_folds(tmp_path, examples())
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(MertoolError, match="holds no folds of a run"):
+        read_folds(tmp_path, examples())
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MertoolError, match="cannot be read as a CSV in UTF-8"):
+        read_folds(tmp_path / "binary.csv", examples())
+
+
+def test_a_number_or_a_file(tmp_path):
+    data = examples(40, speakers=0)
+    made = get_folds(4, data, 0)
+    write_folds(tmp_path / "folds.csv", data, made)
+    assert np.array_equal(get_folds(tmp_path / "folds.csv", data, 1).of, made.of)
+    assert folds_key(4) == 4
+    key = folds_key(tmp_path / "folds.csv")
+    (tmp_path / "other.csv").write_text((tmp_path / "folds.csv").read_text())
+    assert folds_key(tmp_path / "other.csv") == key
+    (tmp_path / "other.csv").write_text("clip,fold\n")
+    assert folds_key(tmp_path / "other.csv") != key
+
+
+def test_speakers_count_where_all_are_known():
+    data = examples(speakers=3)
+    assert set(speaker_groups(data)) == {"s0", "s1", "s2"}
+    assert speaker_groups(Examples(data.clips, data.labels, (None, *data.speakers[1:]))) is None
+    assert speaker_groups(Examples(data.clips, data.labels, ("s",) * len(data))) is None
