@@ -4,7 +4,7 @@ VENV := .venv
 MERTOOL := $(VENV)/bin/mertool
 DEMO := build/demo
 
-.PHONY: help setup demo test lint fuzz crash bench bench-memory clean
+.PHONY: help setup demo test lint fuzz crash bench bench-memory bench-probe clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make crash   an extraction killed 100 times, and resumed (about 9 min)"
 	@echo "make bench   extraction against a plain script, into build/bench/extract.json (about 12 min)"
 	@echo "make bench-memory   peak memory for 1,000 and 10,000 clips (about 10 min)"
+	@echo "make bench-probe   probes of all layers against scikit-learn, into build/bench/probe.json (about 5 min)"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 
 setup: $(VENV)/.ready
@@ -48,6 +49,9 @@ bench: setup
 
 bench-memory: setup
 	$(VENV)/bin/python tests/bench/memory.py
+
+bench-probe: setup
+	$(VENV)/bin/python tests/bench/probe.py
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -1,38 +1,40 @@
-"""Stage `finetune`: adapters on the chosen layers of a speech encoder, by cross-entropy on labelled clips.
+"""Stage `finetune`: adapters on the chosen layers of a speech encoder.
 
 One adapter is trained per fold, without that fold's clips, and one (`final`) on all. So features of a
-training clip can come from an adapter that never saw its label, and the score reported here is of
-held-out clips. The head reads the mean over time of the last adapted layer; it begins as the linear probe
-of the frozen features (Kumar et al., 2022: a random head would first distort them) and is not kept.
+training clip can come from an adapter that never saw its label, and the scores reported here are of
+held-out clips. The best epoch of each is chosen on a development part of its own training clips.
 """
 
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mertool import encoders, peft_methods, registry
-from mertool.devices import resolve_device, seed_everything
-from mertool.encoders.blocks import drop_above, tap
-from mertool.encoders.speech import MOST_SECONDS
-from mertool.engine import decode
-from mertool.engine.plan import WorkItem, item_digest
-from mertool.errors import ClipError, MertoolError
-from mertool.features import SAMPLE_RATE, format_layers, parse_layers
+from mertool.adaptation.adapter import UNLABELLED, Adaptation, Method, Trained
+from mertool.adaptation.body import check_adaptable
+from mertool.adaptation.clips import Clips, Progress, Wanted, choose_unlabelled, only, read_clips
+from mertool.adaptation.folds import ADAPTERS, Job, Unfinished, plan_jobs, train_jobs
+from mertool.adaptation.launch import start
+from mertool.adaptation.loop import Schedule
+from mertool.adaptation.masked import TARGETS
+from mertool.devices import resolve_device, resolve_dtype
+from mertool.encoders.blocks import find_blocks
+from mertool.engine.decode import Limits
+from mertool.engine.plan import item_digest
+from mertool.errors import MertoolError, choose
+from mertool.features import format_layers, parse_layers
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import paired_bootstrap, score_json
-from mertool.runs import Run, make_key, new_run, reuse
+from mertool.metrics import mcnemar, paired_bootstrap, score_json
+from mertool.predictions import Predictions
+from mertool.runs import Run, RunDraft, make_key, new_run, reuse
 from mertool.training.examples import Examples, keep, labelled_examples
-from mertool.training.folds import make_folds
-from mertool.training.linear import STRENGTH, Probes, fit_probes
+from mertool.training.folds import Folds, folds_key, get_folds, speaker_groups, write_folds
 
-ADAPTERS = "adapters"
+HELD_OUT = "held_out.csv"
+FROZEN_LAYERS = "frozen-layers"
 
 
 @dataclass(frozen=True)
@@ -40,20 +42,35 @@ class FinetuneOptions:
     """What to adapt and how.
 
     encoder: table name, hub id or folder. layers: blocks to adapt, counted from 1. method: a file of
-    mertool/peft_methods. size: bottleneck width or rank; None is the method's default.
+    mertool/peft_methods. size: bottleneck width, rank or number of prompts; None is the method's default.
+    budget: trainable parameters, which set the size. folds: a number or a file of folds.
+    epochs: at most; patience: epochs without a better development loss before the end. batch: labelled clips a step.
+    learning_rate: the peak; None is the method's own.
+    mask_target: what hidden frames are compared with, of `target_layer` (None: three quarters of the way up).
+    unlabelled: clips of the split `unlabelled` that join the masked loss, at most.
+    prefix_cache: start from stored frames below the first adapted block; else run every block each time.
     """
 
     encoder: str
     layers: str
     method: str = "bottleneck"
     size: int | None = None
-    folds: int = 5
-    epochs: int = 10
-    batch: int = 8
-    learning_rate: float = 5e-4
-    weight_decay: float = 1e-4
+    budget: int | None = None
+    folds: int | Path = 5
+    epochs: int = 30
+    patience: int = 5
+    batch: int = 16
+    learning_rate: float | None = None
     seed: int = 0
+    mask_weight: float = 0.1
+    mask_target: str = "units"
+    target_layer: int | None = None
+    unlabelled: int = 2000
+    class_weights: str = "none"
+    label_smoothing: float = 0.0
+    prefix_cache: bool = True
     device: str = "auto"
+    dtype: str = "auto"
     workers: int | None = None
     clip_timeout: float = 120.0
     classes: tuple[str, ...] = EMOTIONS
@@ -61,263 +78,304 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         registry.check(peft_methods.PACKAGE, "PEFT method", self.method)
-        if self.epochs < 1 or self.batch < 1 or (self.size is not None and self.size < 1):
-            raise MertoolError("--epochs, --batch and --size must be at least 1")
-        if not 0 < self.learning_rate < 1:
-            raise MertoolError(f"learning rate {self.learning_rate:g}: give a number between 0 and 1")
+        choose("mask target", self.mask_target, TARGETS)
+        if self.size is not None and self.budget is not None:
+            raise MertoolError("--size and --budget both say how large the adapter is: give one of them")
+        if self.size is not None and self.size < 1:
+            raise MertoolError(f"--size {self.size}: give at least 1")
+        if self.unlabelled < 0:
+            raise MertoolError(f"--unlabelled {self.unlabelled}: give 0 (none) or more")
+        self.describe_method((1,))
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        """How adapters are trained; checks it."""
+        rate = self.learning_rate
+        if rate is None:
+            rate = float(registry.load(peft_methods.PACKAGE, "PEFT method", self.method).RATE)
+        return Schedule(self.epochs, self.batch, rate, patience=self.patience, seed=self.seed)
+
+    def describe_method(self, layers: tuple[int, ...]) -> Method:
+        """The options of one adapter; checks them."""
+        return Method(
+            self.method,
+            self.size,
+            layers,
+            self.mask_weight,
+            self.mask_target,
+            self.class_weights,
+            self.label_smoothing,
+        )
 
 
-def finetune(
-    manifest: Manifest, output: Path, options: FinetuneOptions, progress: Callable[[int, int], None]
-) -> tuple[Run, bool]:
+# Options that say where and how fast, but do not change what comes out.
+FREE = ("device", "workers", "clip_timeout", "overwrite", "encoder", "folds")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is known before the long work."""
+
+    source: encoders.Source
+    weights: str
+    layers: tuple[int, ...]
+    target_layer: int | None
+    examples: Examples
+    manifest: Manifest
+    device: torch.device
+    dtype: torch.dtype
+
+
+def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progress: Progress) -> tuple[Run, bool]:
     """Train the adapters; the run, and whether it was there already."""
+    plan = _make_plan(manifest, options)
+    key = _key(plan, manifest, options)
+    if found := reuse(output, "finetune", key, options.overwrite):
+        return found, True
+    get_folds(options.folds, plan.examples, options.seed)  # faults show before the long work
+    accelerator = start(plan.device, plan.dtype)
+    main = accelerator.is_main_process
+    encoder = encoders.load("audio", plan.source, accelerator.device, torch.float32)
+    check_adaptable(encoder)
+    method = replace(options.describe_method(plan.layers), size=_size(encoder.model, plan, options))
+    clips = _read(plan, options, output.absolute().parent / FROZEN_LAYERS, encoder, progress, accelerator)
+    # Labelled clips come first, so that their rows are those of the examples.
+    examples = keep(plan.examples, np.isin(plan.examples.clips, clips.names))
+    labels = np.full(len(clips.names), UNLABELLED)
+    labels[: len(examples)] = examples.labels
+    folds = get_folds(options.folds, examples, options.seed)
+    jobs = plan_jobs(examples, folds, options.seed)
+    adaptation = Adaptation(encoder, clips, labels, len(options.classes), method, not options.prefix_cache, accelerator)
+    unfinished = Unfinished(output, key, main)
+    accelerator.wait_for_everyone()
+    with progress("adapters", "steps") as update:
+        trained = list(train_jobs(adaptation, jobs, options.schedule, unfinished, update))
+    if main:
+        _write(output, key, options, plan, adaptation, examples, folds, jobs, trained, unfinished)
+        unfinished.clear()
+    accelerator.wait_for_everyone()
+    return Run.read(output, "finetune"), False
+
+
+def compare(
+    manifest: Manifest, output: Path, methods: tuple[str, ...], options: FinetuneOptions, progress: Progress
+) -> tuple[Run, bool]:
+    """Train several methods alike, each a run beside `output`, named after it; the run of their comparison."""
+    for method in methods:
+        registry.check(peft_methods.PACKAGE, "PEFT method", method)
+    if len(set(methods)) < max(2, len(methods)):
+        raise MertoolError("--compare takes two methods or more, each once, as bottleneck,lora,bitfit")
+    made = {}
+    for method in methods:
+        # A method without a size has but one; the table says how many parameters that is.
+        sized = registry.load(peft_methods.PACKAGE, "PEFT method", method).SIZE is not None
+        chosen = replace(options, method=method, budget=options.budget if sized else None)
+        made[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), chosen, progress)
+    key = make_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
+    if found := reuse(output, "compare", key, options.overwrite):
+        return found, True
+    if not start(resolve_device(options.device), torch.float32).is_main_process:
+        return Run(output, {}), False
+    facts = {"seed": options.seed, "classes": list(options.classes)}
+    with new_run(output, "compare", key, asdict(options), **facts) as draft:
+        draft.metrics.update(_comparison(manifest, made, options))
+        from mertool.plots import score_bars
+
+        bars = {"frozen": draft.metrics["frozen"]} | {
+            name: scores["adapted"] for name, scores in draft.metrics["methods"].items()
+        }
+        title = f"Adapters on layers {draft.metrics['layers']}, held-out clips"
+        score_bars(
+            draft.folder / "methods", {name: tuple(score["waf"].values()) for name, score in bars.items()}, title
+        )
+    return Run.read(output, "compare"), False
+
+
+def _comparison(manifest: Manifest, made: dict[str, Run], options: FinetuneOptions) -> dict[str, Any]:
+    """Scores of every method, and paired tests against the one that scores best."""
+    found = {method: Predictions.read(run.folder / HELD_OUT) for method, run in made.items()}
+    first = next(iter(found.values()))
+    examples = labelled_examples(manifest, options.classes)
+    examples = keep(examples, np.isin(examples.clips, first.clips))
+    truth, groups, classes = examples.labels, speaker_groups(examples), len(options.classes)
+    guesses = {method: predictions.probabilities.argmax(1) for method, predictions in found.items()}
+    metrics = {method: run.metrics for method, run in made.items()}
+    best = max(metrics, key=lambda method: metrics[method]["adapted"]["waf"]["value"])
+    rows = {}
+    for method, scores in metrics.items():
+        rows[method] = {name: scores[name] for name in ("size", "trainable", "adapted", "gain")}
+        rows[method]["share"] = scores["trainable"] / scores["parameters"]
+        rows[method]["run"] = str(made[method].folder)
+        if method != best:  # which is chosen on these very clips, so its lead is optimistic
+            pair = (truth, guesses[best], guesses[method])
+            rows[method]["against_best"] = paired_bootstrap(*pair, classes, options.seed, groups)
+            rows[method]["mcnemar"] = mcnemar(*pair)
+    shared = {name: metrics[best][name] for name in ("clips", "folds", "interval", "layers", "frozen", "parameters")}
+    return {**shared, "budget": options.budget, "best": best, "methods": rows}
+
+
+def _make_plan(manifest: Manifest, options: FinetuneOptions) -> _Plan:
     device = resolve_device(options.device)
     source = encoders.find(options.encoder, "audio")
-    weights = source.digest()
     blocks = encoders.count_layers(source)
     layers = parse_layers(options.layers, blocks)
     if min(layers) < 1:
         raise MertoolError(f"layer 0 is the embedding and cannot be adapted: give --layers within 1 to {blocks}")
+    target_layer = None
+    if options.mask_weight > 0 and options.mask_target != "logmel":
+        # HuBERT learned the clusters of layer 9 of 12, and so did chinese-hubert-large.
+        target_layer = options.target_layer if options.target_layer is not None else max(1, round(0.75 * blocks))
+        if not 0 <= target_layer <= blocks:
+            raise MertoolError(f"--target-layer {target_layer}: this encoder has layers 0 to {blocks}")
     examples = labelled_examples(manifest, options.classes)
-    by_id = {clip.clip: clip for clip in manifest.clips}
-    items = [WorkItem(by_id[clip], item_digest(by_id[clip], "audio")) for clip in examples.clips]
-    free = ("device", "workers", "clip_timeout", "overwrite", "encoder")
-    key = make_key(
+    extra = choose_unlabelled(manifest, options.unlabelled if options.mask_weight > 0 else 0, options.seed)
+    dtype = resolve_dtype(options.dtype, device)
+    chosen = only(manifest, [*examples.clips, *extra])
+    return _Plan(source, source.digest(), layers, target_layer, examples, chosen, device, dtype)
+
+
+def _key(plan: _Plan, manifest: Manifest, options: FinetuneOptions) -> str:
+    digests = [item_digest(clip, "audio") for clip in plan.manifest.clips]
+    return make_key(
         "finetune",
-        {k: v for k, v in asdict(options).items() if k not in free},
-        {"weights": weights, "clips": [item.digest for item in items], "manifest": manifest.digest()},
+        {name: value for name, value in asdict(options).items() if name not in FREE},
+        {
+            "weights": plan.weights,
+            "clips": digests,
+            "manifest": manifest.digest(),
+            "folds": folds_key(options.folds),
+            "dtype": str(plan.dtype),
+        },
     )
-    if found := reuse(output, "finetune", key, options.overwrite):
-        return found, True
-    make_folds(examples, options.folds, options.seed)  # faults of the labels show before the long work
-    encoder = encoders.load("audio", source, device, torch.float32)
-    if not hasattr(encoder, "standardise"):
-        raise MertoolError(f"{source.name} takes spectrograms: finetune adapts encoders of waveforms")
-    waves, examples, skipped = _read_waves(items, examples, encoder, options)
-    folds = make_folds(examples, options.folds, options.seed)
+
+
+def _size(model: Any, plan: _Plan, options: FinetuneOptions) -> int | None:
+    """The size of the adapters: as given, by the budget, or the method's default."""
+    if options.budget is not None:
+        blocks = find_blocks(model, encoders.count_layers(plan.source))
+        return peft_methods.size_for_budget(model, blocks, plan.layers, options.method, options.budget)
+    return options.size or registry.load(peft_methods.PACKAGE, "PEFT method", options.method).SIZE
+
+
+def _read(
+    plan: _Plan, options: FinetuneOptions, cache: Path, encoder: Any, progress: Progress, accelerator: Any
+) -> Clips:
+    """What training starts from; the first process extracts what is missing, the others wait and read."""
+    wanted = Wanted(
+        plan.source,
+        plan.weights,
+        (min(plan.layers) - 1,),
+        plan.target_layer,
+        options.mask_weight > 0 and options.mask_target == "logmel",
+        not options.prefix_cache,
+        plan.dtype,
+        accelerator.device,
+        Limits(options.workers, options.clip_timeout),
+    )
+    with accelerator.main_process_first():
+        clips = read_clips(plan.manifest, wanted, cache, encoder, progress)
+    labelled = set(plan.examples.clips)
+    order = sorted(range(len(clips.names)), key=lambda row: clips.names[row] not in labelled)
+    if clips.names[order[0]] not in labelled:
+        raise MertoolError(f"none of the {len(labelled)} labelled clips of {plan.manifest.source} has readable sound")
+    return clips.reordered(order)
+
+
+def _write(
+    output: Path,
+    key: str,
+    options: FinetuneOptions,
+    plan: _Plan,
+    adaptation: Adaptation,
+    examples: Examples,
+    folds: Folds,
+    jobs: list[Job],
+    trained: list[Trained],
+    unfinished: Unfinished,
+) -> None:
+    """Put the run in place: adapters, scores before and after, plots."""
+    folds_json, labelled = folds.to_json(examples), set(plan.examples.clips)
     with new_run(
         output,
         "finetune",
         key,
-        asdict(options),
+        {**asdict(options), "size": adaptation.method.size, "folds": str(options.folds)},
         seed=options.seed,
         classes=list(options.classes),
-        encoder={**source.to_json(), "weights": weights},
-        layers=list(layers),
-        folds=folds.to_json(examples),
-        adapter_of_clip={clip: f"fold{fold}" for clip, fold in folds.to_json(examples).items()},
+        encoder={**plan.source.to_json(), "weights": plan.weights},
+        layers=list(plan.layers),
+        folds=folds_json,
+        adapter_of_clip={clip: f"fold{fold}" for clip, fold in folds_json.items()},
     ) as draft:
-        trainer = _Trainer(encoder, layers, waves, examples, options, device)
-        jobs = [(f"fold{fold}", folds.train(fold), folds.held_out(fold)) for fold in range(folds.count)]
-        jobs.append((peft_methods.FINAL, np.arange(len(examples)), np.arange(0)))
-        frozen, adapted = np.zeros_like(examples.labels), np.zeros_like(examples.labels)
-        losses = {}
-        for number, (name, train, held_out) in enumerate(jobs):
-            step = partial(_step, progress, number * options.epochs, len(jobs) * options.epochs)
-            frozen[held_out], adapted[held_out], losses[name] = trainer.train(
-                name, train, held_out, draft.folder / ADAPTERS, step
-            )
+        (unfinished.adapters).rename(draft.folder / ADAPTERS)
+        write_folds(draft.folder / "folds.csv", examples, folds)
         draft.metrics.update(
             {
                 "clips": len(examples),
-                "skipped": skipped,
+                "unlabelled": len(adaptation.lengths) - len(examples),
+                "skipped": {clip: reason for clip, reason in adaptation.clips.skipped.items() if clip in labelled},
                 "folds": folds.kind,
+                "interval": "speakers" if speaker_groups(examples) is not None else "clips",
                 "method": options.method,
-                "layers": format_layers(layers),
-                "trainable": trainer.trainable,
-                "parameters": trainer.parameters,
-                **_compare(examples.labels, frozen, adapted, options),
-                "losses": losses,
+                "size": adaptation.method.size,
+                "layers": format_layers(plan.layers),
+                "trainable": trained[-1].trainable,
+                "parameters": adaptation.parameters,
+                **_scores(examples, jobs, trained, adaptation.window, options),
+                "history": {job.name: asdict(found.history) for job, found in zip(jobs, trained, strict=True)},
             }
         )
-        from mertool.plots import curves
-
-        curves(draft.folder / "losses", losses, "cross-entropy", f"{options.method} on layers {format_layers(layers)}")
-    return Run.read(output, "finetune"), False
+        _write_held_out(draft, examples, jobs, trained, options)
+        _draw(draft, adaptation.window)
 
 
-def _compare(labels: np.ndarray, frozen: np.ndarray, adapted: np.ndarray, options: FinetuneOptions) -> dict[str, Any]:
-    """Scores of held-out clips before and after adaptation, and the paired difference."""
-    classes = len(options.classes)
+def _held_out(jobs: list[Job], trained: list[Trained], name: str) -> np.ndarray:
+    """Logits (..., N, C) of all clips by the adapter that did not learn from them."""
+    rows = np.concatenate([job.part.held_out for job in jobs])
+    joined = np.concatenate([getattr(found, name) for found in trained], axis=-2)
+    return joined[..., np.argsort(rows), :]
+
+
+def _scores(
+    examples: Examples, jobs: list[Job], trained: list[Trained], window: tuple[int, ...], options: FinetuneOptions
+) -> dict[str, Any]:
+    """Scores of held-out clips before and after adaptation, of the head and of a probe of every block."""
+    classes, seed, groups = len(options.classes), options.seed, speaker_groups(examples)
+    guesses = {name: _held_out(jobs, trained, name).argmax(-1) for name in ("frozen", "adapted")}
     scores: dict[str, Any] = {
-        name: score_json(labels, guess, classes, options.seed)
-        for name, guess in (("frozen", frozen), ("adapted", adapted))
+        name: score_json(examples.labels, guess, classes, seed, groups) for name, guess in guesses.items()
     }
-    return {**scores, "gain": paired_bootstrap(labels, frozen, adapted, classes, options.seed)}
+    layers = {}
+    cka = np.mean([found.cka for found, job in zip(trained, jobs, strict=True) if len(job.part.held_out)], axis=0)
+    before, after = (_held_out(jobs, trained, f"layers_{name}").argmax(-1) for name in ("frozen", "adapted"))
+    for number, layer in enumerate(window):
+        layers[str(layer)] = {
+            "frozen": score_json(examples.labels, before[number], classes, seed, groups),
+            "adapted": score_json(examples.labels, after[number], classes, seed, groups),
+            "cka": float(cka[number]),
+        }
+    gain = paired_bootstrap(examples.labels, guesses["frozen"], guesses["adapted"], classes, seed, groups)
+    return {**scores, "gain": gain, "probes": layers}
 
 
-def _step(progress: Callable[[int, int], None], before: int, total: int, epoch: int) -> None:
-    progress(before + epoch, total)
+def _write_held_out(
+    draft: RunDraft, examples: Examples, jobs: list[Job], trained: list[Trained], options: FinetuneOptions
+) -> None:
+    logits = torch.from_numpy(_held_out(jobs, trained, "adapted"))
+    present = tuple(("audio",) for _ in examples.clips)
+    predictions = Predictions(examples.clips, options.classes, logits.softmax(1).numpy().astype(np.float64), present)
+    predictions.write(draft.folder / HELD_OUT)
 
 
-def _read_waves(
-    items: list[WorkItem], examples: Examples, encoder: Any, options: FinetuneOptions
-) -> tuple[list[np.ndarray], Examples, dict[str, str]]:
-    """The sound of all clips; clips without any are left out and named with their reason."""
-    waves, readable, skipped = [], [], {}
-    with decode.Decoders(decode.Limits(options.workers, options.clip_timeout)) as decoders:
-        found = {item.clip.clip: decoded for item, decoded in decoders.read(items, decode.decode_audio)}
-    for item in items:
-        decoded = found.pop(item.clip.clip)
-        if not isinstance(decoded, ClipError) and encoder.frames(len(decoded.content)) < 1:
-            decoded = ClipError("too_short")
-        readable.append(not isinstance(decoded, ClipError))
-        if isinstance(decoded, ClipError):
-            skipped[item.clip.clip] = decoded.reason
-        else:
-            # Attention grows with the square of the length; half a minute shows the emotion.
-            waves.append(decoded.content[: MOST_SECONDS * SAMPLE_RATE])
-    if not waves:
-        reasons = ", ".join(sorted(set(skipped.values())))
-        raise MertoolError(f"none of the {len(items)} labelled clips has readable sound ({reasons})")
-    return waves, keep(examples, np.array(readable)), skipped
+def _draw(draft: RunDraft, window: tuple[int, ...]) -> None:
+    from mertool.plots import adaptation_curve, curves
 
-
-class _Head(nn.Module):
-    """A probe of pooled features (B, D) that goes on learning; its standardisation stays."""
-
-    def __init__(self, probes: Probes):
-        super().__init__()
-        self.mean, self.scale = probes.mean[0], probes.scale[0]
-        self.weight, self.bias = nn.Parameter(probes.weight[0].clone()), nn.Parameter(probes.bias[0].clone())
-
-    def penalty(self) -> torch.Tensor:
-        """The probe's own L2 penalty, times the number of training clips."""
-        return self.weight.square().sum() / (2 * STRENGTH)
-
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        return (pooled - self.mean) * self.scale @ self.weight + self.bias
-
-
-class _Trainer:
-    """Holds the frozen encoder and what its convolutional front end makes of every clip.
-
-    The front end is frozen and has no dropout, so its output is computed once; masks are those of the
-    samples, as the encoder would have seen them.
-    """
-
-    def __init__(
-        self,
-        encoder: Any,
-        layers: tuple[int, ...],
-        waves: list[np.ndarray],
-        examples: Examples,
-        options: FinetuneOptions,
-        device: torch.device,
-    ):
-        self.layers, self.options, self.device = layers, options, device
-        self.labels = torch.as_tensor(examples.labels, device=device)
-        self.encoder = encoder
-        self.parameters = sum(p.numel() for p in self.encoder.model.parameters())
-        self.trainable = 0
-        self.samples = [len(wave) for wave in waves]
-        with torch.inference_mode():
-            prepared = (self.encoder.standardise(wave)[None].to(device) for wave in waves)
-            self.fronts = [self.encoder.model.feature_extractor(wave)[0].clone().cpu() for wave in prepared]
-        self.encoder.model.feature_extractor = nn.Identity()
-        drop_above(self.encoder.blocks, max(layers))
-        self.frozen = self._pool_all(self.encoder)
-
-    def train(
-        self, name: str, train: np.ndarray, held_out: np.ndarray, folder: Path, progress: Callable[[int], None]
-    ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-        """Train adapter `name` on rows `train` and save it.
-
-        Returns the classes of rows `held_out` before and after, and the mean loss by epoch.
-        """
-        options = self.options
-        seed_everything(options.seed)
-        encoder = deepcopy(self.encoder)
-        size = options.size or registry.load(peft_methods.PACKAGE, "PEFT method", options.method).SIZE
-        model = peft_methods.add_adapter(encoder.model, encoder.blocks, self.layers, options.method, size)
-        model.to(self.device)
-        adapters = [p for p in model.parameters() if p.requires_grad]
-        self.trainable = sum(p.numel() for p in adapters)
-        head = self._probe(train).to(self.device)
-        before = self._guess(head, self.frozen[held_out])
-        losses = self._fit(encoder, head, [*adapters, *head.parameters()], train, progress)
-        after = self._guess(head, self._pool_all(encoder, held_out))
-        peft_methods.save_adapter(model, folder, name)
-        return before, after, losses
-
-    def _fit(
-        self,
-        encoder: Any,
-        head: _Head,
-        parameters: list[nn.Parameter],
-        train: np.ndarray,
-        progress: Callable[[int], None],
-    ) -> list[float]:
-        options = self.options
-        optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-        steps = -(-len(train) // options.batch)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, options.epochs * steps)
-        order = np.random.default_rng(options.seed)
-        losses = []
-        # The encoder stays in eval mode: dropout in its frozen blocks would train adapters for features
-        # that extraction never sees.
-        for epoch in range(options.epochs):
-            total = 0.0
-            for batch in np.array_split(order.permutation(train), steps):
-                optimizer.zero_grad()
-                loss = self._backward(encoder, head, batch)
-                (head.penalty() / len(train)).backward()
-                if not np.isfinite(loss):
-                    raise MertoolError(f"the loss became {loss} in epoch {epoch + 1}: give a smaller --learning-rate")
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                total += loss * len(batch)
-            losses.append(total / len(train))
-            progress(epoch + 1)
-        return losses
-
-    def _backward(self, encoder: Any, head: nn.Module, batch: np.ndarray) -> float:
-        """Mean loss of a batch; its gradient is gathered over parts the encoder can take together."""
-        total = 0.0
-        for rows in self._groups(batch):
-            logits = head(self._pool(encoder, rows))
-            loss = nn.functional.cross_entropy(logits, self.labels[rows], reduction="sum") / len(batch)
-            loss.backward()
-            total += float(loss.detach())
-        return total
-
-    def _groups(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows that may share a forward pass: sorted by length and padded, or one by one without padding."""
-        ordered = np.array(sorted(rows, key=lambda row: self.samples[row]), np.int64)
-        count = -(-len(rows) // self.options.batch) if self.encoder.pads else len(rows)
-        return [part for part in np.array_split(ordered, max(1, count)) if len(part)]
-
-    def _pool(self, encoder: Any, rows: np.ndarray) -> torch.Tensor:
-        """Mean over the real frames of the last adapted layer, (B, D)."""
-        fronts = nn.utils.rnn.pad_sequence([self.fronts[row].T for row in rows], batch_first=True).transpose(1, 2)
-        samples = torch.tensor([self.samples[row] for row in rows])
-        mask = torch.arange(int(samples.max()))[None] < samples[:, None]
-        options = {} if mask.all() else {"attention_mask": mask.long().to(self.device)}
-        last = max(self.layers)
-        with tap(encoder.blocks, [last]) as found:
-            encoder.model(fronts.to(self.device), **options)
-        hidden = found[last]
-        frames = torch.tensor([self.fronts[row].shape[1] for row in rows], device=self.device)
-        real = torch.arange(hidden.shape[1], device=self.device)[None] < frames[:, None]
-        return (hidden * real[..., None]).sum(1) / frames[:, None]
-
-    @torch.inference_mode()
-    def _pool_all(self, encoder: Any, rows: np.ndarray | None = None) -> torch.Tensor:
-        """Pooled features (N, D) of `rows` (default: all), in their order."""
-        chosen = np.arange(len(self.fronts)) if rows is None else rows
-        pooled = torch.zeros(len(self.fronts), encoder.channels, device=self.device)
-        for group in self._groups(chosen):
-            pooled[group] = self._pool(encoder, group)
-        return pooled[chosen]
-
-    def _probe(self, train: np.ndarray) -> _Head:
-        """The linear probe of the frozen features of rows `train`."""
-        trains = torch.zeros(1, len(self.fronts), device=self.device)
-        trains[0, train] = 1
-        frozen = self.frozen.clone()  # out of inference mode
-        return _Head(fit_probes(frozen, self.labels, trains, len(self.options.classes)))
-
-    @torch.inference_mode()
-    def _guess(self, head: nn.Module, pooled: torch.Tensor) -> np.ndarray:
-        return head(pooled).argmax(1).cpu().numpy()
+    metrics = draft.metrics
+    title = f"{metrics['method']} on layers {metrics['layers']}"
+    lines = {}
+    for name, history in metrics["history"].items():
+        lines[f"{name}, training"] = history["label_loss"]
+        lines[f"{name}, development"] = history["development_loss"]
+    curves(draft.folder / "losses", lines, "cross-entropy", title)
+    adaptation_curve(draft.folder / "layers", list(window), metrics["probes"], title)

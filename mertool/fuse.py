@@ -25,7 +25,7 @@ from mertool.metrics import confusion, score_json, scores_of
 from mertool.runs import Run, RunDraft, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples, labelled_examples, present_in
-from mertool.training.folds import Folds, make_folds
+from mertool.training.folds import Folds, folds_key, get_folds
 from mertool.training.members import Features, Schedule, member_logits, train_members
 
 COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the bundle
@@ -33,10 +33,13 @@ COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the b
 
 @dataclass(frozen=True)
 class FuseOptions:
-    """head: a file of mertool/fusion. folds x seeds members are trained. width: hidden size of the head."""
+    """head: a file of mertool/fusion. folds x seeds members are trained. width: hidden size of the head.
+
+    folds: a number, a file of folds, or None: those of the adapters where features are adapted, else five.
+    """
 
     head: str = "attention"
-    folds: int = 5
+    folds: int | Path | None = None
     seeds: int = 3
     width: int = 128
     dropout: float = 0.3
@@ -81,8 +84,9 @@ def fuse(
         _check(opened)
         key = make_key(
             "fuse",
-            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite")},
+            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite", "folds")},
             {
+                "folds": None if options.folds is None else folds_key(options.folds),
                 "stores": [
                     [name, store.fingerprint, store.digests()] for name, store in zip(names, opened, strict=True)
                 ],
@@ -93,7 +97,7 @@ def fuse(
             return found, True
         examples = labelled_examples(manifest, options.classes)
         data = _gather(opened, names, examples, resolve_device(options.device))
-        folds = make_folds(examples, options.folds, options.seed)
+        folds = _choose_folds(opened, examples, options)
         facts = _facts(opened, names, data)
         _train(data, examples, folds, output, key, facts, options, progress)
     return Run.read(output, "fuse"), False
@@ -111,6 +115,39 @@ def _check(stores: list[FeatureStore]) -> None:
     for store in stores:
         if store.recipe.modality == "faces" or not store.pooled:
             raise MertoolError(f"{store.path} holds frames: fuse takes pooled stores (--pool mean)")
+
+
+def _choose_folds(stores: list[FeatureStore], examples: Examples, options: FuseOptions) -> Folds:
+    """Folds of the adapters where features are adapted: else one that learned from a speaker would give the
+    features of clips that this speaker's fold holds out."""
+    adapters = sorted({str(store.origin["adapter"]) for store in stores if store.recipe.adapter})
+    if not adapters:
+        return get_folds(5 if options.folds is None else options.folds, examples, options.seed)
+    tables = [Run.read(Path(adapter), "finetune", "folds").info["folds"] for adapter in adapters]
+    first = tables[0]
+    for adapter, table in zip(adapters[1:], tables[1:], strict=True):
+        if table != first:
+            raise MertoolError(
+                f"{adapters[0]} and {adapter} were trained on different folds: give `mertool finetune` the same --folds"
+            )
+    count = max(first.values()) + 1
+    # Clips without sound have no adapter: they go where their speaker is.
+    of_speaker = {
+        speaker: first[clip] for clip, speaker in zip(examples.clips, examples.speakers, strict=True) if clip in first
+    }
+    of = [
+        first.get(clip, of_speaker.get(speaker, row % count) if speaker else row % count)
+        for row, (clip, speaker) in enumerate(zip(examples.clips, examples.speakers, strict=True))
+    ]
+    folds = Folds(np.array(of, np.int64), count, f"{count} folds, those of the adapters in {', '.join(adapters)}")
+    if options.folds is not None:
+        asked = get_folds(options.folds, examples, options.seed)
+        if len(set(zip(asked.of.tolist(), folds.of.tolist(), strict=True))) != max(asked.count, count):
+            raise MertoolError(
+                f"the features were adapted on the folds of {adapters[0]}, others would mix what adapters saw: leave "
+                "out --folds"
+            )
+    return folds
 
 
 def _gather(stores: list[FeatureStore], names: list[str], examples: Examples, device: torch.device) -> _Data:
@@ -171,7 +208,7 @@ def _train(
         output,
         "fuse",
         key,
-        asdict(options),
+        {**asdict(options), "folds": None if options.folds is None else str(options.folds)},
         seed=options.seed,
         classes=list(options.classes),
         folds=folds.to_json(examples),

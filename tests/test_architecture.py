@@ -12,8 +12,9 @@ import mertool
 
 ROOT = Path(mertool.__file__).parent
 FLOORS = {
-    6: ("cli", "__main__"),
-    5: ("extract", "probe_layers", "finetune", "align", "fuse", "predict", "evaluate"),
+    7: ("cli", "__main__"),
+    6: ("extract", "probe_layers", "finetune", "align", "fuse", "predict", "evaluate"),
+    5: ("adaptation",),
     4: ("engine",),
     3: ("encoders", "peft_methods", "fusion", "training"),
     2: ("store", "media", "faces", "runs", "predictions", "metrics", "plots", "devices", "interop"),

@@ -1,7 +1,7 @@
 """`mertool finetune`: adapters on the layers that carry emotion."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,8 @@ from mertool.cli.common import (
     Classes,
     ClipTimeout,
     Device,
-    Folds,
+    Dtype,
+    FoldsOrFile,
     Json,
     Overwrite,
     Quiet,
@@ -19,17 +20,22 @@ from mertool.cli.common import (
     Source,
     Workers,
     follow,
+    is_first_process,
     note,
+    parse_folds,
     print_json,
     progress,
     say,
+    show_gain,
     show_score,
     table,
 )
 from mertool.errors import MertoolError
 from mertool.manifest import Manifest, parse_classes
 
-EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --method bottleneck"
+EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
+METHODS = "bottleneck, bottleneck-parallel, lora, dora, ia3, prompt, bitfit, layer-adapters or full"
+LOSS, TRAINING = "Loss", "Training"
 
 
 def finetune(
@@ -40,14 +46,58 @@ def finetune(
         str | None, typer.Option(help="Blocks to adapt, counted from 1, as 16-21; instead of --probe's window.")
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Table name, hub id or folder; default: --probe's.")] = None,
-    method: Annotated[str, typer.Option(help="PEFT method: bottleneck or lora.")] = "bottleneck",
-    size: Annotated[int | None, typer.Option(min=1, help="Bottleneck width (64) or LoRA rank (16).")] = None,
-    folds: Folds = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training clips; fixed, none is chosen.")] = 10,
-    batch: Annotated[int, typer.Option(min=1, help="Clips per step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    method: Annotated[str, typer.Option(help=f"PEFT method: {METHODS}.")] = "bottleneck",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Bottleneck width, LoRA rank or prompts; default: the method's own.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Trainable parameters, as 1.6M or 800k: sets the size of the method.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Several methods, comma-separated: trains each, and tests them against another.")
+    ] = None,
+    folds: FoldsOrFile = "5",
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the training clips, at most.", rich_help_panel=TRAINING)
+    ] = 30,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Epochs without a better development loss.", rich_help_panel=TRAINING)
+    ] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Labelled clips per step.", rich_help_panel=TRAINING)] = 16,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; default: the method's own.", rich_help_panel=TRAINING)
+    ] = None,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            help="Start from stored frames below the first adapted block, or run every block each time.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = True,
+    mask_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of the masked reconstruction; 0: none.", rich_help_panel=LOSS)
+    ] = 0.1,
+    mask_target: Annotated[
+        str,
+        typer.Option(
+            help="What hidden frames are compared with: units (k-means), features or logmel.", rich_help_panel=LOSS
+        ),
+    ] = "units",
+    target_layer: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Frozen layer of units or features; default: 3/4 of the way up.", rich_help_panel=LOSS
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        int, typer.Option(min=0, help="Unlabelled clips that join the masked loss, at most.", rich_help_panel=LOSS)
+    ] = 2000,
+    class_weights: Annotated[str, typer.Option(help="none or balanced.", rich_help_panel=LOSS)] = "none",
+    label_smoothing: Annotated[float, typer.Option(min=0, max=0.9, help="0: none.", rich_help_panel=LOSS)] = 0.0,
     classes: Classes = MER_CLASSES,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
     overwrite: Overwrite = False,
@@ -55,51 +105,115 @@ def finetune(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train adapters in chosen layers of a speech encoder: one per fold, and one on all clips."""
+    """Train adapters in chosen layers of a speech encoder: one per fold, and one on all clips.
+
+    Layer n is the output of transformer block n, counted from 1. A killed run goes on where it was. Several GPUs:
+    accelerate launch -m mertool finetune ... (or torchrun).
+    """
     labelled = Manifest.read(source)
-    from mertool.finetune import FinetuneOptions
-    from mertool.finetune import finetune as run_stage
+    from mertool import finetune as stage
+    from mertool import peft_methods
 
     encoder, layers = _from_probe(probe, encoder, layers)
-    options = FinetuneOptions(
+    options = stage.FinetuneOptions(
         encoder,
         layers,
         method,
         size,
-        folds,
+        peft_methods.parse_budget(budget) if budget is not None else None,
+        parse_folds(folds),
         epochs,
+        patience,
         batch,
         learning_rate,
-        seed=seed,
-        device=device,
-        workers=workers,
-        clip_timeout=clip_timeout,
-        classes=parse_classes(classes),
-        overwrite=overwrite,
+        seed,
+        mask_weight,
+        mask_target,
+        target_layer,
+        unlabelled,
+        class_weights,
+        label_smoothing,
+        prefix_cache,
+        device,
+        dtype,
+        workers,
+        clip_timeout,
+        parse_classes(classes),
+        overwrite,
     )
-    with progress("finetune", quiet, "epochs") as update:
-        run, reused = run_stage(labelled, output, options, update)
-    metrics = run.metrics
+    first = is_first_process()
+    hidden = quiet or not first
+
+    def shown(title: str, unit: str) -> Any:
+        return progress(title, hidden, unit)
+
+    if compare is not None:
+        methods = tuple(name.strip() for name in compare.split(",") if name.strip())
+        run, reused = stage.compare(labelled, output, methods, options, shown)
+    else:
+        run, reused = stage.finetune(labelled, output, options, shown)
+    if not first:
+        return
     if as_json:
-        print_json({"run": str(output), "reused": reused, **metrics})
+        print_json({"run": str(output), "reused": reused, **run.metrics})
     elif not quiet:
-        share = metrics["trainable"] / metrics["parameters"]
-        adapted = f"{metrics['trainable']:,} trainable parameters ({share:.2%})"
-        say(f"{metrics['method']} on layers {metrics['layers']}: {adapted}")
-        rows = [
-            [name, *(show_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
-            for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted"))
-        ]
-        title = f"{metrics['clips']} clips, each held out once; {metrics['folds']}; per cent, 95 % intervals over clips"
-        table(title, ["held-out clips", "weighted F1", "accuracy", "UAR"], rows)
-        gain = metrics["gain"]
-        interval = f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
-        say(f"gain: {100 * gain['difference']:+.1f} points {interval}, p = {gain['p']:.3f} (paired bootstrap)")
-        if metrics["skipped"]:
-            note(f"note: left out for lack of sound: {', '.join(sorted(metrics['skipped']))}")
+        if compare is not None:
+            best = _show_comparison(run.metrics)
+            adapter, plots = output.with_name(f"{output.name}-{best}"), [output / "methods.png"]
+        else:
+            _show(run.metrics)
+            adapter, plots = output, [output / "losses.png", output / "layers.png"]
+        if probe is not None:
+            note("note: the probe chose the layers on these same clips, so the scores lean optimistic by that choice")
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plot: {output / 'losses.png'}")
-        follow("extract", "audio", source, "--adapter", output, "-o", "features/acoustic.h5", "--encoder", encoder)
+        say(f"plots: {', '.join(map(str, plots))}")
+        follow("extract", "audio", source, "--adapter", adapter, "-o", "features/acoustic.h5", "--encoder", encoder)
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    size = f" of size {metrics['size']}" if metrics["size"] else ""
+    share = metrics["trainable"] / metrics["parameters"]
+    adapted = f"{metrics['trainable']:,} trainable parameters ({share:.2%})"
+    say(f"{metrics['method']}{size} on layers {metrics['layers']}: {adapted}")
+    rows = [
+        [name, *(show_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
+        for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted"))
+    ]
+    table(_title(metrics), ["held-out clips", "weighted F1", "accuracy", "UAR"], rows)
+    rows = [
+        [layer, show_score(probe["frozen"]["waf"]), show_score(probe["adapted"]["waf"]), f"{probe['cka']:.3f}"]
+        for layer, probe in metrics["probes"].items()
+    ]
+    table("a linear probe of each layer", ["layer", "frozen, weighted F1", "adapted, weighted F1", "CKA"], rows)
+    say(f"gain: {show_gain(metrics['gain'])} (paired bootstrap)")
+    if metrics["skipped"]:
+        note(f"note: left out for lack of sound: {', '.join(sorted(metrics['skipped']))}")
+
+
+def _show_comparison(metrics: dict[str, Any]) -> str:
+    """Print the table of several methods; the best one."""
+    rows = [["frozen, linear probe", "", "", *(show_score(metrics["frozen"][name]) for name in ("waf", "uar")), "", ""]]
+    for method, found in metrics["methods"].items():
+        rows.append(
+            [
+                method,
+                f"{found['trainable']:,}",
+                f"{found['share']:.2%}",
+                *(show_score(found["adapted"][name]) for name in ("waf", "uar")),
+                show_gain(found["gain"]),
+                show_gain(found["against_best"]) if "against_best" in found else "best",
+            ]
+        )
+    columns = ["method", "trainable", "share", "weighted F1", "UAR", "gain over frozen", "against the best"]
+    table(_title(metrics), columns, rows)
+    return str(metrics["best"])
+
+
+def _title(metrics: dict[str, Any]) -> str:
+    return (
+        f"{metrics['clips']} clips, each held out once; {metrics['folds']}; per cent, "
+        f"95 % intervals over {metrics['interval']}"
+    )
 
 
 def _from_probe(probe: Path | None, encoder: str | None, layers: str | None) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from mertool.cli.common import (
     MER_CLASSES,
     Classes,
     Device,
-    Folds,
     Json,
     ManifestOption,
     Overwrite,
@@ -17,6 +16,7 @@ from mertool.cli.common import (
     RunOutput,
     Seed,
     follow,
+    parse_folds,
     print_json,
     progress,
     say,
@@ -33,7 +33,9 @@ def fuse(
     manifest: ManifestOption,
     output: RunOutput,
     head: Annotated[str, typer.Option(help="Fusion head: attention or concat.")] = "attention",
-    folds: Folds = 5,
+    folds: Annotated[
+        str | None, typer.Option(help="Parts of the cross-validation, or their file; default: the adapters', else 5.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Members per fold.")] = 3,
     width: Annotated[int, typer.Option(min=1, help="Hidden size of the head.")] = 128,
     dropout: Annotated[float, typer.Option(help="Dropout in the head.")] = 0.3,
@@ -57,7 +59,7 @@ def fuse(
 
     options = FuseOptions(
         head,
-        folds,
+        None if folds is None else parse_folds(folds),
         seeds,
         width,
         dropout,

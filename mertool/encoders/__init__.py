@@ -197,6 +197,7 @@ def _load(module: str, what: str, source: Source, device: Any, dtype: Any) -> An
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")  # deprecations between it and PEFT
+    warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # how WavLM calls torch
     family = importlib.import_module(f"mertool.encoders.{module}")
     try:
         return family.load(source.folder, device, dtype)

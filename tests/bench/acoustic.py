@@ -1,0 +1,213 @@
+"""Does adapting the best window of a HuBERT beat its frozen features, and come close to full fine-tuning?
+
+    python tests/bench/acoustic.py RAVDESS
+
+RAVDESS is a folder with the corpus as FLAC: labels.csv (file,label,speaker) and EmoBox's six actor-independent folds
+(emobox_folds.csv). A small HuBERT is pre-trained on its sound, without labels (see pretrain.py; the sound of the
+held-out actors is heard, too, so this is no estimate for a corpus never heard). Then, by mertool's own commands:
+layers are probed; each method adapts the recommended window under one budget; all blocks are fine-tuned; the same
+model with random weights is probed. Every clip is scored once, by what never learned from its actor. The window was
+chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that.
+
+What is done is kept in build/bench/acoustic and not done again. Writes build/bench/acoustic.json.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pretrain
+from report import ROOT, Row, publish, say
+
+PLACE = ROOT / "build" / "bench" / "acoustic"
+RESULT = ROOT / "build" / "bench" / "acoustic.json"
+SIZED = ("bottleneck", "bottleneck-parallel", "lora", "dora", "prompt", "layer-adapters")
+UNSIZED = ("ia3", "bitfit", "full")
+EVERY = "full, every block"
+
+
+def main() -> None:
+    options = parse()
+    PLACE.mkdir(parents=True, exist_ok=True)
+    models = {"random": PLACE / "random", "hubert": PLACE / "hubert"}
+    make_models(models, options)
+    manifest = write_manifest(options.ravdess)
+    folds = options.ravdess / "emobox_folds.csv"
+    for name, model in models.items():
+        store, run = PLACE / f"{name}.h5", PLACE / f"probe-{name}"
+        mertool("extract", "audio", manifest, "-o", store, "--encoder", model, "-q")
+        mertool("probe-layers", store, "-m", manifest, "-o", run, "--folds", folds, *CLASSES, "-q")
+    jobs = {method: plan(method, options) for method in options.methods}
+    jobs[EVERY] = ["--encoder", str(models["hubert"]), "--layers", "1-" + str(count_blocks(models["hubert"]))]
+    jobs[EVERY] += ["--method", "full"]
+
+    def train(name: str) -> Path:
+        run = PLACE / f"run-{name.replace(', ', '-').replace(' ', '-')}"
+        settings = ["--folds", folds, "--epochs", options.epochs, "--patience", options.patience]
+        mertool(
+            "finetune",
+            manifest,
+            "-o",
+            run,
+            *jobs[name],
+            *settings,
+            "--mask-weight",
+            options.mask_weight,
+            "-q",
+            *CLASSES,
+        )
+        say(f"trained: {name}")
+        return run
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        runs = dict(zip(jobs, pool.map(train, jobs), strict=True))
+    rows = collect(runs)
+    publish(rows, options.output, "RAVDESS, EmoBox's folds: unweighted accuracy (UA)")
+    show(rows)
+
+
+CLASSES = ("--classes", "neutral,calm,happy,sad,angry,fearful,disgust,surprised")
+
+
+def mertool(*words: Any) -> None:
+    """Run a command of mertool on one thread: several run side by side."""
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mertool", *map(str, words)]
+    done = subprocess.run(command, env={**os.environ, **threads}, text=True, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"mertool {' '.join(command[3:])}: {done.stderr}")
+
+
+def plan(method: str, options: argparse.Namespace) -> list[Any]:
+    """Which layers one method adapts, and how large it is."""
+    budget = ["--budget", options.budget] if method in SIZED else []
+    return ["--probe", PLACE / "probe-hubert", "--method", method, *budget]
+
+
+def make_models(models: dict[str, Path], options: argparse.Namespace) -> None:
+    """Pre-train, unless that is done; and the same shape with random weights."""
+    settings = pretrain.complete(pretrain.Options(minutes=options.minutes))
+    if not (models["hubert"] / "model.safetensors").exists():
+        waves = pretrain.read_waves(options.ravdess / "flac")
+        pretrain.pretrain(list(waves.values()), models["hubert"], settings)
+    if not models["random"].exists():
+        import torch
+        from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+        torch.manual_seed(1)
+        HubertModel(HubertConfig.from_pretrained(models["hubert"])).save_pretrained(models["random"])
+        Wav2Vec2FeatureExtractor.from_pretrained(models["hubert"]).save_pretrained(models["random"])
+
+
+def count_blocks(model: Path) -> int:
+    return int(json.loads((model / "config.json").read_text())["num_hidden_layers"])
+
+
+def write_manifest(corpus: Path) -> Path:
+    """clips.csv of the whole corpus."""
+    with open(corpus / "labels.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    path = PLACE / "clips.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["clip", "path", "label", "speaker", "split"])
+        for row in rows:
+            where = os.path.relpath(corpus / row["file"], PLACE)
+            writer.writerow([Path(row["file"]).stem, where, row["label"], row["speaker"], "train"])
+    return path
+
+
+def collect(runs: dict[str, Path]) -> list[Row]:
+    """A row per system: UA against that of the frozen features, with intervals and tests beside it."""
+    metrics = {name: json.loads((run / "metrics.json").read_text()) for name, run in runs.items()}
+    probes = {name: json.loads((PLACE / f"probe-{name}" / "metrics.json").read_text()) for name in ("random", "hubert")}
+    frozen = next(iter(metrics.values()))["frozen"]
+    base = frozen["uar"]["value"]
+    rows = [
+        make_row("random weights, probe, nested", probes["random"]["window"], base),
+        make_row("frozen, probe, nested", probes["hubert"]["window"], base),
+        make_row("frozen, last layer of the window", frozen, base),
+    ]
+    truth, guesses = read_guesses(runs)
+    for name, found in metrics.items():
+        share = found["trainable"] / found["parameters"]
+        extra = {"trainable": found["trainable"], "share": share, "size": found["size"], "layers": found["layers"]}
+        extra["waf_gain_over_frozen"] = found["gain"]
+        if name != EVERY:
+            extra["waf_gain_over_full"] = paired(truth, guesses[EVERY], guesses[name])
+        rows.append(make_row(name, found["adapted"], base, **extra))
+    return rows
+
+
+def make_row(name: str, scores: dict[str, Any], base: float, **extra: Any) -> Row:
+    fields = {metric: scores[metric] for metric in ("uar", "waf", "accuracy")}
+    return Row(f"acoustic/{name}", scores["uar"]["value"], "UA", base, {**fields, **extra})
+
+
+def read_guesses(runs: dict[str, Path]) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """True class and actor of every clip, and what each run said."""
+    from mertool.predictions import Predictions
+
+    with open(PLACE / "clips.csv", newline="", encoding="utf-8") as file:
+        rows = {row["clip"]: row for row in csv.DictReader(file)}
+    guesses = {}
+    for name, run in runs.items():
+        found = Predictions.read(run / "held_out.csv")
+        guesses[name] = found.probabilities.argmax(1)
+    classes = list(found.classes)
+    truth = np.array([classes.index(rows[clip]["label"]) for clip in found.clips])
+    return (truth, np.array([rows[clip]["speaker"] for clip in found.clips])), guesses
+
+
+def paired(truth: tuple[np.ndarray, np.ndarray], first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    from mertool.metrics import paired_bootstrap
+
+    return paired_bootstrap(truth[0], first, second, 8, 0, truth[1])
+
+
+def show(rows: list[Row]) -> None:
+    """The table as Markdown, for BENCHMARKS.md."""
+    print("| features | trainable | UA | weighted F1 | gain in weighted F1 over frozen | over full, every block |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        fields = row.fields
+        trainable = f"{fields['trainable']:,} ({fields['share']:.1%})" if "trainable" in fields else ""
+        cells = [row.name.removeprefix("acoustic/"), trainable, interval(fields["uar"]), interval(fields["waf"])]
+        cells += [gain(fields.get(f"waf_gain_over_{what}")) for what in ("frozen", "full")]
+        print("| " + " | ".join(cells) + " |")
+
+
+def interval(score: dict[str, float]) -> str:
+    return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * score[name] for name in ("value", "low", "high")))
+
+
+def gain(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    low, high = (f"{100 * found[name]:+.1f}" for name in ("low", "high"))
+    return f"{100 * found['difference']:+.1f} [{low}, {high}], p = {found['p']:.3f}"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("ravdess", type=Path)
+    parser.add_argument("--minutes", type=float, default=25.0, help="of pre-training")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=[*SIZED, *UNSIZED])
+    parser.add_argument("--budget", default="50k", help="trainable parameters of the methods that have a size")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--patience", type=int, default=3)
+    parser.add_argument("--mask-weight", type=float, default=0.1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side, a thread each")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
