@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 MERTOOL := $(VENV)/bin/mertool
 DEMO := build/demo
+# RAVDESS as FLAC with labels.csv and EmoBox's folds (see tests/bench/acoustic.py).
+RAVDESS ?= ../shared/data/ravdess
 
-.PHONY: help setup demo test lint fuzz crash bench bench-memory bench-probe clean
+.PHONY: help setup demo test lint fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +19,8 @@ help:
 	@echo "make bench   extraction against a plain script, into build/bench/extract.json (about 12 min)"
 	@echo "make bench-memory   peak memory for 1,000 and 10,000 clips (about 10 min)"
 	@echo "make bench-probe   probes of all layers against scikit-learn, into build/bench/probe.json (about 5 min)"
+	@echo "make bench-finetune   training from the stored prefix against every block, into build/bench/finetune.json (about 5 min)"
+	@echo "make bench-acoustic   a small HuBERT pre-trained, probed, adapted on RAVDESS, into build/bench/acoustic.json (about 1.5 h)"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 
 setup: $(VENV)/.ready
@@ -52,6 +56,12 @@ bench-memory: setup
 
 bench-probe: setup
 	$(VENV)/bin/python tests/bench/probe.py
+
+bench-finetune: setup
+	$(VENV)/bin/python tests/bench/finetune.py
+
+bench-acoustic: setup
+	$(VENV)/bin/python tests/bench/acoustic.py $(RAVDESS)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

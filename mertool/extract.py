@@ -109,7 +109,10 @@ class ExtractOptions:
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What the command reports. `seconds` says where the time went (see engine.pipeline.Report)."""
+    """What the command reports. `seconds` says where the time went (see engine.pipeline.Report).
+
+    out_of_fold: clips that the adapters were trained on, whose features come from the one that did not see them.
+    """
 
     store: str
     clips: int
@@ -125,6 +128,7 @@ class ExtractResult:
     seconds: dict[str, float]
     transcripts: str | None
     faces: str | None
+    out_of_fold: int | None
     worked: bool
 
     @property
@@ -144,7 +148,11 @@ def extract(manifest: Manifest, output: Path, options: ExtractOptions, progress:
         manifest, job = _transcribe(manifest, job, options, progress)
     filled = fill_store(manifest, job, progress, options.overwrite)
     sheet = transcripts_beside(job.output)
-    return _result(job, manifest, filled, str(sheet) if options.asr and sheet.exists() else None)
+    out_of_fold = None
+    if options.adapter:
+        trained_on = Run.read(options.adapter, "finetune", "adapter_of_clip").info["adapter_of_clip"]
+        out_of_fold = sum(clip.clip in trained_on for clip in manifest.clips)
+    return _result(job, manifest, filled, str(sheet) if options.asr and sheet.exists() else None, out_of_fold)
 
 
 def estimate(manifest: Manifest, output: Path, options: ExtractOptions) -> Estimate:
@@ -323,7 +331,9 @@ def _read_adapter(folder: Path | None, encoder: str, weights: str) -> Run | None
     return run
 
 
-def _result(job: Job, manifest: Manifest, filled: Filled, transcripts: str | None) -> ExtractResult:
+def _result(
+    job: Job, manifest: Manifest, filled: Filled, transcripts: str | None, out_of_fold: int | None
+) -> ExtractResult:
     with FeatureStore(job.output) as store:
         layers, channels = max(1, len(store.layers)), store.channels if len(store) else 0
         features = sum(clip.clip in store.index for clip in manifest.clips)
@@ -344,5 +354,6 @@ def _result(job: Job, manifest: Manifest, filled: Filled, transcripts: str | Non
         {name: round(getattr(report, name), 3) for name in ("wall", "encode", "idle", "decode", "faces", "write")},
         transcripts,
         str(job.faces) if job.faces else None,
+        out_of_fold,
         report.done > 0,
     )

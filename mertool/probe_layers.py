@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mertool.adaptation.clips import Progress
+from mertool.adaptation.injection import CACHE, Injection, candidates, rank_windows
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
 from mertool.features import format_layers
@@ -20,10 +22,12 @@ from mertool.runs import Run, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples, keep, labelled_examples, present_in
 from mertool.training.folds import Folds, folds_key, get_folds, write_folds
-from mertool.training.nested import PENALTIES, Progress
+from mertool.training.nested import PENALTIES
 from mertool.training.probes import Plan, Probed, probe_all
 from mertool.training.speakers import SpeakerReadout
 from mertool.training.window import Window, choose_by_guess, nested_windows, window_guess
+
+CERTAIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class ProbeOptions:
 
     folds: parts of the cross-validation, or a file of them. seeds: repetitions, with other folds unless they are
     of a file, and with other starts of the perceptrons. width: layers in the recommended window (None: chosen).
+    injection: also train a short adapter in windows of that width, to see where one helps.
     """
 
     folds: int | Path = 5
@@ -39,6 +44,7 @@ class ProbeOptions:
     estimator: str = "logistic"
     mlp: bool = True
     width: int | None = None
+    injection: bool = False
     seed: int = 0
     device: str = "auto"
     classes: tuple[str, ...] = EMOTIONS
@@ -77,10 +83,22 @@ def probe_layers(
         layers, facts = list(store.layers), {"recipe": store.recipe.to_json(), "origin": store.origin}
         if max(layers) < 1:
             raise MertoolError(f"{store_path} holds layer 0 alone: extract with --layers all")
-        values = store.read(examples.clips)
+        if options.injection and (store.recipe.modality != "audio" or store.recipe.adapter):
+            raise MertoolError(
+                f"--injection trains adapters of a frozen speech encoder: {store_path} holds no such features"
+            )
+        values, recipe, checkpoint = store.read(examples.clips), store.recipe, store.origin["encoder"]["checkpoint"]
     plan = _plan(folds, examples, options)
-    probed = probe_all(values, examples, plan, progress)
+    with progress("probe-layers", "%") as update:
+        probed = probe_all(values, examples, plan, update)
     metrics, window = _judge(probed, plan, examples, layers, options)
+    if options.injection:
+        known = Injection(
+            recipe, checkpoint, plan.classes, options.seed, options.device, output.absolute().parent / CACHE
+        )
+        windows = candidates(max(layers), window.last - window.first + 1, (window.first, window.last))
+        metrics["injection"] = rank_windows(manifest, windows, examples, folds, known, progress)
+        window = _weigh_injection(metrics, window)
     with new_run(
         output,
         "probe-layers",
@@ -97,6 +115,19 @@ def probe_layers(
         write_folds(draft.folder / "folds.csv", examples, folds)
         _draw(draft.folder, metrics, layers, window, options)
     return Run.read(output, "probe-layers"), False
+
+
+def _weigh_injection(metrics: dict[str, Any], window: Window) -> Window:
+    """The window that reads out best, or the one where an adapter is certainly better (p < 0.05)."""
+    best = metrics["injection"][0]
+    read_out = next(one for one in metrics["injection"] if one["window"] == [window.first, window.last])
+    if best is read_out or read_out["against_best"]["p"] >= CERTAIN:
+        return window
+    reason = f"adapters there score best after a short training; layers {metrics['window']['layers']} read out best"
+    metrics["window"]["read_out"] = metrics["window"]["layers"]
+    metrics["window"] |= {"layers": best["layers"], "reason": reason}
+    first, last = best["window"]
+    return Window(first, last, reason)
 
 
 def _plan(folds: Folds, examples: Examples, options: ProbeOptions) -> Plan:

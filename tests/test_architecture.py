@@ -121,4 +121,4 @@ def test_help_starts_without_heavy_libraries(arguments):
 
 def test_every_stage_has_a_command_of_the_same_name():
     commands = {file.stem for file in (ROOT / "cli").glob("*.py")}
-    assert set(FLOORS[5]) <= commands
+    assert set(FLOORS[6]) <= commands

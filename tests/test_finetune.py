@@ -261,7 +261,6 @@ def test_a_comparison_of_methods(manifest, invoke, tiny_encoders, tmp_path):
         (["--mask-target", "pixels"], "units"),
         (["--class-weights", "some"], "balanced"),
         (["--target-layer", 9], "layers 0 to 4"),
-        (["--folds", 1], "at least 2"),
         (["--folds", "nowhere.csv"], "does not exist"),
         (["--layers", "0-2"], "layer 0 is the embedding"),
         (["--dtype", "float16", "--device", "cpu"], "float16"),
@@ -379,6 +378,16 @@ def test_training_clips_get_the_adapter_that_did_not_see_them(
             for other in {"fold0", "fold1", "fold2", "final"} - {name}:
                 elsewhere = manual(finetune_run, other, tiny_encoders, wave)
                 assert np.abs(value[:-1] - elsewhere).max() > 1e-3
+
+
+def test_extraction_says_which_adapter_it_took(
+    acoustic_store, invoke, workspace, finetune_run, tiny_encoders, clip_names
+):
+    given = ["--encoder", tiny_encoders["hubert"], "--adapter", finetune_run, "--storage", "float32"]
+    result = invoke("extract", "audio", workspace.manifest, "-o", acoustic_store, *given)
+    trained_on = len(clip_names.labelled) - 1
+    others = len(workspace.clips) - trained_on
+    assert f"{trained_on} training clips got that of the fold which held them out, {others} others" in result.stdout
 
 
 def test_layers_below_the_adapters_are_those_of_the_frozen_encoder(acoustic_store, audio_store, finetune_run):

@@ -275,3 +275,30 @@ def test_the_report_for_people(invoke, planted, tmp_path):
     ):
         assert words in text
     assert "4 *" in text
+
+
+# ---------------------------------------------------------------- where an adapter helps
+
+
+def test_injection_ranks_windows_beside_the_read_out(workspace, audio_store, invoke, tmp_path):
+    given = ["probe-layers", audio_store, "-m", workspace.manifest, "-o", tmp_path / "run"]
+    options = ["--folds", 2, "--seeds", 1, "--no-mlp", "--estimator", "ridge", "--width", 2, "--injection"]
+    result = invoke(*given, *options)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    assert "a short adapter in each window" in result.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    ranking = metrics["injection"]
+    blocks = max(map(int, metrics["layers"]))
+    tiles = {(last - 1, last) for last in range(blocks, 1, -2)}
+    found = {tuple(one["window"]) for one in ranking}
+    assert tiles <= found and len(found) <= len(tiles) + 1
+    scores = [one["waf"]["value"] for one in ranking]
+    assert scores == sorted(scores, reverse=True)
+    assert len({one["trainable"] for one in ranking}) == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["window"] in [list(one) for one in found]
+
+
+def test_injection_needs_a_speech_encoder(workspace, video_store, invoke, tmp_path):
+    result = invoke("probe-layers", video_store, "-m", workspace.manifest, "-o", tmp_path / "run", "--injection")
+    assert isinstance(result.exception, MertoolError)
+    assert "speech encoder" in str(result.exception)

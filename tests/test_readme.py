@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import typer
 
-from mertool.cli import align, app, doctor, evaluate, fuse, manifest, models, predict, probe_layers
+from mertool.cli import align, app, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers
 from mertool.encoders import TABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 SHOWN = [line for block in BLOCKS for line in block.splitlines() if line.startswith("mertool ")]
-EXAMPLES = [module.EXAMPLE for module in (align, doctor, evaluate, fuse, manifest, models, predict, probe_layers)]
+EXAMPLES = [
+    module.EXAMPLE for module in (align, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers)
+]
 
 
 def parse(line: str) -> None:

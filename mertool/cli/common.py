@@ -12,8 +12,6 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.errors import MertoolError
-
 Source = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
 RunOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run to write.")]
@@ -42,7 +40,7 @@ def parse_folds(text: str) -> int | Path:
     if not text.lstrip("-").isdecimal():
         return Path(text)
     if int(text) < 2:
-        raise MertoolError(f"--folds {text}: give at least 2, or a file of folds")
+        raise typer.BadParameter(f"{text}: give at least 2, or a file of folds", param_hint="'--folds'")
     return int(text)
 
 

@@ -241,6 +241,11 @@ def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> 
     for what, counts in (("missing", result.missing), ("failed", result.failed)):
         if counts:
             say(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+    if result.out_of_fold is not None:
+        say(
+            f"adapters: {result.out_of_fold} training clips got that of the fold which held them out, "
+            f"{result.clips - result.out_of_fold} others the final one"
+        )
     if result.transcripts:
         say(f"transcripts: {result.transcripts}")
     if result.truncated:

@@ -110,6 +110,7 @@ def finetune(
     Layer n is the output of transformer block n, counted from 1. A killed run goes on where it was. Several GPUs:
     accelerate launch -m mertool finetune ... (or torchrun).
     """
+    parts = parse_folds(folds)
     labelled = Manifest.read(source)
     from mertool import finetune as stage
     from mertool import peft_methods
@@ -121,7 +122,7 @@ def finetune(
         method,
         size,
         peft_methods.parse_budget(budget) if budget is not None else None,
-        parse_folds(folds),
+        parts,
         epochs,
         patience,
         batch,

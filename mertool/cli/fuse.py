@@ -53,13 +53,14 @@ def fuse(
 
     Each store is also scored alone, on the clips that have it.
     """
+    parts = None if folds is None else parse_folds(folds)
     labelled = Manifest.read(manifest)
     from mertool.fuse import FuseOptions
     from mertool.fuse import fuse as run_stage
 
     options = FuseOptions(
         head,
-        None if folds is None else parse_folds(folds),
+        parts,
         seeds,
         width,
         dropout,

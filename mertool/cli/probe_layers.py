@@ -22,6 +22,7 @@ from mertool.cli.common import (
     print_json,
     progress,
     say,
+    show_gain,
     show_score,
     table,
 )
@@ -43,6 +44,9 @@ def probe_layers(
     width: Annotated[
         int | None, typer.Option(min=1, help="Layers in the recommended window; default: those as good as the best.")
     ] = None,
+    injection: Annotated[
+        bool, typer.Option("--injection", help="Also train a short adapter in windows of layers: where does one help?")
+    ] = False,
     classes: Classes = MER_CLASSES,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -59,9 +63,10 @@ def probe_layers(
     from mertool.probe_layers import ProbeOptions
     from mertool.probe_layers import probe_layers as run_stage
 
-    options = ProbeOptions(parts, seeds, estimator, mlp, width, seed, device, parse_classes(classes), overwrite)
-    with progress("probe-layers", quiet, "%") as update:
-        run, reused = run_stage(store, labelled, output, options, update)
+    options = ProbeOptions(
+        parts, seeds, estimator, mlp, width, injection, seed, device, parse_classes(classes), overwrite
+    )
+    run, reused = run_stage(store, labelled, output, options, lambda title, unit: progress(title, quiet, unit))
     metrics = run.metrics
     if as_json:
         print_json({"run": str(output), "reused": reused, **metrics})
@@ -101,10 +106,25 @@ def _show(metrics: dict[str, Any], window: list[int]) -> None:
     top = sorted(weights["mean"], key=weights["mean"].get, reverse=True)[:3]
     shares = ", ".join(f"{layer} ({_share(weights, layer)})" for layer in top)
     say(f"learned layer weights: most on layers {shares}; weighted F1 {show_score(weights['waf'])}")
+    if "injection" in metrics:
+        _show_injection(metrics["injection"])
     chosen = metrics["window"]
     say(f"recommended window: layers {chosen['layers']} ({chosen['reason']})")
     how = "on clips that did not choose it" if metrics["nested"] else f"chosen {chosen['choice']}"
-    say(f"a window chosen so, {how}: weighted F1 {show_score(chosen['waf'])}")
+    what = f"layers {chosen['read_out']}, chosen by read-out" if "read_out" in chosen else "a window chosen so"
+    say(f"{what}, {how}: weighted F1 {show_score(chosen['waf'])}")
+
+
+def _show_injection(ranking: list[dict[str, Any]]) -> None:
+    """The table of windows, best first."""
+    rows = [
+        [one["layers"], show_score(one["waf"]), show_gain(one["gain"]), show_gain(one["against_best"])]
+        for one in ranking
+    ]
+    rows[0][-1] = "best"
+    size = f"{ranking[0]['trainable']:,} parameters each"
+    title = f"a short adapter in each window, {size}; held-out clips, whose scores choose the best: optimistic"
+    table(title, ["layers", "weighted F1", "gain over frozen", "against the best"], rows)
 
 
 def _per_cent(score: dict[str, float]) -> str:

@@ -21,7 +21,7 @@ from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
-LOWEST_PRIORITY = 19
+LOWER_PRIORITY = 5  # lower, and other programs on the machine would leave decoders nothing
 AHEAD = 4  # clips per worker that may wait, decoded, for the encoder
 CLIPS_PER_PROCESS = 500  # a worker is replaced after these: decoders leak
 
@@ -179,7 +179,7 @@ def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:
 
 def _set_up_worker(give_way: bool) -> None:
     if give_way and hasattr(os, "nice"):
-        os.nice(LOWEST_PRIORITY)
+        os.nice(LOWER_PRIORITY)
 
 
 def worker_count(asked: int | None = None) -> int:

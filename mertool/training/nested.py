@@ -21,7 +21,7 @@ from mertool.training.ridge import Ridge, class_targets
 # From the strongest penalty to the weakest; ties go to the stronger.
 PENALTIES = {
     "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-    "ridge": tuple(float(f"{10 ** (5 - step / 4):.3g}") for step in range(21)),  # 1e5 to 1
+    "ridge": tuple(float(f"{10 ** (6 - step / 4):.3g}") for step in range(25)),  # 1e6 to 1
 }
 FIXED = {"logistic": 1e-2, "ridge": 1e3}  # with two folds
 NEIGHBOURS = 2

@@ -16,7 +16,7 @@ The folder is in Hugging Face format and usable at any time: it is written every
 it says how far it came. `--check` compares, layer by layer, linear probes of the result and of the same model with
 random weights, on the folds of a CSV (fold,split,file,label; in this order). With `--steps` a run repeats exactly on
 the same machine; with `--minutes` the schedule follows the clock. Where other programs keep the processor busy, set
-OMP_WAIT_POLICY=passive: threads that spin while they wait for each other made it three times slower.
+OMP_WAIT_POLICY=passive: threads that spin while they wait for each other made it more than twice as slow.
 """
 
 import argparse
@@ -160,7 +160,7 @@ def pretrain(waves: Sequence[np.ndarray], folder: Path, options: Options | None 
 def make_model(options: Options) -> "HubertModel":
     """HuBERT in the form of the large one, with random weights.
 
-    The first two convolutions are half as wide: they run at 3200 and 1600 Hz, and would take half of all time.
+    The first two convolutions are half as wide: they run at 3200 and 1600 Hz, and take the most time.
     """
     from transformers import HubertConfig, HubertModel
 
@@ -274,12 +274,20 @@ def prepare(wave: np.ndarray, options: Options) -> list[np.ndarray]:
     return [np.pad(copy, (0, missing)).astype(np.float32) for copy, missing in zip(copies, short, strict=True)]
 
 
-def trim(wave: np.ndarray, floor: float = 0.01, margin: int = 10) -> np.ndarray:
-    """Cut the edges whose energy is below `floor` (40 dB: 0.01 in amplitude) of the loudest, but for a margin."""
+def trim(wave: np.ndarray) -> np.ndarray:
+    """The wave without its silent edges."""
+    first, last = speech_span(wave)
+    return wave[first:last]
+
+
+def speech_span(wave: np.ndarray, floor: float = 0.01, margin: int = 10) -> tuple[int, int]:
+    """Samples between the edges whose energy is below `floor` (40 dB: 0.01 in amplitude) of the loudest."""
     blocks = wave[: len(wave) // HOP * HOP].reshape(-1, HOP)
     level = np.sqrt((blocks**2).mean(axis=1))
     loud = np.flatnonzero(level > floor * level.max(initial=0))
-    return wave[max(0, loud[0] - margin) * HOP : (loud[-1] + margin + 1) * HOP] if len(loud) else wave
+    if not len(loud):
+        return 0, len(wave)
+    return max(0, loud[0] - margin) * HOP, min(len(wave), (loud[-1] + margin + 1) * HOP)
 
 
 def draw_batches(
@@ -416,6 +424,7 @@ def probe(model: "HubertModel", waves: dict[str, np.ndarray], folds: dict[str, A
     from sklearn.metrics import recall_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     clips = [normalise(wave) for wave in waves.values()]
     means = np.stack([states.mean(axis=1) for states in hidden_states(model, clips, complete(options).device)])
@@ -430,7 +439,8 @@ def probe(model: "HubertModel", waves: dict[str, np.ndarray], folds: dict[str, A
         guesses = classifier.fit(*data["train"]).predict(data["test"][0])
         return recall_score(data["test"][1], guesses, average="macro")
 
-    return [float(np.mean([score(layer, fold) for fold in folds.values()])) for layer in range(means.shape[1])]
+    with threadpool_limits(1):  # on a busy machine, threads take minutes for what one does in a second
+        return [float(np.mean([score(layer, fold) for fold in folds.values()])) for layer in range(means.shape[1])]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from report import ROOT, Row, others, publish, say
 
 RESULT = ROOT / "build" / "bench" / "probe.json"
 STRENGTH, ALPHA = 0.1, 1000.0
-ALPHAS = tuple(10 ** (5 - step / 4) for step in range(21))
+ALPHAS = tuple(10 ** (6 - step / 4) for step in range(25))  # the stage's grid
 FOLDS, CLASSES = 5, 6
 
 
@@ -186,7 +186,7 @@ CASES = {
     "logistic": Case(ours_logistic(1e-5), logistic(1e-5), (STRENGTH,), "LogisticRegression(C=0.1, tol=1e-5)", 1e-5),
     "logistic-loose": Case(ours_logistic(1e-4), logistic(1e-4), (STRENGTH,), "LogisticRegression(C=0.1)", 1e-4),
     "ridge-one": Case(ours_ridge((ALPHA,)), ridge, (ALPHA,), "RidgeClassifier(alpha=1000)"),
-    "ridge": Case(ours_ridge(ALPHAS), ridge, ALPHAS, "RidgeClassifier, 21 penalties from 1 to 1e5"),
+    "ridge": Case(ours_ridge(ALPHAS), ridge, ALPHAS, "RidgeClassifier, the stage's 25 penalties from 1 to 1e6"),
 }
 
 

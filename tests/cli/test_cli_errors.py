@@ -191,7 +191,7 @@ def test_a_run_below_a_file(fails, blocker, manifest, audio_store, frames_store,
 def test_a_run_that_cannot_be_written_is_refused_before_the_work(blocker, manifest, audio_store, fails, monkeypatch):
     import mertool.probe_layers
 
-    monkeypatch.setattr(mertool.probe_layers, "cross_validate", lambda *_: pytest.fail("began to work"))
+    monkeypatch.setattr(mertool.probe_layers, "probe_all", lambda *_: pytest.fail("began to work"))
     fails("probe-layers", audio_store, "-m", manifest, "--folds", 3, "-o", blocker / "run")
 
 
