@@ -369,13 +369,12 @@ def _write_held_out(
 
 
 def _draw(draft: RunDraft, window: tuple[int, ...]) -> None:
-    from mertool.plots import adaptation_curve, curves
+    from mertool.plots import adaptation_curve, training_curves
 
     metrics = draft.metrics
     title = f"{metrics['method']} on layers {metrics['layers']}"
-    lines = {}
-    for name, history in metrics["history"].items():
-        lines[f"{name}, training"] = history["label_loss"]
-        lines[f"{name}, development"] = history["development_loss"]
-    curves(draft.folder / "losses", lines, "cross-entropy", title)
+    losses = {
+        name: (history["label_loss"], history["development_loss"]) for name, history in metrics["history"].items()
+    }
+    training_curves(draft.folder / "losses", losses, title)
     adaptation_curve(draft.folder / "layers", list(window), metrics["probes"], title)

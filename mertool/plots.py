@@ -114,20 +114,31 @@ def curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) 
     _save(figure, path)
 
 
+def training_curves(path: Path, losses: dict[str, tuple[list[float], list[float]]], title: str) -> None:
+    """Training (solid) and development loss (dashed) over epochs, a colour for each adapter."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(losses)))
+    for colour, (name, (training, development)) in zip(colours, losses.items(), strict=True):
+        axes.plot(range(1, len(training) + 1), training, color=colour, label=name)
+        axes.plot(range(1, len(development) + 1), development, "--", color=colour)
+    axes.set(xlabel="epoch", ylabel="cross-entropy (dashed: development part)", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
 def adaptation_curve(path: Path, layers: list[int], probes: dict[str, Any], title: str) -> None:
     """Weighted F1 of a probe of every adapted layer before and after, and how alike the layer stayed (CKA)."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, colour in (("frozen", GREY), ("adapted", BLUE)):
+    figure, (axes, alike) = plt.subplots(2, figsize=(7, 5), layout="constrained", sharex=True, height_ratios=[3, 1])
+    for name, colour, shift, style in (("frozen", GREY, -0.06, "s--"), ("adapted", BLUE, 0.06, "o-")):
         values = np.array([list(probes[str(layer)][name]["waf"].values()) for layer in layers]) * 100
-        axes.fill_between(layers, values[:, 1], values[:, 2], color=colour, alpha=0.2, lw=0)
-        axes.plot(layers, values[:, 0], "o-", color=colour, label=f"probe, {name} (band: 95 % interval)")
-    alike = axes.twinx()
-    alike.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "s:", color=ORANGE, label="linear CKA (right)")
-    alike.set(ylabel="linear CKA of frozen and adapted", ylim=(0, 1.02))
-    axes.set(xlabel="layer", ylabel="weighted F1, %", title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lines = [*axes.get_lines(), *alike.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8)
+        places, errors = np.array(layers) + shift, np.abs(values[:, 1:] - values[:, :1]).T
+        axes.errorbar(places, values[:, 0], errors, fmt=style, color=colour, capsize=3, lw=1.2, label=f"probe, {name}")
+    axes.set(ylabel="weighted F1, % (bars: 95 %)", title=title)
+    axes.legend(fontsize=8)
+    alike.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "D-", color=ORANGE)
+    alike.set(xlabel="layer", ylabel="linear CKA", ylim=(0, 1.05))
+    alike.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 
