@@ -97,7 +97,7 @@ def test_unlabelled_clips_are_spread_over_the_batches():
 
 def test_it_learns(train):
     task = Line()
-    history = train(task, Schedule(epochs=30, batch=8, learning_rate=0.3))
+    history = train(task, Schedule(epochs=30, batch=8, learning_rate=0.3, patience=30))
     assert history.development_loss[-1] < 0.01 < history.development_loss[0]
     assert len(history.label_loss) == 30
 
