@@ -30,7 +30,7 @@ step mertool extract video "$out/clips.csv" -o "$features/video-frames.h5" --enc
     --faces "$features/faces.h5"
 step mertool extract text "$out/clips.csv" -o "$features/text.h5" --encoder "$bert"
 step mertool probe-layers "$features/audio.h5" --manifest "$out/clips.csv" -o "$runs/probe"
-step mertool finetune "$out/clips.csv" --probe "$runs/probe" -o "$runs/acoustic"
+step mertool finetune "$out/clips.csv" --probe "$runs/probe" -o "$runs/acoustic" --epochs 10
 step mertool extract audio "$out/clips.csv" -o "$features/acoustic.h5" --encoder "$hubert" --adapter "$runs/acoustic"
 step mertool align --audio "$features/acoustic.h5" --video "$features/video-frames.h5" -o "$runs/visual"
 step mertool fuse "$features/acoustic.h5" "$features/video.h5" "$features/aligned.h5" "$features/text.h5" \

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mertool import registry
 from mertool.cli.common import (
     MER_CLASSES,
     Classes,
@@ -34,7 +35,7 @@ from mertool.errors import MertoolError
 from mertool.manifest import Manifest, parse_classes
 
 EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
-METHODS = "bottleneck, bottleneck-parallel, lora, dora, ia3, prompt, bitfit, layer-adapters or full"
+METHODS = ", ".join(registry.names("peft_methods"))
 LOSS, TRAINING = "Loss", "Training"
 
 
