@@ -4,6 +4,7 @@ The frozen prefix is extracted once, like any features, into a frame store of fl
 same encoder and layers read again. The exact form keeps the output of the convolutions in memory instead.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -25,9 +26,10 @@ from mertool.engine.plan import WorkItem, item_digest
 from mertool.errors import ClipError, MertoolError
 from mertool.features import PREPROCESSING, SAMPLE_RATE, Recipe, format_layers
 from mertool.manifest import Manifest
-from mertool.store import FeatureStore
+from mertool.store import FeatureStore, StoreBusy
 
 MOST_FRAMES = MOST_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
+SECONDS_BETWEEN_LOOKS = 2.0
 Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 
@@ -118,8 +120,14 @@ def _read_layers(
     path = cache / f"{wanted.source.name.replace('/', '--')}-{format_layers(layers)}-{recipe.fingerprint[:8]}.h5"
     load = partial(assemble, recipe, Parts(wanted.source), wanted.device, None)
     origin = {"encoder": wanted.source.to_json(), "adapter": None, "aligner": None}
+    job = Job(path, recipe, origin, load, wanted.limits, device=wanted.device)
     with progress("frozen layers", "clips") as update:
-        fill_store(manifest, Job(path, recipe, origin, load, wanted.limits, device=wanted.device), update)
+        while True:
+            try:
+                fill_store(manifest, job, update)
+                break
+            except StoreBusy:  # a run beside this one reads the same layers: what it writes serves both
+                time.sleep(SECONDS_BETWEEN_LOOKS)
     with FeatureStore(path) as store:
         names = [clip.clip for clip in manifest.clips if clip.clip in store.index]
         skipped = {failure.clip: failure.reason for failure in store.failures()}
