@@ -140,13 +140,17 @@ def _choose_folds(stores: list[FeatureStore], examples: Examples, options: FuseO
         for row, (clip, speaker) in enumerate(zip(examples.clips, examples.speakers, strict=True))
     ]
     folds = Folds(np.array(of, np.int64), count, f"{count} folds, those of the adapters in {', '.join(adapters)}")
-    if options.folds is not None:
+    others = isinstance(options.folds, int) and options.folds != count
+    if isinstance(options.folds, Path):
         asked = get_folds(options.folds, examples, options.seed)
-        if len(set(zip(asked.of.tolist(), folds.of.tolist(), strict=True))) != max(asked.count, count):
-            raise MertoolError(
-                f"the features were adapted on the folds of {adapters[0]}, others would mix what adapters saw: leave "
-                "out --folds"
-            )
+        known = np.isin(examples.clips, list(first))
+        pairs = set(zip(asked.of[known].tolist(), folds.of[known].tolist(), strict=True))
+        others = len(pairs) != max(asked.count, count)
+    if others:
+        raise MertoolError(
+            f"the features were adapted on the {count} folds of {adapters[0]}, others would mix what adapters saw: "
+            "leave out --folds"
+        )
     return folds
 
 

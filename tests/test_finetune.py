@@ -198,6 +198,15 @@ def test_every_target_of_the_masks(target, exact, manifest, finetune):
     assert finetune(source, "none", "--unlabelled", 0)["unlabelled"] == 0
 
 
+def test_mixed_precision_trains_float32_adapters(manifest, finetune, tmp_path):
+    mixed = finetune(manifest(), "mixed", "--dtype", "bfloat16", "--epochs", 2)
+    plain = finetune(manifest(), "plain", "--dtype", "float32", "--epochs", 2)
+    assert {str(value.dtype) for value in adapter(tmp_path / "mixed", "final").values()} == {"torch.float32"}
+    losses = [result["history"]["final"]["mask_loss"] for result in (mixed, plain)]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    assert losses[0] != losses[1]
+
+
 def test_the_prefix_is_stored_once_for_all_runs_beside_each_other(manifest, finetune, tmp_path):
     finetune(manifest(), "a")
     store = next((tmp_path / "frozen-layers").glob("*.h5"))
@@ -514,7 +523,13 @@ def test_fusion_takes_the_folds_of_the_adapters(acoustic_store, text_store, work
     assert "those of the adapters" in json.loads(result.stdout)["folds"]
     folds = info(finetune_run)["folds"]
     assert folds.items() <= info(tmp_path / "fused")["folds"].items()
-    again = invoke(*given, "-o", tmp_path / "again", "--folds", finetune_run / "folds.csv")
-    assert "have no fold" in str(again.exception)  # one clip has no sound
+    asked = {**info(tmp_path / "fused")["folds"]}
+    for name, change in (("same", 0), ("mixed", 1)):
+        first = next(iter(folds))
+        asked[first] = (asked[first] + change) % 3
+        (tmp_path / f"{name}.csv").write_text("clip,fold\n" + "".join(f"{c},{f}\n" for c, f in asked.items()))
+    assert invoke(*given, "-o", tmp_path / "same", "--folds", tmp_path / "same.csv").exit_code == 0
+    mixed = invoke(*given, "-o", tmp_path / "mixed", "--folds", tmp_path / "mixed.csv")
+    assert "leave out --folds" in str(mixed.exception)
     other = invoke(*given, "-o", tmp_path / "other", "--folds", 2)
     assert "leave out --folds" in str(other.exception)

@@ -228,7 +228,7 @@ def test_a_run_in_place_of_a_run_of_another_stage(fails, fuse_run, audio_store, 
 def test_a_misspelt_method(fails, manifest, tmp_path, tiny_encoders):
     options = ["--layers", 2, "--encoder", tiny_encoders["hubert"], "--method", "botleneck"]
     message = fails("finetune", manifest, "-o", tmp_path / "run", *options)
-    assert "unknown PEFT method 'botleneck': did you mean 'bottleneck'? valid: bottleneck," in message
+    assert "unknown PEFT method 'botleneck': did you mean 'bottleneck'? valid: bitfit, bottleneck," in message
 
 
 def test_a_misspelt_head(fails, manifest, audio_store, tmp_path):
