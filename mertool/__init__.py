@@ -10,8 +10,8 @@ The way of the data (each arrow is one command, one module of the same name and 
     features of 1..n modalities + labels --fuse--> runs/fusion
     runs/fusion + folder of videos --predict--> predictions.csv
 
-A module imports only from floors below its own: `cli` (6), the stages (5), `engine` (4), `encoders`,
-`peft_methods`, `fusion`, `training` (3), `store`, `media`, `faces`, `runs`, `predictions`, `metrics`,
+A module imports only from floors below its own: `cli` (7), the stages (6), `adaptation` (5), `engine` (4),
+`encoders`, `peft_methods`, `fusion`, `training` (3), `store`, `media`, `faces`, `runs`, `predictions`, `metrics`,
 `plots`, `devices`, `interop` (2), `manifest`, `features`, `registry` (1), `errors`, `files` (0).
 """
 

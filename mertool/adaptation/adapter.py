@@ -82,7 +82,7 @@ class Adaptation:
     """What several adapters of one encoder share: the clips, their labels, the frozen features.
 
     `encoder` is changed for good: only the blocks that training runs are left of it. `labels` (N,) of all
-    clips, UNLABELLED where there is none.
+    clips, labelled ones first, then UNLABELLED ones.
     """
 
     def __init__(

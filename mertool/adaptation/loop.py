@@ -103,10 +103,13 @@ def fit(
     if saved := checkpoint.load():
         history, best, at = _restore(saved, trained, optimizer)
     objective, ready = accelerator.prepare(task.objective, optimizer)
+    planned, plan = -1, []
     while at.step < steps and not at.stopped:
         epoch, within = divmod(at.step, per_epoch)
+        if epoch != planned:
+            planned, plan = epoch, batches(rows, schedule, epoch)
         _set_rate(ready, schedule.learning_rate, at.step, steps)
-        losses = _step(task, objective, ready, batches(rows, schedule, epoch)[within], epoch, accelerator)
+        losses = _step(task, objective, ready, plan[within], epoch, accelerator)
         if not all(map(np.isfinite, losses)):
             raise MertoolError(f"the loss became {losses} in epoch {epoch + 1}: give a smaller --learning-rate")
         at.label_loss += losses[0] / per_epoch

@@ -21,7 +21,7 @@ from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
-LOWER_PRIORITY = 5  # lower, and other programs on the machine would leave decoders nothing
+LOWER_PRIORITY = 10  # lower, and beside other programs decoders would get next to nothing, and clips time out
 AHEAD = 4  # clips per worker that may wait, decoded, for the encoder
 CLIPS_PER_PROCESS = 500  # a worker is replaced after these: decoders leak
 
