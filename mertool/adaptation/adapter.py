@@ -212,7 +212,8 @@ class Objective(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits (B, C), and predictions (M, size) of the hidden frames in the order of `mask`."""
         hidden = self.body(inputs, lengths, mask, (self.body.last,))[self.body.last]
-        logits = self.head(mean_over_time(hidden, lengths))
+        # What the head learns from must be like what it judges later: hidden frames are left out of the mean.
+        logits = self.head(mean_over_time(hidden, lengths, mask))
         return logits, None if self.reader is None else self.reader(hidden[mask])
 
 
@@ -289,8 +290,13 @@ class _Task:
 
 
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Linear CKA (Kornblith et al., 2019) of two sets of features (N, D) of the same clips: 1 is alike."""
-    a, b = (features.double() - features.double().mean(0) for features in (first, second))
+    """Linear CKA (Kornblith et al., 2019) of two sets of features (N, D) of the same clips: 1 is alike.
+
+    Both are scaled by the deviation of each channel of the first: a few large channels, as transformers have them,
+    would else decide it alone.
+    """
+    scale = first.double().std(0).clamp_min(1e-6)
+    a, b = ((features.double() - features.double().mean(0)) / scale for features in (first, second))
     cross = torch.linalg.matrix_norm(b.T @ a) ** 2
     return float(cross / (torch.linalg.matrix_norm(a.T @ a) * torch.linalg.matrix_norm(b.T @ b)).clamp_min(1e-30))
 

@@ -205,7 +205,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=22.0, help="of pre-training")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=[*SIZED, *UNSIZED])
     parser.add_argument("--budget", default="50k", help="trainable parameters of the methods that have a size")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--mask-weight", type=float, default=0.1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings side by side, a thread each")
     parser.add_argument("--output", type=Path, default=RESULT)
