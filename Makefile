@@ -20,7 +20,7 @@ help:
 	@echo "make bench-memory   peak memory for 1,000 and 10,000 clips (about 10 min)"
 	@echo "make bench-probe   probes of all layers against scikit-learn, into build/bench/probe.json (about 5 min)"
 	@echo "make bench-finetune   training from the stored prefix against every block, into build/bench/finetune.json (about 5 min)"
-	@echo "make bench-acoustic   a small HuBERT pre-trained, probed, adapted on RAVDESS, into build/bench/acoustic.json (about 1.5 h)"
+	@echo "make bench-acoustic   a small HuBERT pre-trained, probed, adapted on RAVDESS, into build/bench/acoustic.json (about 3 h)"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 
 setup: $(VENV)/.ready
