@@ -43,7 +43,7 @@ NAMES = (*CASES, SHARE, *STORES, GPU)
 LEAST_COSINE = 0.99
 Items = list[tuple[str, Any]]
 WARM_UP = 2  # clips
-ROUND = 16  # clips: on a CPU seconds to a minute, in which little drifts; of fewer, filling the pipeline would count much
+ROUND = 16  # clips: on a CPU seconds to a minute, in which little drifts
 
 
 @dataclass(frozen=True)
