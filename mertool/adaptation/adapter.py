@@ -137,7 +137,8 @@ class Adaptation:
             for features, found in zip(both, (before, after), strict=True):
                 probe = self._probe(features, part.train)
                 found.append(probe(features[part.held_out]).detach().cpu().numpy())
-            cka.append(linear_cka(*(features[part.held_out] for features in both)))
+            judged = (features[part.held_out] for features in both)
+            cka.append(linear_cka(*judged) if len(part.held_out) > 1 else float("nan"))
         with torch.no_grad():
             logits = head(adapted[-1][part.held_out]).cpu().numpy()
         return Trained(before[-1], logits, np.stack(before), np.stack(after), np.array(cka), history, trainable)
