@@ -15,8 +15,8 @@ import torch
 from mertool import encoders, peft_methods, registry
 from mertool.adaptation.adapter import UNLABELLED, Adaptation, Method, Trained
 from mertool.adaptation.body import check_adaptable
-from mertool.adaptation.clips import Clips, Progress, Wanted, choose_unlabelled, only, read_clips
-from mertool.adaptation.folds import ADAPTERS, Job, Unfinished, plan_jobs, train_jobs
+from mertool.adaptation.clips import CACHE, Clips, Progress, Wanted, choose_unlabelled, only, read_clips
+from mertool.adaptation.folds import ADAPTERS, Job, Unfinished, held_out, plan_jobs, train_jobs
 from mertool.adaptation.launch import start
 from mertool.adaptation.loop import Schedule
 from mertool.adaptation.masked import TARGETS
@@ -34,7 +34,6 @@ from mertool.training.examples import Examples, keep, labelled_examples
 from mertool.training.folds import Folds, folds_key, get_folds, speaker_groups, write_folds
 
 HELD_OUT = "held_out.csv"
-FROZEN_LAYERS = "frozen-layers"
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     encoder = encoders.load("audio", plan.source, accelerator.device, torch.float32)
     check_adaptable(encoder)
     method = replace(options.describe_method(plan.layers), size=_size(encoder.model, plan, options))
-    clips = _read(plan, options, output.absolute().parent / FROZEN_LAYERS, encoder, progress, accelerator)
+    clips = _read(plan, options, output.absolute().parent / CACHE, encoder, progress, accelerator)
     # Labelled clips come first, so that their rows are those of the examples.
     examples = keep(plan.examples, np.isin(plan.examples.clips, clips.names))
     labels = np.full(len(clips.names), UNLABELLED)
@@ -330,25 +329,18 @@ def _write(
         _draw(draft, adaptation.window)
 
 
-def _held_out(jobs: list[Job], trained: list[Trained], name: str) -> np.ndarray:
-    """Logits (..., N, C) of all clips by the adapter that did not learn from them."""
-    rows = np.concatenate([job.part.held_out for job in jobs])
-    joined = np.concatenate([getattr(found, name) for found in trained], axis=-2)
-    return joined[..., np.argsort(rows), :]
-
-
 def _scores(
     examples: Examples, jobs: list[Job], trained: list[Trained], window: tuple[int, ...], options: FinetuneOptions
 ) -> dict[str, Any]:
     """Scores of held-out clips before and after adaptation, of the head and of a probe of every block."""
     classes, seed, groups = len(options.classes), options.seed, speaker_groups(examples)
-    guesses = {name: _held_out(jobs, trained, name).argmax(-1) for name in ("frozen", "adapted")}
+    guesses = {name: held_out(jobs, trained, name).argmax(-1) for name in ("frozen", "adapted")}
     scores: dict[str, Any] = {
         name: score_json(examples.labels, guess, classes, seed, groups) for name, guess in guesses.items()
     }
     layers = {}
     cka = np.mean([found.cka for found, job in zip(trained, jobs, strict=True) if len(job.part.held_out)], axis=0)
-    before, after = (_held_out(jobs, trained, f"layers_{name}").argmax(-1) for name in ("frozen", "adapted"))
+    before, after = (held_out(jobs, trained, f"layers_{name}").argmax(-1) for name in ("frozen", "adapted"))
     for number, layer in enumerate(window):
         layers[str(layer)] = {
             "frozen": score_json(examples.labels, before[number], classes, seed, groups),
@@ -362,7 +354,7 @@ def _scores(
 def _write_held_out(
     draft: RunDraft, examples: Examples, jobs: list[Job], trained: list[Trained], options: FinetuneOptions
 ) -> None:
-    logits = torch.from_numpy(_held_out(jobs, trained, "adapted"))
+    logits = torch.from_numpy(held_out(jobs, trained, "adapted"))
     present = tuple(("audio",) for _ in examples.clips)
     predictions = Predictions(examples.clips, options.classes, logits.softmax(1).numpy().astype(np.float64), present)
     predictions.write(draft.folder / HELD_OUT)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mertool.adaptation.clips import Progress
-from mertool.adaptation.injection import CACHE, Injection, candidates, rank_windows
+from mertool.adaptation.clips import CACHE, Progress
+from mertool.adaptation.injection import Injection, candidates, rank_windows
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
 from mertool.features import format_layers

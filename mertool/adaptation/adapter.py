@@ -117,7 +117,7 @@ class Adaptation:
         method = self.method
         peft = peft_methods.add_adapter(body.model, body.blocks, method.layers, method.name, method.size)
         peft.to(self.device)
-        trainable = sum(p.numel() for p in peft.parameters() if p.requires_grad)
+        trainable = peft_methods.count_trainable(peft)
         unlabelled = np.flatnonzero(self.labels == UNLABELLED)
         task = _Task(self, body, part, np.concatenate([part.train, unlabelled]), schedule.seed)
         rows = Rows(part.train, unlabelled if task.target else unlabelled[:0], self.lengths)

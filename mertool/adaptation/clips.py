@@ -29,6 +29,7 @@ from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
 
 MOST_FRAMES = MOST_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
+CACHE = "frozen-layers"  # the folder of the stores, beside the runs that share them
 SECONDS_BETWEEN_LOOKS = 2.0
 Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 

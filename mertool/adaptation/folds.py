@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mertool import peft_methods
 from mertool.adaptation.adapter import Adaptation, Part, Trained
@@ -94,8 +95,6 @@ class Unfinished:
 
     def write(self, name: str, trained: Trained) -> None:
         """Keep what came of an adapter, whose weights are saved already."""
-        import torch
-
         if self.writes:
             tensors = {key: torch.from_numpy(np.ascontiguousarray(getattr(trained, key))) for key in TENSORS}
             facts = {"history": asdict(trained.history), "trainable": trained.trainable}
@@ -139,3 +138,10 @@ def train_jobs(
             checkpoint.clear()
         progress(before + sizes[number], total)
         yield trained
+
+
+def held_out(jobs: list[Job], trained: list[Trained], name: str) -> np.ndarray:
+    """Logits (..., N, C) of all clips, `name` of Trained, by the adapter that did not learn from them."""
+    rows = np.concatenate([job.part.held_out for job in jobs])
+    joined = np.concatenate([getattr(found, name) for found in trained], axis=-2)
+    return joined[..., np.argsort(rows), :]

@@ -15,7 +15,7 @@ import torch
 from mertool import encoders
 from mertool.adaptation.adapter import Adaptation, Method
 from mertool.adaptation.clips import Progress, Wanted, only, read_clips
-from mertool.adaptation.folds import Unfinished, plan_jobs, train_jobs
+from mertool.adaptation.folds import Unfinished, held_out, plan_jobs, train_jobs
 from mertool.adaptation.launch import start
 from mertool.adaptation.loop import Schedule
 from mertool.devices import resolve_device, resolve_dtype
@@ -29,7 +29,6 @@ from mertool.training.folds import Folds, speaker_groups
 
 SHORT = 8  # epochs
 METHOD, SIZE = "bottleneck", 32
-CACHE = "frozen-layers"
 
 
 @dataclass(frozen=True)
@@ -64,21 +63,19 @@ def rank_windows(
 ) -> list[dict[str, Any]]:
     """Held-out scores of a short adaptation of each window, best first, and paired tests against the best."""
     device = resolve_device(injection.device)
+    dtype = resolve_dtype("auto", device)
     source = encoders.find(injection.checkpoint, "audio")
     if source.digest() != injection.recipe.weights:
         raise MertoolError(f"{source.folder} is no longer the encoder of the probed store: extract the store again")
-    accelerator = start(device, resolve_dtype("auto", device))
+    accelerator = start(device, dtype)
     blocks = tuple(sorted({first - 1 for first, _ in windows}))
-    wanted = Wanted(
-        source, injection.recipe.weights, blocks, None, False, False, resolve_dtype("auto", device), device, Limits()
-    )
+    wanted = Wanted(source, injection.recipe.weights, blocks, None, False, False, dtype, device, Limits())
     clips = read_clips(only(manifest, examples.clips), wanted, injection.cache, None, progress)
     kept = np.isin(examples.clips, clips.names)
     examples, folds = keep(examples, kept), Folds(folds.of[kept], folds.count, folds.kind)
     schedule = Schedule(SHORT, patience=SHORT, seed=injection.seed)
     jobs = plan_jobs(examples, folds, injection.seed, final=False)
-    rows = np.argsort(np.concatenate([job.part.held_out for job in jobs]))
-    guesses, found = [], []
+    found = []
     with progress("injection", "steps") as update, TemporaryDirectory() as folder:
         for number, (first, last) in enumerate(windows):
             encoder = encoders.load("audio", source, device, torch.float32)
@@ -90,11 +87,7 @@ def rank_windows(
                 update(before * total + done, len(windows) * total)
 
             trained = list(train_jobs(adaptation, jobs, schedule, unfinished, step))
-            guess = {
-                name: np.concatenate([getattr(one, name) for one in trained]).argmax(1)[rows]
-                for name in ("frozen", "adapted")
-            }
-            guesses.append(guess["adapted"])
+            guess = {name: held_out(jobs, trained, name).argmax(-1) for name in ("frozen", "adapted")}
             found.append({"window": [first, last], "trainable": trained[0].trainable, **guess})
     return _ranked(found, examples, injection)
 
