@@ -366,7 +366,8 @@ def _draw(draft: RunDraft, window: tuple[int, ...]) -> None:
     metrics = draft.metrics
     title = f"{metrics['method']} on layers {metrics['layers']}"
     losses = {
-        name: (history["label_loss"], history["development_loss"]) for name, history in metrics["history"].items()
+        name: (history["label_loss"], [history["start_loss"], *history["development_loss"]])
+        for name, history in metrics["history"].items()
     }
     training_curves(draft.folder / "losses", losses, title)
     adaptation_curve(draft.folder / "layers", list(window), metrics["probes"], title)

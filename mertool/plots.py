@@ -114,13 +114,34 @@ def curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) 
     _save(figure, path)
 
 
+def recall_bars(path: Path, scores: dict[str, Any], title: str) -> None:
+    """Recall at 1, 5 and 10 of video finding its sound and back, with intervals; chance dashed."""
+    names = [name for name in scores["chance"] if name.startswith("recall")]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    places = np.arange(len(names))
+    ways = (
+        ("video_to_audio", "video finds its sound", BLUE, -0.2),
+        ("audio_to_video", "sound finds its video", ORANGE, 0.2),
+    )
+    for way, label, colour, shift in ways:
+        values = np.array([list(scores[way][name].values()) for name in names]) * 100
+        errors = np.abs(values[:, 1:] - values[:, :1]).T
+        axes.bar(places + shift, values[:, 0], 0.38, yerr=errors, color=colour, label=label, error_kw={"capsize": 3})
+    chance = [100 * scores["chance"][name] for name in names]
+    axes.hlines(chance, places - 0.42, places + 0.42, color=GREY, ls="--", label="chance")
+    axes.set_xticks(places, names)
+    axes.set(ylabel="% of the clips (bars: 95 % interval)", title=title, ylim=(0, 100))
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
 def training_curves(path: Path, losses: dict[str, tuple[list[float], list[float]]], title: str) -> None:
-    """Training (solid) and development loss (dashed) over epochs, a colour for each adapter."""
+    """Training (solid) and development loss (dashed, from before the first epoch), a colour for each adapter."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(losses)))
     for colour, (name, (training, development)) in zip(colours, losses.items(), strict=True):
         axes.plot(range(1, len(training) + 1), training, color=colour, label=name)
-        axes.plot(range(1, len(development) + 1), development, "--", color=colour)
+        axes.plot(range(len(development)), development, "--", color=colour)
     axes.set(xlabel="epoch", ylabel="cross-entropy (dashed: development part)", title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)

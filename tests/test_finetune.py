@@ -36,8 +36,9 @@ def manifest(tmp_path, demo_rows, write_manifest):
 
 
 @pytest.fixture
-def finetune(invoke, tiny_encoders, tmp_path):
+def finetune(invoke, tiny_encoders, tmp_path, monkeypatch, keep_a_trained_epoch):
     """A function (manifest, run, *options) that trains for one epoch in two folds; its JSON object."""
+    keep_a_trained_epoch(monkeypatch)
 
     def run(source, name="run", *options, encoder="hubert_group"):
         given = ["--encoder", tiny_encoders[encoder], "--layers", "2-3", "--size", 4, "--folds", 2, "--epochs", 1]
@@ -68,6 +69,16 @@ def test_an_adapter_per_fold_and_one_on_all(finetune_run):
     assert names == {"fold0", "fold1", "fold2", "final"}
     adapters = [adapter(finetune_run, name) for name in sorted(names)]
     assert not any(same(a, b) for a, b in pairwise(adapters))
+
+
+def test_adapters_that_do_harm_stay_as_they_began_and_it_says_so(invoke, manifest, tiny_encoders, tmp_path):
+    given = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--size", 4, "--folds", 2, "--epochs", 2]
+    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *given, "--learning-rate", 0.9, "--patience", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "3 of 3 adapters change nothing: no epoch was better than the start" in result.stderr
+    ups = [value for name, value in adapter(tmp_path / "run", "final").items() if ".up." in name]
+    assert ups
+    assert not any(value.any() for value in ups)
 
 
 def test_each_clip_is_given_the_adapter_of_the_fold_that_held_it_out(finetune_run, clip_names):

@@ -23,6 +23,7 @@ from mertool.adaptation.masked import Target, span_mask
 from mertool.devices import seed_everything
 from mertool.errors import MertoolError, choose
 from mertool.training.linear import STRENGTH, Probes, fit_probes
+from mertool.training.similarity import linear_cka
 
 # Frames of one forward pass: on a CPU little padding and little memory, on a GPU as much as it takes to fill it.
 AT_ONCE = {"cpu": 1600}
@@ -288,18 +289,6 @@ class _Task:
         labels = torch.as_tensor(self.shared.labels[rows], device=pooled.device)
         with torch.no_grad():
             return float(nn.functional.cross_entropy(self.head(pooled), labels))
-
-
-def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Linear CKA (Kornblith et al., 2019) of two sets of features (N, D) of the same clips: 1 is alike.
-
-    Both are scaled by the deviation of each channel of the first: a few large channels, as transformers have them,
-    would else decide it alone.
-    """
-    scale = first.double().std(0).clamp_min(1e-6)
-    a, b = ((features.double() - features.double().mean(0)) / scale for features in (first, second))
-    cross = torch.linalg.matrix_norm(b.T @ a) ** 2
-    return float(cross / (torch.linalg.matrix_norm(a.T @ a) * torch.linalg.matrix_norm(b.T @ b)).clamp_min(1e-30))
 
 
 def _mean_frame(inputs: list[torch.Tensor], rows: np.ndarray) -> torch.Tensor:

@@ -45,11 +45,15 @@ class Schedule:
 
 @dataclass
 class History:
-    """By epoch: mean loss of the labels and of the hidden frames, loss of the development part."""
+    """By epoch: mean loss of the labels and of the hidden frames, loss of the development part.
+
+    `start_loss` is that of the development part before the first step; if none is better, the best epoch is 0.
+    """
 
     label_loss: list[float] = field(default_factory=list)
     mask_loss: list[float] = field(default_factory=list)
     development_loss: list[float] = field(default_factory=list)
+    start_loss: float = float("inf")
     best_epoch: int = 0
 
 
@@ -93,7 +97,10 @@ def fit(
     checkpoint: Checkpoint,
     progress: Callable[[int], None],
 ) -> History:
-    """Train the task's objective in place, and leave it as it was after its best epoch."""
+    """Train the task's objective in place, and leave it as it was after its best epoch.
+
+    How it began is a candidate, too: an adapter that does harm on the development part is not kept.
+    """
     trained = {name: p for name, p in task.objective.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     per_epoch = -(-len(rows.labelled) // schedule.batch)
@@ -102,6 +109,8 @@ def fit(
     best: dict[str, torch.Tensor] = {}
     if saved := checkpoint.load():
         history, best, at = _restore(saved, trained, optimizer)
+    else:
+        history.start_loss, best = task.development_loss(), _copies(trained)
     objective, ready = accelerator.prepare(task.objective, optimizer)
     planned, plan = -1, []
     while at.step < steps and not at.stopped:
@@ -118,7 +127,7 @@ def fit(
         if within == per_epoch - 1:
             _end_epoch(history, at, task.development_loss(), schedule.patience)
             if history.best_epoch == epoch + 1:
-                best = {name: p.detach().clone() for name, p in trained.items()}
+                best = _copies(trained)
         progress(at.step)
         if checkpoint.due:
             checkpoint.save(_state(trained, best, optimizer), {"history": asdict(history), "at": asdict(at)})
@@ -189,8 +198,17 @@ def _end_epoch(history: History, at: _Counters, development: float, patience: in
     history.mask_loss.append(at.mask_loss)
     history.development_loss.append(development)
     at.label_loss = at.mask_loss = 0.0
-    history.best_epoch = int(np.argmin(history.development_loss)) + 1
+    history.best_epoch = best_epoch(history.start_loss, history.development_loss)
     at.stopped = len(history.development_loss) - history.best_epoch >= patience
+
+
+def best_epoch(start: float, losses: list[float]) -> int:
+    """The epoch of the least development loss; 0 is before the first."""
+    return int(np.argmin([start, *losses]))
+
+
+def _copies(trained: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trained.items()}
 
 
 def _set_rate(optimizer: Any, peak: float, step: int, steps: int) -> None:
@@ -220,8 +238,7 @@ def _restore(
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"now.{name}"])
-            if f"best.{name}" in tensors:
-                best[name] = tensors[f"best.{name}"].to(parameter.device)
+            best[name] = tensors[f"best.{name}"].to(parameter.device)
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors[f"adam.{key}.{name}"]
                 optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)

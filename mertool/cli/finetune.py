@@ -188,6 +188,10 @@ def _show(metrics: dict[str, Any]) -> None:
     ]
     table("a linear probe of each layer", ["layer", "frozen, weighted F1", "adapted, weighted F1", "CKA"], rows)
     say(f"gain: {show_gain(metrics['gain'])} (paired bootstrap)")
+    histories = metrics["history"].values()
+    idle = sum(history["best_epoch"] == 0 for history in histories)
+    if idle:
+        note(f"note: {idle} of {len(histories)} adapters change nothing: no epoch was better than the start")
     if metrics["skipped"]:
         note(f"note: left out for lack of sound: {', '.join(sorted(metrics['skipped']))}")
 

@@ -114,7 +114,7 @@ def test_how_a_batch_is_cut_does_not_matter(train, tmp_path):
 
 def test_it_stops_early_and_keeps_the_best_epoch(train):
     losses = [5.0, 3.0, 4.0, 4.0, 4.0, 1.0]
-    stopped, short = Line(losses), Line(losses)
+    stopped, short = Line([6.0, *losses]), Line([6.0, *losses])
     history = train(stopped, Schedule(epochs=6, batch=8, learning_rate=0.1, patience=3))
     assert history.development_loss == losses[:5]
     assert history.best_epoch == 2
@@ -126,6 +126,14 @@ def test_it_stops_early_and_keeps_the_best_epoch(train):
         progress=lambda step: after.append(short.objective.weight.detach().clone()),
     )
     assert torch.equal(stopped.objective.weight, after[9])
+
+
+def test_training_that_does_harm_is_not_kept(train):
+    task = Line([1.0, 3.0, 2.0, 4.0])
+    before = task.objective.weight.detach().clone()
+    history = train(task, Schedule(epochs=6, batch=8, learning_rate=0.1, patience=3))
+    assert (history.best_epoch, history.start_loss, len(history.development_loss)) == (0, 1.0, 3)
+    assert torch.equal(task.objective.weight, before)
 
 
 def test_a_loss_that_is_no_number_ends_in_one_line(train):
