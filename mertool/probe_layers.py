@@ -83,6 +83,11 @@ def probe_layers(
         layers, facts = list(store.layers), {"recipe": store.recipe.to_json(), "origin": store.origin}
         if max(layers) < 1:
             raise MertoolError(f"{store_path} holds layer 0 alone: extract with --layers all")
+        blocks = sum(layer >= 1 for layer in layers)
+        if options.width is not None and options.width > blocks:
+            raise MertoolError(
+                f"--width {options.width}: {store_path} holds {blocks} transformer layers, give at most so many"
+            )
         if options.injection and (store.recipe.modality != "audio" or store.recipe.adapter):
             raise MertoolError(
                 f"--injection trains adapters of a frozen speech encoder: {store_path} holds no such features"

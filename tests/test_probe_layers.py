@@ -220,6 +220,12 @@ def test_a_frame_store_is_refused(invoke, frames_store, workspace, tmp_path):
     assert "holds frames: probe-layers reads a pooled store" in message
 
 
+def test_a_window_wider_than_the_encoder(invoke, planted, tmp_path):
+    result = invoke("probe-layers", planted[0], "-m", planted[1], "-o", tmp_path / "run", *SMALL, "--width", 40)
+    assert result.exit_code == 1
+    assert "transformer layers, give at most so many" in result.stderr
+
+
 def test_labels_for_clips_that_are_not_in_the_store(invoke, planted, write_manifest, tmp_path):
     rows = [{"clip": f"other{n}", "path": "x.mp4", "label": EMOTIONS[n % 3]} for n in range(12)]
     message = fails(invoke, planted[0], "-m", write_manifest(tmp_path / "m.csv", rows), "-o", tmp_path / "run")

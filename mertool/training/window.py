@@ -52,7 +52,6 @@ def choose_window(layers: Sequence[int], wafs: np.ndarray, error: float, width: 
 def best_window(layers: Sequence[int], wafs: np.ndarray, width: int) -> tuple[int, int]:
     """First and last of the `width` neighbouring transformer layers with the highest mean WAF."""
     blocks = [(layer, waf) for layer, waf in zip(layers, wafs, strict=True) if layer >= 1]
-    width = min(width, len(blocks))
     means = [np.mean([waf for _, waf in blocks[i : i + width]]) for i in range(len(blocks) - width + 1)]
     start = int(np.argmax(means))
     return blocks[start][0], blocks[start + width - 1][0]

@@ -7,7 +7,7 @@ import torch
 from mertool.training.examples import Examples
 from mertool.training.folds import Folds, make_folds
 from mertool.training.nested import PENALTIES, inner_pairs, probe_linear
-from mertool.training.window import best_window, choose_window, nested_windows, window_guess
+from mertool.training.window import choose_window, nested_windows, window_guess
 
 CPU = torch.device("cpu")
 COUNT, LAYERS, CHANNELS, CLASSES = 150, 4, 10, 3
@@ -141,7 +141,6 @@ def test_a_given_width():
     found = choose_window([0, 1, 2, 3, 4], np.array([0.9, 0.2, 0.6, 0.5, 0.1]), 0.5, 2)
     assert (found.first, found.last) == (2, 3)
     assert found.reason == "highest mean weighted F1 of 2 neighbouring layers"
-    assert best_window([0, 1, 2, 3], np.array([0.9, 0.2, 0.1, 0.3]), 9) == (1, 3)
 
 
 def test_the_width_is_that_of_the_layers_as_good_as_the_best():
