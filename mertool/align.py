@@ -1,10 +1,11 @@
 """Stage `align`: a visual encoder into the acoustic space, from clips without labels.
 
-The anchor is the frozen audio of the same clip: u = mean over layers of the standardised, time-pooled
-hidden states. The aligner maps the frames of the face to z_v in the same space and learns by symmetric
-InfoNCE that a clip's own sound is nearer than other clips' (temperature learned). Labels are not read.
+The anchor is the frozen sound of the same clip (`mertool/alignment/__init__.py`), the loss says how faces are drawn
+to it (`mertool/alignment/losses/`). A fifth of the clips, at most 2,000, is held out for the scores, and an eighth,
+at most 2,000, says when to stop. Labels train nothing; with `--manifest` they tell what alignment changed.
 """
 
+import glob
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,182 +13,243 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from accelerate import Accelerator
 
+from mertool import registry
+from mertool.alignment import losses
+from mertool.alignment.anchors import read_anchors, shared_clips, split
+from mertool.alignment.embedding import embed_shared, embed_stored
+from mertool.alignment.negatives import KINDS, Negatives
+from mertool.alignment.stream import Frames
+from mertool.alignment.training import History, Pairs, Schedule, fit
+from mertool.alignment.validation import probe_folds, probe_gain, validate
 from mertool.devices import resolve_device, seed_everything
-from mertool.encoders.aligner import Aligner
-from mertool.errors import MertoolError
+from mertool.encoders.aligner import HEADS, MOST_FRAMES, Aligner
+from mertool.errors import MertoolError, choose, faults_in
 from mertool.features import Recipe
 from mertool.files import check_writable
-from mertool.metrics import Interval
+from mertool.manifest import EMOTIONS, Manifest
 from mertool.runs import Run, make_key, new_run, reuse
-from mertool.store import ClipFeatures, FeatureStore, write_store
+from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
+from mertool.training.checkpoint import Checkpoint
+from mertool.training.examples import Examples, keep, labelled_examples, present_in
+from mertool.training.folds import Folds
+from mertool.training.launch import start
 
-LEAST_CLIPS = 8
-DRAWS = 2000
+Progress = Callable[[int, int], None]
+WIDTH, BLOCKS = 256, 2
 
 
 @dataclass(frozen=True)
 class AlignOptions:
-    """width: channels inside the aligner. held_out: share of the clips kept for the retrieval scores."""
+    """loss: a file of mertool/alignment/losses. false_negatives: one of negatives.KINDS, None: what suits the loss.
 
-    width: int = 128
-    epochs: int = 60
-    batch: int = 256
-    learning_rate: float = 1e-3
+    width, blocks: of the transformer over frames. epochs: at most; None: about 3,000 steps, at most 100 epochs.
+    patience: epochs without a better development loss before the end. batch: clips a step, over all devices; None: a
+    sixteenth of the clips, 64 to 1,024.
+    """
+
+    loss: str = "infonce"
+    false_negatives: str | None = None
+    width: int = WIDTH
+    blocks: int = BLOCKS
+    dropout: float = 0.1
+    epochs: int | None = None
+    patience: int = 10
+    batch: int | None = None
+    learning_rate: float = 5e-4
     weight_decay: float = 0.05
-    held_out: float = 0.2
     seed: int = 0
     device: str = "auto"
+    classes: tuple[str, ...] = EMOTIONS
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise MertoolError(f"held-out share {self.held_out:g}: give a number between 0 and 1")
-        if min(self.width, self.epochs) < 1 or self.batch < 2:
-            raise MertoolError("--width and --epochs must be at least 1, --batch at least 2")
+        registry.check(losses.PACKAGE, "loss", self.loss)
+        if self.false_negatives is not None:
+            choose("--false-negatives", self.false_negatives, KINDS)
+            if self.false_negatives != "none" and not losses.load(self.loss).NEGATIVES:
+                raise MertoolError(
+                    f"--loss {self.loss} pushes no clips apart, so it has no false negatives: leave out "
+                    "--false-negatives, or take --loss infonce or siglip"
+                )
+        if self.width < HEADS or self.width % HEADS:
+            raise MertoolError(f"--width {self.width}: give a multiple of {HEADS}, the heads of the transformer")
+        if self.blocks < 1:
+            raise MertoolError(f"--blocks {self.blocks}: give at least 1")
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the aligner is trained; checks it."""
+        return Schedule(self.epochs, self.batch, self.learning_rate, self.weight_decay, self.patience, self.seed)
+
+    @property
+    def negatives(self) -> str:
+        """Which clips are no negatives."""
+        return self.false_negatives or ("threshold" if losses.load(self.loss).NEGATIVES else "none")
 
 
 @dataclass(frozen=True)
-class _Pairs:
-    """Frames (T, channels) and acoustic vector (A,) of every clip that has both."""
+class _Labels:
+    """Labelled clips that have frames, and their folds."""
 
-    clips: list[str]
-    frames: list[torch.Tensor]
-    acoustic: torch.Tensor
+    examples: Examples
+    folds: Folds
 
 
 def align(
-    audio: Path, video: Path, output: Path, aligned: Path, options: AlignOptions, progress: Callable[[int, int], None]
+    audio: Path,
+    video: Path,
+    output: Path,
+    aligned: Path,
+    manifest: Manifest | None,
+    options: AlignOptions,
+    progress: Progress,
 ) -> tuple[Run, bool]:
     """Train the aligner on the clips both stores hold, and write the aligned store of all video clips."""
     check_writable(aligned, audio, video)
     device = resolve_device(options.device)
     with FeatureStore(audio) as sound, FeatureStore(video) as sight:
-        _check(sound, sight)
-        key = make_key(
-            "align",
-            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite")},
-            {"audio": [sound.fingerprint, sound.digests()], "video": [sight.fingerprint, sight.digests()]},
-        )
+        _check(sound, sight, aligned)
+        labels = _read_labels(manifest, sight, options) if manifest else None
+        key = _key(sound, sight, manifest, options)
         found = reuse(output, "align", key, options.overwrite)
+        accelerator = start(device, torch.float32)
         if not found:
-            pairs = _read_pairs(sound, sight)
-            facts = {"audio": sound.recipe.to_json(), "video": sight.recipe.to_json(), "origin": sight.origin}
-            _train(pairs, output, key, facts, options, device, progress)
+            _train(sound, sight, labels, output, key, options, accelerator, progress)
+        accelerator.wait_for_everyone()
         run = found or Run.read(output, "align")
-        if not found or not _is_fresh(aligned, run, sight):
-            _write_aligned(aligned, run, sight, device)
+        if accelerator.is_main_process and not (found and _is_fresh(aligned, run, sight)):
+            _write_aligned(aligned, run, sight, accelerator.device)
+        accelerator.wait_for_everyone()
     return run, found is not None
 
 
-def info_nce(visual: torch.Tensor, acoustic: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE of matched rows (B, A), (B, A); `scale` is the log of the inverse temperature."""
-    similar = nn.functional.normalize(visual, dim=1) @ nn.functional.normalize(acoustic, dim=1).T
-    logits = similar * scale.clamp(max=np.log(100)).exp()
-    target = torch.arange(len(logits), device=logits.device)
-    return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
-
-
-def retrieval(visual: np.ndarray, acoustic: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Recall at 1 and 5 both ways with intervals over queries, and chance, for matched rows (N, A)."""
-    a = visual / np.linalg.norm(visual, axis=1, keepdims=True)
-    b = acoustic / np.linalg.norm(acoustic, axis=1, keepdims=True)
-    similar = a @ b.T
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(a), (DRAWS, len(a)))
-    scores: dict[str, Any] = {"clips": len(a)}
-    for way, matrix in (("video_to_audio", similar), ("audio_to_video", similar.T)):
-        own = np.diagonal(matrix)[:, None]
-        rank = (matrix > own).sum(1) + 1
-        scores[way] = {"median_rank": float(np.median(rank))}
-        for most in (1, 5):
-            hits = (rank <= most).astype(float)
-            low, high = np.quantile(hits[draws].mean(1), [0.025, 0.975])
-            scores[way][f"recall@{most}"] = Interval(float(hits.mean()), float(low), float(high)).to_json()
-    scores["chance"] = {f"recall@{most}": min(1.0, most / len(a)) for most in (1, 5)}
-    return scores
-
-
-def _check(sound: FeatureStore, sight: FeatureStore) -> None:
+def _check(sound: FeatureStore, sight: FeatureStore, aligned: Path) -> None:
+    """Raise one error for all that is wrong with the stores, before the long work."""
+    faults = []
     if sound.recipe.modality != "audio" or not sound.pooled:
-        raise MertoolError(f"--audio {sound.path}: a pooled store of `extract audio` is needed")
+        faults.append(f"--audio {sound.path}: a pooled store of `extract audio` is needed")
     if sight.recipe.modality != "video" or sight.pooled:
-        raise MertoolError(f"--video {sight.path}: frames are needed, from `extract video --pool none`")
-    if len(sight.layers) != 1:
-        raise MertoolError(f"--video {sight.path} holds {len(sight.layers)} layers: extract one, with --layers last")
+        faults.append(f"--video {sight.path}: frames are needed, from `extract video --pool none`")
+    elif len(sight.layers) != 1:
+        faults.append(f"--video {sight.path} holds {len(sight.layers)} layers: extract one, with --layers last")
+    if aligned.exists():
+        check_store(aligned, sight.recipe, overwrite=True)
+        with FeatureStore(aligned) as old:
+            if old.recipe.aligner is None:
+                faults.append(f"--aligned {aligned} holds features that were not aligned: give another path")
+    if faults:
+        raise faults_in("align", faults) if len(faults) > 1 else MertoolError(faults[0])
+    shared_clips(sound, sight)
 
 
-def _read_pairs(sound: FeatureStore, sight: FeatureStore) -> _Pairs:
-    clips = [clip for clip in sight.ids if clip in sound.index]
-    if len(clips) < LEAST_CLIPS:
-        raise MertoolError(
-            f"{sound.path} and {sight.path} have {len(clips)} clips in common, at least {LEAST_CLIPS} are needed: "
-            "are they of the same manifest?"
-        )
-    values = sound.read(clips)
-    deviation = values.std(0)
-    scaled = (values - values.mean(0)) / np.where(deviation > 1e-5, deviation, 1)
-    frames = [torch.from_numpy(frames.astype(np.float32)) for frames in sight.all_frames(clips)]
-    return _Pairs(clips, frames, torch.from_numpy(scaled.mean(1)))
+def _read_labels(manifest: Manifest, sight: FeatureStore, options: AlignOptions) -> _Labels:
+    examples = labelled_examples(manifest, options.classes)
+    examples = keep(examples, present_in(sight, examples))
+    return _Labels(examples, probe_folds(examples, options.seed))
+
+
+def _key(sound: FeatureStore, sight: FeatureStore, manifest: Manifest | None, options: AlignOptions) -> str:
+    free = ("device", "overwrite") if manifest else ("device", "overwrite", "classes")
+    return make_key(
+        "align",
+        {name: value for name, value in asdict(options).items() if name not in free},
+        {
+            "audio": [sound.fingerprint, sound.digests()],
+            "video": [sight.fingerprint, sight.digests()],
+            "manifest": manifest.digest() if manifest else None,
+        },
+    )
 
 
 def _train(
-    pairs: _Pairs,
+    sound: FeatureStore,
+    sight: FeatureStore,
+    labels: _Labels | None,
     output: Path,
     key: str,
-    facts: dict[str, Any],
     options: AlignOptions,
-    device: torch.device,
-    progress: Callable[[int, int], None],
+    accelerator: Accelerator,
+    progress: Progress,
 ) -> None:
+    """Train, score, and put the run in place."""
     seed_everything(options.seed)
-    order = np.random.default_rng(options.seed).permutation(len(pairs.clips))
-    apart = max(2, round(len(order) * options.held_out))
-    held_out, train = order[:apart], order[apart:]
-    frames, mask = _pad(pairs.frames, device)
-    acoustic = pairs.acoustic.to(device)
-    aligner = Aligner(frames.shape[-1], options.width, acoustic.shape[1]).to(device)
-    seen = torch.cat([pairs.frames[row] for row in train])
-    aligner.mean.copy_(seen.mean(0))
-    aligner.std.copy_(torch.where(seen.std(0) > 1e-5, seen.std(0), torch.ones(seen.shape[1])))
-    scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), device=device, dtype=torch.float32))
-    optimizer = torch.optim.AdamW(
-        [*aligner.parameters(), scale], lr=options.learning_rate, weight_decay=options.weight_decay
-    )
-    losses = []
-    for epoch in range(options.epochs):
-        aligner.train()
-        total = 0.0
-        shuffled = train[torch.randperm(len(train)).numpy()]
-        parts = np.array_split(shuffled, -(-len(train) // options.batch))
-        for rows in parts:
-            loss = info_nce(aligner(frames[rows], mask[rows]), acoustic[rows], scale)
-            if not torch.isfinite(loss):
-                raise MertoolError(f"the loss became {loss:g} in epoch {epoch + 1}: give a smaller --learning-rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach()) * len(rows)
-        losses.append(total / len(train))
-        progress(epoch + 1, options.epochs)
-    aligner.eval()
-    with torch.inference_mode():
-        visual = aligner(frames[held_out], mask[held_out])
-    scores = retrieval(visual.cpu().numpy(), acoustic[held_out].cpu().numpy(), options.seed)
-    clips = {"held_out_clips": [pairs.clips[row] for row in held_out], "sizes": aligner.sizes}
-    with new_run(output, "align", key, asdict(options), seed=options.seed, **facts, **clips) as draft:
+    clips = shared_clips(sound, sight)
+    parts = split(len(clips), options.seed)
+    anchors = read_anchors(sound, clips, parts.train)
+    negatives = Negatives(options.negatives, anchors, parts.train, options.seed)
+    pairs = Pairs(Frames(sight, sight.rows(clips), MOST_FRAMES), anchors, parts, negatives)
+    aligner = Aligner(sight.channels, options.width, options.blocks, sound.channels, dropout=options.dropout)
+    saved = _unfinished(output, key, accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    history = fit(aligner, losses.load(options.loss).build(), pairs, options.schedule, accelerator, saved, progress)
+    visual = embed_shared(aligner, pairs.frames, parts.held_out, accelerator)
+    if not accelerator.is_main_process:
+        return
+    metrics: dict[str, Any] = {
+        "train_clips": len(parts.train),
+        "development_clips": len(parts.develop),
+        "held_out": validate(visual.cpu(), pairs.acoustic(parts.held_out, torch.device("cpu")), options.seed),
+        "loss": history.loss,
+        "development_loss": history.development_loss,
+        "best_epoch": history.best_epoch,
+        "false_negatives": negatives.to_json(),
+    }
+    if labels:
+        metrics["probe"] = _probe(aligner, sight, labels, options, accelerator.device)
+    facts = {
+        "seed": options.seed,
+        "audio": sound.recipe.to_json(),
+        "video": sight.recipe.to_json(),
+        "origin": sight.origin,
+        "sizes": aligner.sizes,
+        "held_out_clips": [clips[row] for row in parts.held_out],
+        "development_clips": [clips[row] for row in parts.develop],
+    }
+    with new_run(output, "align", key, asdict(options), **facts) as draft:
         draft.save_tensors("aligner", aligner.state_dict())
-        draft.metrics.update({"train_clips": len(train), "held_out": scores, "loss": losses})
-        from mertool.plots import curves
+        draft.metrics.update(metrics)
+        _draw(draft.folder, metrics["held_out"], history, options)
+    saved.clear()
 
-        curves(draft.folder / "loss", {"training": losses}, "InfoNCE", "Video frames to the sound of the same clip")
+
+def _unfinished(output: Path, key: str, writes: bool) -> Checkpoint:
+    """Where this training is saved, beside the run; one of other options or clips is of no use any more."""
+    target = output.absolute()
+    path = target.with_name(f".{target.name}.unfinished-{key[:16]}.safetensors")
+    if writes:
+        for other in target.parent.glob(f".{glob.escape(target.name)}.unfinished-*.safetensors"):
+            if other != path:
+                other.unlink(missing_ok=True)
+    return Checkpoint(path, writes)
 
 
-def _pad(frames: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = torch.tensor([len(f) for f in frames])
-    padded = nn.utils.rnn.pad_sequence(frames, batch_first=True)
-    return padded.to(device), (torch.arange(padded.shape[1])[None] < lengths[:, None]).to(device)
+def _probe(
+    aligner: Aligner, sight: FeatureStore, labels: _Labels, options: AlignOptions, device: torch.device
+) -> dict[str, Any]:
+    """What a linear probe of the labelled clips gains by alignment."""
+    examples = labels.examples
+    rows = sight.rows(examples.clips)
+    order = np.argsort(rows)
+    frames, place = Frames(sight, rows[order], None), np.arange(len(rows))
+    aligned = np.zeros((len(rows), aligner.sizes["acoustic"]), np.float32)
+    for chosen, vectors in embed_stored(aligner, Frames(sight, rows[order], MOST_FRAMES), place, device):
+        aligned[order[chosen]] = vectors.cpu().numpy()
+    unaligned = np.zeros((len(rows), sight.channels), np.float32)
+    with frames.in_order(place) as blocks:
+        for chosen, found in blocks:
+            unaligned[order[chosen]] = [one.astype(np.float32).mean(0) for one in found]
+    return probe_gain(unaligned, aligned, examples, labels.folds, len(options.classes), options.seed)
+
+
+def _draw(folder: Path, scores: dict[str, Any], history: History, options: AlignOptions) -> None:
+    from mertool.plots import curves, recall_bars
+
+    title = "Video frames to the sound of the same clip"
+    curves(folder / "loss", {"training": history.loss, "development": history.development_loss}, options.loss, title)
+    recall_bars(folder / "recall", scores, f"{scores['clips']} held-out clips")
 
 
 def _aligned_recipe(run: Run, sight: FeatureStore) -> Recipe:
@@ -203,12 +265,18 @@ def _is_fresh(aligned: Path, run: Run, sight: FeatureStore) -> bool:
 
 
 def _write_aligned(aligned: Path, run: Run, sight: FeatureStore, device: torch.device) -> None:
+    """Embed every clip with frames, block by block; a killed command goes on after the last part written."""
     aligner = Aligner.load(run.folder).to(device)
     digests, facts = sight.digests(), sight.facts()
-    rows = []
-    for row, clip in enumerate(sight.ids):
-        frames = torch.from_numpy(sight.frames(clip).astype(np.float32)).to(device)
-        seen = (float(facts["seconds"][row]), int(facts["frames_seen"][row]), float(facts["face_share"][row]))
-        rows.append(ClipFeatures(clip, digests[clip], aligner.embed(frames[None]).cpu().numpy(), *seen))
     origin = {**sight.origin, "aligner": str(run.folder.absolute())}
-    write_store(aligned, _aligned_recipe(run, sight), origin, rows, sight.failures())
+    with StoreWriter(aligned, _aligned_recipe(run, sight), origin, overwrite=True) as writer:
+        rows = np.array([row for row, clip in enumerate(sight.ids) if writer.done.get(clip) != digests[clip]], np.int64)
+        frames = Frames(sight, np.arange(len(sight)), MOST_FRAMES)
+        for chosen, vectors in embed_stored(aligner, frames, rows, device):
+            for row, vector in zip(chosen.tolist(), vectors.cpu().numpy(), strict=True):
+                clip = sight.ids[row]
+                seen = (float(facts["seconds"][row]), int(facts["frames_seen"][row]), float(facts["face_share"][row]))
+                writer.add(ClipFeatures(clip, digests[clip], vector[None], *seen))
+        for failure in sight.failures():
+            writer.fail(failure)
+        writer.finish(sight.ids)

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
-from mertool.align import info_nce, retrieval
 from mertool.errors import MertoolError
 from mertool.store import FeatureStore
+
+OPTIONS = ["--width", 32, "--blocks", 1, "--learning-rate", 2e-3, "--epochs", 80, "--patience", 30]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def paired(tmp_path_factory, make_store):
 def aligned(paired, invoke, tmp_path_factory):
     """The run, the aligned store and the JSON object of the command."""
     folder = tmp_path_factory.mktemp("align")
-    given = ["-o", folder / "run", "--aligned", folder / "aligned.h5", "--width", 32, "--epochs", 80, "--json"]
+    given = ["-o", folder / "run", "--aligned", folder / "aligned.h5", *OPTIONS, "--json"]
     result = invoke("align", "--audio", paired[0], "--video", paired[1], *given)
     assert result.exit_code == 0, result.exception
     return folder / "run", folder / "aligned.h5", json.loads(result.stdout)
@@ -44,14 +44,23 @@ def test_retrieval_beats_chance_where_there_is_something_to_find(aligned):
     assert held_out["clips"] == 12
     for way in ("video_to_audio", "audio_to_video"):
         assert held_out[way]["recall@5"]["value"] > held_out["chance"]["recall@5"] + 0.2
-        assert held_out[way]["median_rank"] < 6
+        assert held_out[way]["median_rank"]["high"] < 6.5
+    assert held_out["cka"]["value"] > held_out["cka"]["shuffled"] + 0.1
     assert held_out["chance"]["recall@1"] == pytest.approx(1 / 12)
 
 
-def test_held_out_clips_are_named_and_not_trained_on(aligned):
+def test_held_out_clips_are_named_and_neither_trained_on_nor_chosen_by(aligned):
     facts = json.loads((aligned[0] / "run.json").read_text())
     assert len(facts["held_out_clips"]) == 12
-    assert aligned[2]["train_clips"] == 48
+    assert len(facts["development_clips"]) == aligned[2]["development_clips"] == 8
+    assert not set(facts["held_out_clips"]) & set(facts["development_clips"])
+    assert aligned[2]["train_clips"] == 40
+
+
+def test_training_stops_by_the_development_part(aligned):
+    losses = aligned[2]["development_loss"]
+    assert aligned[2]["best_epoch"] == np.argmin(losses) + 1
+    assert len(losses) == min(80, aligned[2]["best_epoch"] + 30)
 
 
 def test_every_clip_with_frames_gets_an_aligned_vector(aligned, paired):
@@ -65,10 +74,12 @@ def test_every_clip_with_frames_gets_an_aligned_vector(aligned, paired):
 
 def test_a_second_run_is_reused_and_a_lost_store_is_written_again(aligned, paired, invoke):
     run, store, _ = aligned
-    given = ["-o", run, "--aligned", store, "--width", 32, "--epochs", 80, "--json"]
+    given = ["-o", run, "--aligned", store, *OPTIONS, "--json"]
     command = ["align", "--audio", paired[0], "--video", paired[1], *given]
     before = store.stat().st_mtime_ns
-    assert json.loads(invoke(*command).stdout)["reused"] is True
+    assert (
+        json.loads(invoke(*command, "--classes", "a,b", "--device", "cpu").stdout)["reused"] is True
+    )  # change nothing
     assert store.stat().st_mtime_ns == before
     with FeatureStore(store) as found:
         values = found.read(found.ids)
@@ -92,9 +103,10 @@ def test_the_aligned_store_equals_extract_with_the_aligner(
 
 
 def test_the_plots(align_run):
-    assert {"run.json", "metrics.json", "aligner.safetensors", "loss.png", "loss.svg"} == {
-        file.name for file in align_run.iterdir()
-    }
+    assert {"run.json", "metrics.json", "aligner.safetensors", "loss.png", "loss.svg"} | {
+        "recall.png",
+        "recall.svg",
+    } == {file.name for file in align_run.iterdir()}
 
 
 def test_an_aligner_of_other_video_settings_is_refused(align_run, workspace, tiny_encoders, invoke, tmp_path):
@@ -135,21 +147,103 @@ def test_an_aligned_store_is_not_written_over_its_own_frames(invoke, paired, tmp
     assert (tmp_path / "frames.h5").read_bytes() == before
 
 
-def test_the_loss_is_symmetric_info_nce():
-    torch.manual_seed(0)
-    visual, acoustic, scale = torch.randn(5, 4), torch.randn(5, 4), torch.tensor(1.3)
-    v, a = (x / x.norm(dim=1, keepdim=True) for x in (visual, acoustic))
-    similar = (v @ a.T * scale.exp()).double()
-    rows = -similar.log_softmax(1).diagonal().mean()
-    columns = -similar.log_softmax(0).diagonal().mean()
-    assert float(info_nce(visual, acoustic, scale)) == pytest.approx(float((rows + columns) / 2), rel=1e-5)
-    assert float(info_nce(visual, visual, torch.tensor(4.0))) < 1e-2
+def test_both_stores_at_fault_are_told_of_at_once(invoke, paired, video_store, tmp_path):
+    message = align(invoke, paired[1], video_store, tmp_path)
+    assert "a pooled store of `extract audio` is needed" in message
+    assert "frames are needed, from `extract video --pool none`" in message
 
 
-def test_retrieval_of_equal_and_of_unrelated_vectors():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(0, 1, (40, 6)), rng.normal(0, 1, (40, 6))
-    perfect, none = retrieval(a, 5 * a), retrieval(a, b)
-    assert perfect["video_to_audio"]["recall@1"]["value"] == 1.0
-    assert perfect["audio_to_video"]["median_rank"] == 1.0
-    assert none["video_to_audio"]["recall@1"]["value"] < 0.2
+def test_a_store_that_was_not_aligned_is_not_written_over(invoke, paired, video_store, tmp_path):
+    given = ["--audio", paired[0], "--video", paired[1], "--aligned", video_store, "-o", tmp_path / "run"]
+    result = invoke("align", *given, "--epochs", 1)
+    assert "holds features that were not aligned: give another path" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--loss", "infonec"], "unknown loss 'infonec': did you mean 'infonce'? valid: cosine, infonce, mse, siglip"),
+        (["--false-negatives", "some"], "valid: none, threshold, pseudo-class"),
+        (["--loss", "mse", "--false-negatives", "threshold"], "--loss mse pushes no clips apart"),
+        (["--width", 18], "--width 18: give a multiple of 4"),
+        (["--learning-rate", 2], "give a number between 0 and 1"),
+    ],
+)
+def test_wrong_options(given, words, invoke, paired, tmp_path):
+    result = invoke("align", "--audio", paired[0], "--video", paired[1], "-o", tmp_path / "run", *given)
+    assert words in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "given", [["--loss", "siglip", "--false-negatives", "pseudo-class"], ["--loss", "soft"], ["--loss", "cosine"]]
+)
+def test_other_losses(given, call, paired, tmp_path):
+    options = ["--aligned", tmp_path / "a.h5", "--width", 8, "--epochs", 2, "--json", *given]
+    found = json.loads(
+        call("align", "--audio", paired[0], "--video", paired[1], "-o", tmp_path / "run", *options).stdout
+    )
+    assert np.isfinite(found["loss"]).all()
+    assert found["false_negatives"]["kind"] == ("pseudo-class" if "siglip" in given else "none")
+
+
+def test_with_labels_the_gain_of_a_linear_probe_is_told(workspace, acoustic_store, frames_store, call, tmp_path):
+    given = ["--audio", acoustic_store, "--video", frames_store, "-m", workspace.manifest, "--width", 8, "--epochs", 2]
+    places = ["-o", tmp_path / "run", "--aligned", tmp_path / "a.h5"]
+    text = call("align", *given, *places).stdout
+    assert "linear probe" in text
+    assert "gain: " in text
+    probe = json.loads(call("align", *given, *places, "--json").stdout)["probe"]
+    assert probe["clips"] == 23  # of the 24 labelled ones, one shows no face
+    assert probe["interval"] == "speakers"
+    assert probe["gain"]["low"] <= probe["gain"]["difference"] <= probe["gain"]["high"]
+
+
+def test_features_of_the_probe_are_those_of_the_stores(
+    workspace, acoustic_store, frames_store, call, tmp_path, monkeypatch
+):
+    import mertool.align
+
+    seen = {}
+
+    def note(unaligned, aligned, examples, *_):
+        seen.update(unaligned=unaligned, aligned=aligned, clips=examples.clips)
+        return {}
+
+    monkeypatch.setattr(mertool.align, "probe_gain", note)
+    given = ["--audio", acoustic_store, "--video", frames_store, "-m", workspace.manifest, "--width", 8, "--epochs", 1]
+    call("align", *given, "-o", tmp_path / "run", "--aligned", tmp_path / "a.h5", "-q", "--json")
+    with FeatureStore(tmp_path / "a.h5") as store, FeatureStore(frames_store) as frames:
+        np.testing.assert_allclose(seen["aligned"], store.read(seen["clips"])[:, 0], rtol=2e-3, atol=1e-3)
+        for clip, value in zip(seen["clips"], seen["unaligned"], strict=True):
+            np.testing.assert_allclose(value, frames.frames(clip).astype(np.float32).mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(call, paired, tmp_path, monkeypatch):
+    from mertool.alignment import training
+    from mertool.training import checkpoint
+
+    given = ["align", "--audio", paired[0], "--video", paired[1], "--width", 8, "--epochs", 4, "--batch", 16, "-q"]
+    call(*given, "-o", tmp_path / "whole", "--aligned", tmp_path / "w.h5")
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    step, steps = training._step, []
+
+    def dying(*arguments):
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(training, "_step", dying)
+    command = [*given, "-o", tmp_path / "killed", "--aligned", tmp_path / "k.h5"]
+    with pytest.raises((KeyboardInterrupt, AssertionError)):
+        call(*command)
+    assert not (tmp_path / "killed").exists()
+    assert len(list(tmp_path.glob(".killed.unfinished-*"))) == 1
+    (tmp_path / ".killed.unfinished-of-other-options.safetensors").touch()
+    call(*command)
+    assert len(steps) == 6 + 7  # of twelve, five were done
+    name = "aligner.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    assert (tmp_path / "whole" / "metrics.json").read_text() == (tmp_path / "killed" / "metrics.json").read_text()
+    assert not list(tmp_path.glob(".*"))

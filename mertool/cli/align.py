@@ -1,11 +1,14 @@
 """`mertool align`: the visual encoder into the acoustic space."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mertool import registry
 from mertool.cli.common import (
+    MER_CLASSES,
+    Classes,
     Device,
     Json,
     Overwrite,
@@ -13,14 +16,21 @@ from mertool.cli.common import (
     RunOutput,
     Seed,
     follow,
+    is_first_process,
     print_json,
     progress,
     say,
+    show_gain,
     show_score,
     table,
 )
+from mertool.manifest import Manifest, parse_classes
 
 EXAMPLE = "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual"
+LOSSES = ", ".join(registry.names("alignment.losses"))
+WAYS = {"video_to_audio": "video finds its audio", "audio_to_video": "audio finds its video"}
+RECALLS = ("recall@1", "recall@5", "recall@10")
+TRAINING = "Training"
 
 
 def align(
@@ -30,39 +40,108 @@ def align(
     aligned: Annotated[
         Path | None, typer.Option(help="Pooled store of aligned features; default: aligned.h5 beside --video.")
     ] = None,
-    width: Annotated[int, typer.Option(min=1, help="Channels inside the aligner.")] = 128,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the clips; fixed, none is chosen.")] = 60,
-    batch: Annotated[int, typer.Option(min=2, help="Clips per step, each the others' negative.")] = 256,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", "-m", help="Labels, to tell what a linear probe gains; they train nothing."),
+    ] = None,
+    loss: Annotated[str, typer.Option(help=f"What draws faces to their sound: {LOSSES}.")] = "infonce",
+    false_negatives: Annotated[
+        str | None,
+        typer.Option(
+            help="Clips that sound alike and are no negatives of each other: none, threshold (the most alike pairs) or "
+            "pseudo-class (of one cluster); default: threshold where the loss has negatives."
+        ),
+    ] = None,
+    width: Annotated[int, typer.Option(min=1, help="Channels inside the transformer over frames.")] = 256,
+    blocks: Annotated[int, typer.Option(min=1, help="Its blocks.")] = 2,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Passes over the clips, at most; default: 3,000 steps, 100 at most.", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Epochs without a better development loss.", rich_help_panel=TRAINING)
+    ] = 10,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Clips per step over all devices, each the others' negative; default: a sixteenth, 64 to 1,024.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 5e-4,
+    classes: Classes = MER_CLASSES,
     device: Device = "auto",
     overwrite: Overwrite = False,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a visual encoder into the acoustic space by InfoNCE, without labels; a fifth of the clips is held out."""
+    """Train a visual encoder into the acoustic space, without labels, on stores of any size.
+
+    A fifth of the clips (at most 2,000) is held out for the scores, an eighth says when to stop. A killed run goes on
+    where it was. Several GPUs: accelerate launch -m mertool align ... (or torchrun).
+    """
+    labelled = Manifest.read(manifest) if manifest else None
     from mertool.align import AlignOptions
     from mertool.align import align as run_stage
 
-    options = AlignOptions(width, epochs, batch, learning_rate, seed=seed, device=device, overwrite=overwrite)
+    options = AlignOptions(
+        loss,
+        false_negatives,
+        width,
+        blocks,
+        epochs=epochs,
+        patience=patience,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        classes=parse_classes(classes),
+        overwrite=overwrite,
+    )
     target = aligned or video.with_name("aligned.h5")
-    with progress("align", quiet, "epochs") as update:
-        run, reused = run_stage(audio, video, output, target, options, update)
-    metrics = run.metrics
+    first = is_first_process()
+    with progress("align", quiet or not first, "steps") as update:
+        run, reused = run_stage(audio, video, output, target, labelled, options, update)
+    if not first:
+        return
     if as_json:
-        print_json({"run": str(output), "aligned": str(target), "reused": reused, **metrics})
+        print_json({"run": str(output), "aligned": str(target), "reused": reused, **run.metrics})
     elif not quiet:
-        held_out = metrics["held_out"]
-        ways = {"video_to_audio": "video finds its audio", "audio_to_video": "audio finds its video"}
-        rows = [
-            [name, *(show_score(held_out[way][f"recall@{k}"]) for k in (1, 5)), held_out[way]["median_rank"]]
-            for way, name in ways.items()
-        ]
-        chance = held_out["chance"]
-        rows.append(["chance", f"{100 * chance['recall@1']:.1f}", f"{100 * chance['recall@5']:.1f}", ""])
-        title = f"{held_out['clips']} held-out clips of {metrics['train_clips'] + held_out['clips']}; per cent"
-        table(title, ["retrieval", "recall@1", "recall@5", "median rank"], rows)
+        _show(run.metrics)
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plot: {output / 'loss.png'}")
+        say(f"plots: {output / 'loss.png'}, {output / 'recall.png'}")
         say(f"aligned features: {target}")
-        follow("fuse", audio, target, "TEXT_STORE", "--manifest", "MANIFEST", "-o", "runs/fusion")
+        follow("fuse", audio, target, "TEXT_STORE", "--manifest", manifest or "MANIFEST", "-o", "runs/fusion")
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    scores, chance = metrics["held_out"], metrics["held_out"]["chance"]
+    epochs = f"best of {len(metrics['loss'])} epochs: {metrics['best_epoch']}"
+    say(f"trained on {metrics['train_clips']} clips, stopped by {metrics['development_clips']} others; {epochs}")
+    rows = []
+    for way, name in WAYS.items():
+        rank = scores[way]["median_rank"]
+        median = f"{rank['value']:.1f} [{rank['low']:.1f}, {rank['high']:.1f}]"
+        rows.append([name, *(show_score(scores[way][recall]) for recall in RECALLS), median])
+    rows.append(["chance", *(f"{100 * chance[recall]:.1f}" for recall in RECALLS), f"{chance['median_rank']:.1f}"])
+    title = f"{scores['clips']} held-out clips; per cent, 95 % intervals over queries"
+    table(title, ["retrieval", *RECALLS, "median rank"], rows)
+    cka, uniform = scores["cka"], scores["uniformity"]
+    say(f"linear CKA with the sound {cka['value']:.3f} (of shuffled clips {cka['shuffled']:.3f})")
+    say(
+        f"alignment {scores['alignment']:.3f} (0 the same, 2 unrelated), uniformity {uniform['video']:.2f} "
+        f"(of the sound {uniform['audio']:.2f})"
+    )
+    if "probe" in metrics:
+        probe = metrics["probe"]
+        rows = [
+            [name, *(show_score(probe[name][metric]) for metric in ("waf", "accuracy", "uar"))]
+            for name in ("unaligned", "aligned")
+        ]
+        title = f"{probe['clips']} labelled clips; {probe['folds']}; per cent, 95 % intervals over {probe['interval']}"
+        table(title, ["linear probe", "weighted F1", "accuracy", "UAR"], rows)
+        say(f"gain: {show_gain(probe['gain'])} (paired bootstrap)")

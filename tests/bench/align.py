@@ -1,0 +1,199 @@
+"""`mertool align` from a frame store on disk against the same training with all frames in memory.
+
+    python tests/bench/align.py
+    python tests/bench/align.py --clips 115595 --frames 100 --channels 768 --width 256 --blocks 2 --no-baseline
+
+Makes an acoustic store and a frame store of stand-in clips, of half to one and a half times `--frames` frames in
+float16, and runs the whole stage on them: standardise, train `--epochs` epochs, score, write the aligned store. The
+other side is the same stage with every frame and every acoustic layer read at once; it sees the same clips in the
+same order, so `loss_difference`, the largest relative difference of the losses, says whether both did the same work.
+
+`align/memory` is the largest resident memory of the process in MB: `start` of it is there before the stage begins,
+`half` is that for half the clips. `align/speed` counts training clips per second. `--max-memory` (MB) makes the script
+fail where more is used. Writes build/bench/align.json.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from report import ROOT, Row, others, publish, say, workplace
+
+RESULT = ROOT / "build" / "bench" / "align.json"
+LAYERS = 3  # of the acoustic store
+SIDES = ("streamed", "in memory")
+
+
+def main() -> None:
+    options = parse()
+    if options.side:
+        print(json.dumps(run_side(options)))
+        return
+    share = others()
+    with workplace() as folder:
+        size = make_stores(folder, options.clips, options)
+        say(f"{options.clips} clips, {size / 1e6:.0f} MB of frames")
+        found = {"streamed": call_side("streamed", folder, options)}
+        if options.baseline:
+            found["in memory"] = call_side("in memory", folder, options)
+        half = folder / "half"
+        make_stores(half, options.clips // 2, options)
+        fewer = call_side("streamed", half, options)
+    publish(rows(found, fewer, size, share, options), options.output, f"align: {options.clips} clips")
+    if options.max_memory and found["streamed"]["peak"] > options.max_memory:
+        raise SystemExit(f"{found['streamed']['peak']:.0f} MB of memory, more than {options.max_memory:g}")
+
+
+def rows(
+    found: dict[str, Any], fewer: dict[str, Any], size: int, share: float, options: argparse.Namespace
+) -> list[Row]:
+    """The two rows."""
+    ours, theirs = found["streamed"], found.get("in memory")
+    fields: dict[str, Any] = {
+        name: getattr(options, name) for name in ("clips", "frames", "channels", "width", "blocks")
+    }
+    fields |= {"megabytes": size / 1e6, "start": ours["start"], "half": fewer["peak"], "others": share}
+    fields |= {"seconds": ours["seconds"], "device": ours["device"]}
+    if theirs:
+        losses = np.array(ours["losses"]), np.array(theirs["losses"])
+        fields["loss_difference"] = float(np.max(np.abs(losses[0] / losses[1] - 1)))
+    return [
+        Row("align/memory", ours["peak"], "MB", theirs and theirs["peak"], fields),
+        Row("align/speed", ours["pace"], "clips/s", theirs and theirs["pace"], fields),
+    ]
+
+
+def call_side(side: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One side in a process of its own, so that its memory is its own."""
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+    for name in ("width", "blocks", "epochs", "batch", "device"):
+        command += [f"--{name}", str(getattr(options, name))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found = json.loads(done.stdout)
+    say(f"{side}: {found['peak']:.0f} MB ({found['start']:.0f} at the start), {found['pace']:.0f} clips/s")
+    return found
+
+
+def run_side(options: argparse.Namespace) -> dict[str, Any]:
+    """The stage on the stores of `--folder`: its memory (MB), its pace, its losses."""
+    import mertool.align as stage
+
+    if options.side == "in memory":
+        stage.Frames, stage.read_anchors = whole_frames(), whole_anchors  # type: ignore[misc, assignment]
+    times: list[float] = []
+
+    def note(step: int, total: int) -> None:
+        times.append(time.monotonic())
+
+    settings = stage.AlignOptions(
+        width=options.width, blocks=options.blocks, epochs=options.epochs, batch=options.batch, device=options.device
+    )
+    folder, began, start = options.folder, time.monotonic(), peak()
+    run, _ = stage.align(
+        folder / "audio.h5",
+        folder / "frames.h5",
+        folder / f"run of {options.side}",
+        folder / f"aligned of {options.side}.h5",
+        None,
+        settings,
+        note,
+    )
+    steps = len(times) - 1  # the last call says that all is done
+    clips = run.metrics["train_clips"] * options.epochs * (steps - 1) / steps
+    losses = [*run.metrics["loss"], *run.metrics["development_loss"]]
+    pace, seconds = clips / (times[-2] - times[0]), time.monotonic() - began
+    where = stage.resolve_device(options.device).type
+    return {"peak": peak(), "start": start, "pace": pace, "seconds": seconds, "losses": losses, "device": where}
+
+
+def whole_frames() -> Any:
+    """`Frames` with every frame of the store in memory, as it is stored."""
+    from mertool.alignment.stream import Frames
+    from mertool.encoders.aligner import evenly
+
+    held: dict[Path, list[np.ndarray]] = {}
+
+    class Whole(Frames):
+        def read(self, clips: np.ndarray) -> list[np.ndarray]:
+            if self.store.path not in held:
+                held[self.store.path] = self.store.all_frames()
+            found = (held[self.store.path][row] for row in self.rows[clips])
+            return [one[evenly(len(one), self.most or len(one))] for one in found]
+
+    return Whole
+
+
+def whole_anchors(sound: Any, clips: list[str], train: np.ndarray) -> np.ndarray:
+    """`read_anchors` by one read of all layers."""
+    values = sound.read(clips)
+    return ((values - values[train].mean(0)) / values[train].std(0)).mean(1).astype(np.float16)
+
+
+def peak() -> float:
+    """Largest resident memory of this process so far, MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def make_stores(folder: Path, clips: int, options: argparse.Namespace) -> int:
+    """Frames and sounds that share a hidden cause; the bytes of the frames."""
+    from mertool.features import Recipe
+    from mertool.store import ClipFeatures, StoreWriter
+
+    folder.mkdir(exist_ok=True)
+    random, size = np.random.default_rng(0), 0
+    to_sound = random.normal(0, 1, (16, LAYERS, options.acoustic)).astype(np.float32)
+    to_sight = random.normal(0, 1, (16, options.channels)).astype(np.float32)
+    noise = random.normal(0, 1, (4 * options.frames, options.channels)).astype(np.float32)
+    ids = [f"clip{number:06d}" for number in range(clips)]
+    sound = Recipe("audio", "made", "-", tuple(range(LAYERS)), "mean")
+    sight = Recipe("video", "made", "-", (1,), "none")
+    origin = {"encoder": {"name": "made", "checkpoint": "made", "revision": None}}
+    with (
+        StoreWriter(folder / "audio.h5", sound, origin) as audio,
+        StoreWriter(folder / "frames.h5", sight, origin) as video,
+    ):
+        for clip in ids:
+            cause = random.normal(0, 1, 16).astype(np.float32)
+            audio.add(ClipFeatures(clip, clip, np.einsum("k,kld->ld", cause, to_sound).astype(np.float16)))
+            length = int(random.integers(options.frames // 2, options.frames * 3 // 2 + 1))
+            begin = int(random.integers(0, len(noise) - length + 1))
+            frames = (cause @ to_sight + 4 * noise[begin : begin + length]).astype(np.float16)
+            video.add(ClipFeatures(clip, clip, frames))
+            size += frames.nbytes
+        audio.finish(ids)
+        video.finish(ids)
+    return size
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clips", type=int, default=20_000)
+    parser.add_argument("--frames", type=int, default=64, help="of a clip, on average")
+    parser.add_argument("--channels", type=int, default=512, help="of a frame")
+    parser.add_argument("--acoustic", type=int, default=256, help="channels of the sound")
+    parser.add_argument("--width", type=int, default=64, help="of the aligner")
+    parser.add_argument("--blocks", type=int, default=1, help="of the aligner")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--no-baseline", dest="baseline", action="store_false", help="the streamed side alone")
+    parser.add_argument("--max-memory", type=float, help="MB; more is a failure")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test: 200 clips")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.tiny:
+        options.clips, options.frames, options.channels, options.acoustic, options.batch = 200, 8, 16, 8, 32
+    return options
+
+
+if __name__ == "__main__":
+    main()
