@@ -1,11 +1,10 @@
 """Stage `fuse`: one classifier over the features of any number of stores.
 
-Folds x seeds of a head are trained at once. The score is of each clip by the members that did not train
-on its fold; nothing is chosen on held-out clips. The run is a bundle: it holds, or names by digest,
-everything `predict` needs to score raw clips.
+Folds x seeds of a head are trained at once. The score is of each clip by the members that did not train on its fold;
+nothing is chosen on held-out clips, unless MERTools's protocol is asked for, which says so. The run is a bundle: it
+holds, or names by digest, everything `predict` needs to score raw clips.
 """
 
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,257 +14,305 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
-from mertool import fusion, peft_methods, registry
+from mertool import fusion, registry
+from mertool.bundle import Correction, Members, check_parts, make_part, write
 from mertool.devices import resolve_device
-from mertool.errors import MertoolError
-from mertool.files import clear_write_errors
+from mertool.errors import MertoolError, choose
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import confusion, score_json, scores_of
+from mertool.metrics import confusion, mcnemar, paired_bootstrap, score_json, scores_of
+from mertool.predictions import Predictions
 from mertool.runs import Run, RunDraft, make_key, new_run, reuse
 from mertool.store import FeatureStore
+from mertool.training.adapter_folds import folds_of_adapters
+from mertool.training.batches import Features
 from mertool.training.examples import Examples, labelled_examples, present_in
-from mertool.training.folds import Folds, folds_key, get_folds
-from mertool.training.members import Features, Schedule, member_logits, train_members
+from mertool.training.folds import Folds, folds_key, get_folds, speaker_groups
+from mertool.training.gather import gather
+from mertool.training.search import Draw, shuffled_folds
+from mertool.training.stacked import Schedule
+from mertool.training.system import MERTOOLS, NESTED, OPTIMISTIC, PROTOCOLS, Settings, System, train_system
 
-COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the bundle
+FOLDS = 5
+HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"
+AFTERWARDS = "the best part was chosen after the fact, by the scores above"
 
 
 @dataclass(frozen=True)
 class FuseOptions:
     """head: a file of mertool/fusion. folds x seeds members are trained. width: hidden size of the head.
 
-    folds: a number, a file of folds, or None: those of the adapters where features are adapted, else five.
+    folds: a number, a file of folds, or None: those of the adapters where features are adapted, else five. search:
+    draws of width, dropout and learning rate, of which one is chosen (see training/system.py); 0 takes the given ones.
+    protocol: `nested`, or `mertools`, the official and optimistic one. epochs: all, or where they are chosen the most.
+    The rest is explained at `Schedule`. None is the protocol's own: see `settings`.
     """
 
-    head: str = "attention"
+    head: str | None = None
     folds: int | Path | None = None
-    seeds: int = 3
+    seeds: int | None = None
+    search: int = 0
+    protocol: str = NESTED
     width: int = 128
     dropout: float = 0.3
-    epochs: int = 60
-    batch: int = 32
     learning_rate: float = 1e-3
+    epochs: int | None = None
+    batch: int = 32
+    modality_dropout: float | None = None
+    feature_noise: float = 0.0
+    mixup: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: bool = False
+    contrast: float = 0.0
     seed: int = 0
     device: str = "auto"
     classes: tuple[str, ...] = EMOTIONS
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        registry.check(fusion.PACKAGE, "fusion head", self.head)
-        if min(self.seeds, self.width, self.epochs, self.batch) < 1:
-            raise MertoolError("--seeds, --width, --epochs and --batch must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise MertoolError(f"dropout {self.dropout:g}: give a number from 0 to below 1")
+        if self.head is not None:
+            registry.check(fusion.PACKAGE, "fusion head", self.head)
+        choose("protocol", self.protocol, list(PROTOCOLS))
+        counts = [number for number in (self.seeds, self.width, self.epochs, self.batch) if number is not None]
+        if min(counts) < 1 or self.search < 0:
+            raise MertoolError("--seeds, --width, --epochs and --batch must be at least 1, --search at least 0")
+        shares = ("dropout", "modality_dropout", "label_smoothing")
+        wrong = [name for name in shares if not 0 <= (getattr(self, name) or 0) < 1]
+        if wrong:
+            name = wrong[0]
+            raise MertoolError(f"{name.replace('_', ' ')} {getattr(self, name):g}: give a number from 0 to below 1")
+        if min(self.feature_noise, self.mixup, self.contrast) < 0 or not self.learning_rate > 0:
+            raise MertoolError("--feature-noise, --mixup and --contrast must not be negative, --learning-rate above 0")
+
+    def settings(self) -> Settings:
+        """What is trained. MERTools: its head, six repetitions, at most 100 epochs, Adam with a weight decay of 1e-5 at
+        a constant rate, no modality dropout. A search: at most 100 epochs at a constant rate, since an epoch is chosen.
+        """
+        official = self.protocol == MERTOOLS
+        chosen = official or self.search > 0
+        schedule = Schedule(
+            batch=self.batch,
+            weight_decay=1e-5 if official else 0.01,
+            decoupled=not official,
+            cosine=not chosen,
+            modality_dropout=_default(self.modality_dropout, 0.0 if official else 0.15),
+            feature_noise=self.feature_noise,
+            mixup=self.mixup,
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+            contrast=self.contrast,
+        )
+        return Settings(
+            head=_default(self.head, OFFICIAL_HEAD if official else HEAD),
+            classes=len(self.classes),
+            draw=Draw(self.width, self.dropout, self.learning_rate),
+            search=self.search,
+            protocol=self.protocol,
+            seeds=_default(self.seeds, 6 if official else 3),
+            epochs=_default(self.epochs, 100 if chosen else 60),
+            seed=self.seed,
+            schedule=schedule,
+        )
+
+
+def _default(value: Any, other: Any) -> Any:
+    return other if value is None else value
 
 
 @dataclass(frozen=True)
 class _Data:
-    """Features of all examples, list of (N, L, D), and which are present (N, M)."""
+    """Features of all examples, list of (N, L, D), and which are present (N, M); names of the stores."""
 
     names: list[str]
     features: Features
     present: torch.Tensor
-    labels: torch.Tensor
 
     def only(self, number: int) -> "_Data":
-        """One modality, for its score alone."""
-        column = self.present[:, number : number + 1]
-        return _Data([self.names[number]], [self.features[number]], column, self.labels)
+        """One part, for its score alone."""
+        return _Data([self.names[number]], [self.features[number]], self.present[:, number : number + 1])
 
 
 def fuse(
     stores: list[Path], manifest: Manifest, output: Path, options: FuseOptions, progress: Callable[[int, int], None]
 ) -> tuple[Run, bool]:
     """Train and save the bundle; the run, and whether it was there already."""
-    names = _names(stores)
+    _check_names(stores)
     with ExitStack() as stack:
         opened = [stack.enter_context(FeatureStore(path)) for path in stores]
-        _check(opened)
+        parts = [make_part(store) for store in opened]
         key = make_key(
             "fuse",
             {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite", "folds")},
             {
                 "folds": None if options.folds is None else folds_key(options.folds),
-                "stores": [
-                    [name, store.fingerprint, store.digests()] for name, store in zip(names, opened, strict=True)
-                ],
+                "stores": [[store.path.stem, store.fingerprint, store.digests()] for store in opened],
                 "manifest": manifest.digest(),
             },
         )
         if found := reuse(output, "fuse", key, options.overwrite):
             return found, True
+        check_parts(parts)
         examples = labelled_examples(manifest, options.classes)
-        data = _gather(opened, names, examples, resolve_device(options.device))
+        data = _gather(opened, examples, resolve_device(options.device))
         folds = _choose_folds(opened, examples, options)
-        facts = _facts(opened, names, data)
-        _train(data, examples, folds, output, key, facts, options, progress)
+    systems = _train(data, examples, folds, options.settings(), progress)
+    _save(output, key, options, parts, data, examples, folds, systems)
     return Run.read(output, "fuse"), False
 
 
-def _names(stores: list[Path]) -> list[str]:
+def _check_names(stores: list[Path]) -> None:
     names = [path.stem for path in stores]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
         raise MertoolError(f"two stores are named '{repeated[0]}': the file name tells them apart in the results")
-    return names
 
 
-def _check(stores: list[FeatureStore]) -> None:
+def _gather(stores: list[FeatureStore], examples: Examples, device: torch.device) -> _Data:
     for store in stores:
-        if store.recipe.modality == "faces" or not store.pooled:
-            raise MertoolError(f"{store.path} holds frames: fuse takes pooled stores (--pool mean)")
+        present_in(store, examples)
+    features, present = gather(stores, examples.clips)
+    on_device = [torch.from_numpy(values).to(device) for values in features]
+    return _Data([store.path.stem for store in stores], on_device, torch.from_numpy(present).to(device))
 
 
 def _choose_folds(stores: list[FeatureStore], examples: Examples, options: FuseOptions) -> Folds:
-    """Folds of the adapters where features are adapted: else one that learned from a speaker would give the
-    features of clips that this speaker's fold holds out."""
-    adapters = sorted({str(store.origin["adapter"]) for store in stores if store.recipe.adapter})
-    if not adapters:
-        return get_folds(5 if options.folds is None else options.folds, examples, options.seed)
-    tables = [Run.read(Path(adapter), "finetune", "folds").info["folds"] for adapter in adapters]
-    first = tables[0]
-    for adapter, table in zip(adapters[1:], tables[1:], strict=True):
-        if table != first:
-            raise MertoolError(
-                f"{adapters[0]} and {adapter} were trained on different folds: give `mertool finetune` the same --folds"
-            )
-    count = max(first.values()) + 1
-    # Clips without sound have no adapter: they go where their speaker is.
-    of_speaker = {
-        speaker: first[clip] for clip, speaker in zip(examples.clips, examples.speakers, strict=True) if clip in first
-    }
-    of = [
-        first.get(clip, of_speaker.get(speaker, row % count) if speaker else row % count)
-        for row, (clip, speaker) in enumerate(zip(examples.clips, examples.speakers, strict=True))
-    ]
-    folds = Folds(np.array(of, np.int64), count, f"{count} folds, those of the adapters in {', '.join(adapters)}")
-    others = isinstance(options.folds, int) and options.folds != count
-    if isinstance(options.folds, Path):
-        asked = get_folds(options.folds, examples, options.seed)
-        known = np.isin(examples.clips, list(first))
-        pairs = set(zip(asked.of[known].tolist(), folds.of[known].tolist(), strict=True))
-        others = len(pairs) != max(asked.count, count)
-    if others:
-        raise MertoolError(
-            f"the features were adapted on the {count} folds of {adapters[0]}, others would mix what adapters saw: "
-            "leave out --folds"
-        )
-    return folds
-
-
-def _gather(stores: list[FeatureStore], names: list[str], examples: Examples, device: torch.device) -> _Data:
-    """Features of all examples; zeros where a modality is absent."""
-    features, present = [], []
-    for store in stores:
-        here = present_in(store, examples)
-        there = store.read([clip for clip, is_here in zip(examples.clips, here, strict=True) if is_here])
-        if not np.isfinite(there).all():
-            raise MertoolError(f"{store.path} holds NaN or infinity: see `mertool store check`, and extract it again")
-        values = np.zeros((len(examples), *there.shape[1:]), np.float32)
-        values[here] = there
-        features.append(torch.from_numpy(values).to(device))
-        present.append(torch.from_numpy(here))
-    labels = torch.from_numpy(examples.labels).to(device)
-    return _Data(names, features, torch.stack(present, 1).to(device), labels)
-
-
-def _facts(stores: list[FeatureStore], names: list[str], data: _Data) -> dict[str, Any]:
-    parts = [
-        {
-            "name": name,
-            "modality": store.recipe.modality,
-            "recipe": store.recipe.to_json(),
-            "origin": store.origin,
-            "shape": list(values.shape[1:]),
-        }
-        for name, store, values in zip(names, stores, data.features, strict=True)
-    ]
-    return {"parts": parts}
+    """Those of the adapters, where there are some; else as asked."""
+    if found := folds_of_adapters(stores, examples, options.folds, options.seed):
+        return found
+    asked = FOLDS if options.folds is None else options.folds
+    if options.protocol == MERTOOLS and isinstance(asked, int):
+        return shuffled_folds(examples, asked, options.seed)
+    return get_folds(asked, examples, options.seed)
 
 
 def _train(
+    data: _Data, examples: Examples, folds: Folds, settings: Settings, progress: Callable[[int, int], None]
+) -> dict[str, tuple[System, np.ndarray]]:
+    """Every part alone, where there are several, and last all together; with each the clips (N,) that it can score."""
+    several = len(data.names) > 1
+    parts = {name: data.only(number) for number, name in enumerate(data.names)} if several else {}
+    parts["fusion" if several else data.names[0]] = data
+    found = {}
+    for number, (name, part) in enumerate(parts.items()):
+        step = partial(_step, progress, number, len(parts))
+        system = train_system(part.features, part.present, examples, folds, settings, progress=step)
+        found[name] = system, part.present.any(1).cpu().numpy()
+    return found
+
+
+def _step(progress: Callable[[int, int], None], before: int, systems: int, done: int, total: int) -> None:
+    progress(before * total + done, systems * total)
+
+
+def _save(
+    output: Path,
+    key: str,
+    options: FuseOptions,
+    parts: list[dict[str, Any]],
     data: _Data,
     examples: Examples,
     folds: Folds,
-    output: Path,
-    key: str,
-    facts: dict[str, Any],
-    options: FuseOptions,
-    progress: Callable[[int, int], None],
+    systems: dict[str, tuple[System, np.ndarray]],
 ) -> None:
-    systems = [(name, data.only(number)) for number, name in enumerate(data.names)] if len(data.names) > 1 else []
-    systems.append(("fusion" if len(data.names) > 1 else data.names[0], data))
-    total = len(systems) * options.epochs
-    scores: dict[str, Any] = {}
-    for number, (name, part) in enumerate(systems):
-        step = partial(_step, progress, number * options.epochs, total)
-        held_out, state, losses = _cross_validate(part, folds, options, step)
-        # A clip without this modality gives it nothing to judge by; each system is scored where it can be.
-        here = part.present.any(1).cpu().numpy()
-        guess = held_out.argmax(1)
-        scores[name] = {
-            "clips": int(here.sum()),
-            **score_json(examples.labels[here], guess[here], len(options.classes), options.seed),
-        }
+    settings = options.settings()
+    last, _ = systems[list(systems)[-1]]
+    selection = _selection(settings)
     with new_run(
         output,
         "fuse",
         key,
         {**asdict(options), "folds": None if options.folds is None else str(options.folds)},
         seed=options.seed,
+        settings=asdict(settings),
+        selection=selection,
         classes=list(options.classes),
         folds=folds.to_json(examples),
-        **facts,
     ) as draft:
-        draft.save_tensors("members", state)
-        for number, part_facts in enumerate(draft.info["parts"]):
-            _bundle(draft, number, part_facts)
+        write(draft, parts, [Members(**vars(group)) for group in last.groups], Correction())
         draft.metrics.update(
             {
                 "clips": len(examples),
                 "folds": folds.kind,
-                "members": folds.count * options.seeds,
-                "cross_validation": scores,
+                "members": folds.count * settings.seeds,
+                "selection": selection,
+                "intervals": "clips" if speaker_groups(examples) is None else "speakers",
+                "cross_validation": {
+                    name: _score(system, here, examples, options) for name, (system, here) in systems.items()
+                },
+                "chosen": {name: system.chosen for name, (system, _) in systems.items() if system.chosen},
                 "always_largest_class": _largest_class(examples.labels, len(options.classes)),
-                "loss": losses,
+                "loss": last.losses,
             }
         )
-        _draw(draft, examples.labels, guess, options.classes)
+        if len(systems) > 1:
+            draft.metrics["against_best_part"] = _against_best(systems, draft.metrics, examples, options)
+        _held_out(draft, parts, data, examples, last, options.classes)
+        _draw(draft, examples.labels, last.held_out.argmax(1), options.classes)
 
 
-def _step(progress: Callable[[int, int], None], before: int, total: int, epoch: int, _: int) -> None:
-    progress(before + epoch, total)
+def _selection(settings: Settings) -> str:
+    """What chose hyper-parameters and epochs, in words."""
+    if settings.protocol == MERTOOLS:
+        return OPTIMISTIC
+    if settings.search:
+        return (
+            f"nested: of {settings.search} draws one, and its epochs, were chosen by a development part of each fold's "
+            "training clips"
+        )
+    return "none: hyper-parameters and epochs were given"
 
 
-def _cross_validate(
-    data: _Data, folds: Folds, options: FuseOptions, progress: Callable[[int, int], None]
-) -> tuple[np.ndarray, dict[str, torch.Tensor], list[float]]:
-    """Mean logits (N, C) of the members that did not train on a clip; all members' weights."""
-    shapes = [(int(f.shape[1]), int(f.shape[2])) for f in data.features]
-    usable = data.present.any(1).cpu().numpy()
-    rows, seeds = [], []
-    for fold in range(folds.count):
-        train = folds.train(fold)
-        for seed in range(options.seeds):
-            rows.append(torch.from_numpy(train[usable[train]]).to(data.labels.device))
-            seeds.append(options.seed * 1000 + seed)
-    head, state, losses = train_members(
-        lambda: fusion.build(options.head, shapes, len(options.classes), options.width, options.dropout),
-        data.features,
-        data.present,
-        data.labels,
-        rows,
-        seeds,
-        Schedule(options.epochs, options.batch, options.learning_rate),
-        progress,
+def _score(system: System, here: np.ndarray, examples: Examples, options: FuseOptions) -> dict[str, Any]:
+    """A clip without a modality gives it nothing to judge by: each system is scored where it can be."""
+    guess, groups = system.held_out.argmax(1), _speakers(examples, here)
+    scores = score_json(examples.labels[here], guess[here], len(options.classes), options.seed, groups)
+    return {"clips": int(here.sum()), **scores}
+
+
+def _speakers(examples: Examples, here: np.ndarray) -> np.ndarray | None:
+    """Whom intervals draw anew: the speakers of some clips where all are known, else the clips (None)."""
+    groups = speaker_groups(examples)
+    return None if groups is None else groups[here]
+
+
+def _against_best(
+    systems: dict[str, tuple[System, np.ndarray]], metrics: dict[str, Any], examples: Examples, options: FuseOptions
+) -> dict[str, Any]:
+    """Fusion against the best part alone, on the clips that have it."""
+    *parts, last = systems
+    best = max(parts, key=lambda name: metrics["cross_validation"][name]["waf"]["value"])
+    here = systems[best][1]
+    truth, first, second = (
+        values[here] for values in (examples.labels, *(systems[n][0].held_out.argmax(1) for n in (best, last)))
     )
-    logits = member_logits(head, state, data.features, data.present).cpu().numpy()
-    held_out = np.zeros(logits.shape[1:], np.float32)
-    for fold in range(folds.count):
-        members = slice(fold * options.seeds, (fold + 1) * options.seeds)
-        held_out[folds.held_out(fold)] = logits[members][:, folds.held_out(fold)].mean(0)
-    return held_out, state, losses
+    return {
+        "part": best,
+        "note": AFTERWARDS,
+        "clips": int(here.sum()),
+        **paired_bootstrap(truth, first, second, len(options.classes), options.seed, _speakers(examples, here)),
+        "mcnemar": mcnemar(truth, first, second),
+    }
+
+
+def _held_out(
+    draft: RunDraft,
+    parts: list[dict[str, Any]],
+    data: _Data,
+    examples: Examples,
+    system: System,
+    classes: tuple[str, ...],
+) -> None:
+    """Predictions for the labelled clips by members that did not train on them, as `mertool evaluate` reads them."""
+    present = data.present.cpu().numpy()
+    rows = np.flatnonzero(present.any(1))
+    kinds = [part["modality"] for part in parts]
+    modalities = [
+        tuple(dict.fromkeys(kind for kind, is_here in zip(kinds, present[row], strict=True) if is_here)) for row in rows
+    ]
+    clips = tuple(examples.clips[row] for row in rows)
+    probabilities = softmax(system.held_out[rows].astype(np.float64), axis=1)
+    Predictions(clips, classes, probabilities, tuple(modalities)).write(draft.folder / "held_out.csv")
 
 
 def _largest_class(labels: np.ndarray, classes: int) -> float:
@@ -273,40 +320,11 @@ def _largest_class(labels: np.ndarray, classes: int) -> float:
     return float(scores_of(confusion(labels, always, classes))["waf"])
 
 
-def _bundle(draft: RunDraft, number: int, part: dict[str, Any]) -> None:
-    """Copy adapter, aligner and a small local encoder into the bundle; hub encoders are named by revision."""
-    folder = draft.folder / f"part{number}"
-    origin = part["origin"]
-    with clear_write_errors(folder):
-        if origin.get("adapter"):
-            run = Run.read(Path(origin["adapter"]), "finetune")
-            _same(part, "adapter", run)
-            final = run.folder / "adapters" / peft_methods.FINAL
-            shutil.copytree(final, folder / "adapters" / peft_methods.FINAL)
-        if origin.get("aligner"):
-            run = Run.read(Path(origin["aligner"]), "align")
-            _same(part, "aligner", run)
-            shutil.copytree(run.folder, folder / "aligner")
-        local = Path(origin["encoder"]["checkpoint"])
-        if local.is_dir() and _size(local) <= COPY_BYTES:
-            shutil.copytree(local, folder / "encoder")
-
-
-def _same(part: dict[str, Any], what: str, run: Run) -> None:
-    if part["recipe"][what] != run.digest():
-        raise MertoolError(
-            f"store '{part['name']}' was made with an {what} that is no longer in {run.folder}: extract it again"
-        )
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def _draw(draft: RunDraft, labels: np.ndarray, guess: np.ndarray, classes: tuple[str, ...]) -> None:
     from mertool.plots import confusion_matrix, score_bars
 
     scores = draft.metrics["cross_validation"]
     bars = {name: tuple(value["waf"].values()) for name, value in scores.items()}
-    score_bars(draft.folder / "scores", bars, "Cross-validation", draft.metrics["always_largest_class"])
+    title = "Cross-validation" + (" (optimistic)" if draft.info["selection"] == OPTIMISTIC else "")
+    score_bars(draft.folder / "scores", bars, title, draft.metrics["always_largest_class"])
     confusion_matrix(draft.folder / "confusion", confusion(labels, guess, len(classes)), classes)

@@ -64,13 +64,15 @@ def test_members_are_folds_times_seeds(fused):
     from mertool.runs import load_tensors
 
     assert fused[1]["members"] == 6
-    assert {len(value) for value in load_tensors(fused[0] / "members.safetensors").values()} == {6}
+    assert {len(value) for value in load_tensors(fused[0] / "members-0.safetensors").values()} == {6}
+    (group,) = json.loads((fused[0] / "run.json").read_text())["members"]
+    assert (group["fold"], group["seed"]) == ([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1])
 
 
 def test_the_files_of_the_run(fused):
     names = {file.name for file in fused[0].iterdir() if file.is_file()}
     assert names == {
-        *("run.json", "metrics.json", "members.safetensors"),
+        *("run.json", "metrics.json", "members-0.safetensors", "held_out.csv"),
         *("scores.png", "scores.svg", "confusion.png", "confusion.svg"),
     }
 
@@ -101,17 +103,17 @@ def test_every_head_trains(head, made, invoke, tmp_path):
 
 def test_a_second_run_is_reused_and_another_seed_is_not(fused, made, invoke):
     stores = [made[0]["audio"], made[0]["text"]]
-    before = (fused[0] / "members.safetensors").read_bytes()
+    before = (fused[0] / "members-0.safetensors").read_bytes()
     assert fuse(invoke, stores, made[1], fused[0])["reused"] is True
-    assert (fused[0] / "members.safetensors").read_bytes() == before
+    assert (fused[0] / "members-0.safetensors").read_bytes() == before
 
 
 def test_the_same_seed_gives_the_same_bundle(made, invoke, tmp_path):
     stores = [made[0]["audio"], made[0]["text"]]
     a, b, c = (fuse(invoke, stores, made[1], tmp_path / f"{n}", "--seed", seed) for n, seed in enumerate((1, 1, 2)))
     assert a["cross_validation"] == b["cross_validation"]
-    assert (tmp_path / "0" / "members.safetensors").read_bytes() == (
-        tmp_path / "1" / "members.safetensors"
+    assert (tmp_path / "0" / "members-0.safetensors").read_bytes() == (
+        tmp_path / "1" / "members-0.safetensors"
     ).read_bytes()
     assert a["cross_validation"] != c["cross_validation"]
 
@@ -125,10 +127,112 @@ def test_a_clip_that_was_never_extracted_is_an_error(made, invoke, tmp_path):
     assert "extra" in str(result.exception)
 
 
-def test_frames_are_refused(frames_store, workspace, invoke, tmp_path):
-    result = invoke("fuse", frames_store, "-m", workspace.manifest, "-o", tmp_path / "run")
+def test_frames_are_fused_as_spans(made, make_store, invoke, tmp_path):
+    rng, labels = np.random.default_rng(3), [row.split(",")[2] for row in made[1].read_text().splitlines()[1:]]
+    values = {
+        f"c{number}": rng.normal(0, 1, (int(rng.integers(3, 40)), 8)).astype(np.float32)
+        + np.eye(8, dtype=np.float32)[EMOTIONS.index(label)] * 3
+        for number, label in enumerate(labels)
+    }
+    store = make_store(tmp_path / "frames.h5", "frames", values)
+    result = fuse(invoke, [store], made[1], tmp_path / "run", "--head", "cross-attention")
+    assert result["cross_validation"]["frames"]["accuracy"]["value"] > 0.8
+    (part,) = json.loads((tmp_path / "run" / "run.json").read_text())["parts"]
+    assert (part["shape"], part["spans"]) == ([16, 8], 16)
+
+
+def test_face_crops_are_refused(faces_store, workspace, invoke, tmp_path):
+    result = invoke("fuse", faces_store, "-m", workspace.manifest, "-o", tmp_path / "run")
     assert isinstance(result.exception, MertoolError)
-    assert "holds frames: fuse takes pooled stores" in str(result.exception)
+    assert "holds face crops" in str(result.exception)
+
+
+def test_held_out_predictions_give_the_score_of_the_run(fused, made, invoke):
+    run, result = fused
+    told = invoke("evaluate", run / "held_out.csv", "--labels", made[1], "--json")
+    assert told.exit_code == 0, (told.exception, told.stderr)
+    rows = (run / "held_out.csv").read_text().splitlines()
+    assert len(rows) == 1 + result["cross_validation"]["fusion"]["clips"]
+    assert rows[1].endswith("audio+text")
+    (system,) = json.loads(told.stdout)["systems"]
+    for name in ("waf", "accuracy", "uar"):
+        assert system[name] == pytest.approx(result["cross_validation"]["fusion"][name])
+
+
+def test_fusion_is_compared_with_the_best_part(fused):
+    gain, scores = fused[1]["against_best_part"], fused[1]["cross_validation"]
+    best = max(("audio", "text"), key=lambda name: scores[name]["waf"]["value"])
+    assert gain["part"] == best
+    assert gain["clips"] == 88
+    assert gain["low"] > 0
+    assert gain["p"] < 0.05
+    assert "after the fact" in gain["note"]
+
+
+@pytest.fixture(scope="module")
+def searched(made, invoke, tmp_path_factory):
+    """The run of a nested search of three draws."""
+    run = tmp_path_factory.mktemp("search") / "run"
+    result = invoke(
+        *("fuse", made[0]["audio"], made[0]["text"], "-m", made[1], "-o", run, "--json"),
+        *("--folds", 3, "--seeds", 2, "--epochs", 12, "--search", 3),
+    )
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    return run, json.loads(result.stdout)
+
+
+def test_a_search_is_nested_and_says_what_it_chose(searched):
+    run, result = searched
+    assert result["selection"].startswith("nested: of 3 draws")
+    table = result["chosen"]["fusion"]["by_fold"]
+    assert [row["fold"] for row in table] == [0, 1, 2]
+    assert all(row["width"] in (64, 128, 256) and 1 <= row["epochs"] <= 12 for row in table)
+    assert result["cross_validation"]["fusion"]["accuracy"]["value"] > 0.5
+    groups = json.loads((run / "run.json").read_text())["members"]
+    members = [pair for group in groups for pair in zip(group["fold"], group["seed"], strict=True)]
+    assert sorted(members) == [(fold, seed) for fold in range(3) for seed in range(2)]
+    of_fold = {row["fold"]: (row["width"], row["dropout"]) for row in table}
+    assert all(of_fold[fold] == (g["width"], g["dropout"]) for g in groups for fold in g["fold"])
+
+
+def test_a_bundle_of_several_widths_scores(searched):
+    import torch
+
+    from mertool.bundle import Bundle
+
+    bundle = Bundle.open(searched[0])
+    features = [torch.zeros(2, *shape) for shape in bundle.shapes]
+    assert bundle.member_logits(features, torch.ones(2, 2, dtype=torch.bool)).shape == (6, 2, 6)
+
+
+def test_the_official_protocol_is_called_optimistic(made, invoke, tmp_path):
+    given = ["--search", 2, "--protocol", "mertools", "--folds", 3, "--epochs", 4, "--seeds", 1]
+    command = ["fuse", made[0]["audio"], made[0]["text"], "-m", made[1], "-o", tmp_path / "run", *given]
+    result = invoke(*command)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    words = "optimistic: epochs and hyper-parameters were chosen on the clips that score them"
+    assert words in " ".join(result.stdout.split())
+    info, metrics = (json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("run", "metrics"))
+    assert info["selection"] == metrics["selection"] == words
+    assert info["members"][0]["head"] == "attention-mertools"
+    assert info["settings"]["schedule"]["weight_decay"] == 1e-5
+    assert metrics["folds"] == "3 folds, shuffled; speakers are not kept apart"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--protocol", "mertool"], "did you mean 'mertools'"),
+        (["--dropout", "1"], "dropout 1: give a number from 0 to below 1"),
+        (["--modality-dropout", "-0.1"], "modality dropout -0.1: give a number from 0 to below 1"),
+        (["--mixup", "-1"], "--mixup"),
+        (["--learning-rate", "0"], "--learning-rate above 0"),
+    ],
+)
+def test_options_that_make_no_sense(options, words, made, invoke, tmp_path):
+    result = invoke("fuse", made[0]["audio"], "-m", made[1], "-o", tmp_path / "run", *options)
+    assert isinstance(result.exception, MertoolError)
+    assert words in str(result.exception)
 
 
 def test_test_clips_are_not_learned_from(made, invoke, tmp_path):
@@ -143,8 +247,7 @@ def test_the_bundle_holds_what_predict_needs(fuse_run, workspace):
     assert [part["name"] for part in facts["parts"]] == ["acoustic", "video", "aligned", "text"]
     assert [part["modality"] for part in facts["parts"]] == ["audio", "video", "video", "text"]
     assert facts["classes"] == list(EMOTIONS)
-    for number in range(4):
-        assert (fuse_run / f"part{number}" / "encoder" / "config.json").exists()
+    assert len(list((fuse_run / "encoders").glob("*/config.json"))) == 3  # both visual parts have one encoder
     assert (fuse_run / "part0" / "adapters" / "final" / "adapter_model.safetensors").exists()
     assert (fuse_run / "part2" / "aligner" / "aligner.safetensors").exists()
     metrics = json.loads((fuse_run / "metrics.json").read_text())

@@ -1,10 +1,11 @@
 """`mertool fuse`: one classifier over all modalities."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from mertool import registry
 from mertool.cli.common import (
     MER_CLASSES,
     Classes,
@@ -20,6 +21,7 @@ from mertool.cli.common import (
     print_json,
     progress,
     say,
+    show_gain,
     show_score,
     table,
 )
@@ -29,19 +31,42 @@ EXAMPLE = "Example: mertool fuse features/acoustic.h5 features/aligned.h5 featur
 
 
 def fuse(
-    stores: Annotated[list[Path], typer.Argument(help="Pooled feature stores, one per modality or feature.")],
+    stores: Annotated[
+        list[Path], typer.Argument(help="Feature stores, pooled or of frames; several of one modality too.")
+    ],
     manifest: ManifestOption,
     output: RunOutput,
-    head: Annotated[str, typer.Option(help="Fusion head: attention or concat.")] = "attention",
+    head: Annotated[
+        str | None,
+        typer.Option(help=f"Fusion head: {', '.join(registry.names('fusion'))}; default: attention."),
+    ] = None,
     folds: Annotated[
         str | None, typer.Option(help="Parts of the cross-validation, or their file; default: the adapters', else 5.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Members per fold.")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Members per fold; default: 3, mertools 6.")] = None,
+    search: Annotated[
+        int, typer.Option(min=0, help="Draws of width, dropout and learning rate; each fold chooses on its own clips.")
+    ] = 0,
+    protocol: Annotated[
+        str,
+        typer.Option(help="nested, or mertools: the official one, whose scores are optimistic."),
+    ] = "nested",
     width: Annotated[int, typer.Option(min=1, help="Hidden size of the head.")] = 128,
     dropout: Annotated[float, typer.Option(help="Dropout in the head.")] = 0.3,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training clips; fixed, none is chosen.")] = 60,
-    batch: Annotated[int, typer.Option(min=1, help="Clips per step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training clips; default: 60, or with a search at most 100."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Clips per step.")] = 32,
+    modality_dropout: Annotated[
+        float | None, typer.Option(help="Share of modalities hidden in training; default: 0.15, mertools 0.")
+    ] = None,
+    feature_noise: Annotated[float, typer.Option(help="Normal noise on features, in deviations; 0 is off.")] = 0.0,
+    mixup: Annotated[float, typer.Option(help="Mix clips, shares from Beta(A, A); 0 is off.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(help="Share of the label spread over all classes.")] = 0.0,
+    class_weights: Annotated[bool, typer.Option(help="Let classes weigh alike, however rare.")] = False,
+    contrast: Annotated[float, typer.Option(help="Weight of a contrastive loss between modalities; 0 is off.")] = 0.0,
     classes: Classes = MER_CLASSES,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -59,37 +84,62 @@ def fuse(
     from mertool.fuse import fuse as run_stage
 
     options = FuseOptions(
-        head,
-        parts,
-        seeds,
-        width,
-        dropout,
-        epochs,
-        batch,
-        learning_rate,
-        seed,
-        device,
-        parse_classes(classes),
-        overwrite,
+        head=head,
+        folds=parts,
+        seeds=seeds,
+        search=search,
+        protocol=protocol,
+        width=width,
+        dropout=dropout,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batch=batch,
+        modality_dropout=modality_dropout,
+        feature_noise=feature_noise,
+        mixup=mixup,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        contrast=contrast,
+        seed=seed,
+        device=device,
+        classes=parse_classes(classes),
+        overwrite=overwrite,
     )
-    with progress("fuse", quiet, "epochs") as update:
+    with progress("fuse", quiet, "epochs of members") as update:
         run, reused = run_stage(stores, labelled, output, options, update)
     metrics = run.metrics
     if as_json:
         print_json({"run": str(output), "reused": reused, **metrics})
     elif not quiet:
-        rows = [
-            [name, scores["clips"], *(show_score(scores[metric]) for metric in ("waf", "accuracy", "uar"))]
-            for name, scores in metrics["cross_validation"].items()
-        ]
-        rows.append(
-            ["always the largest class", metrics["clips"], f"{100 * metrics['always_largest_class']:.1f}", "", ""]
-        )
-        table(
-            f"Cross-validation: {metrics['folds']}, {metrics['members']} members; per cent, 95 % intervals over clips",
-            ["features", "clips", "weighted F1", "accuracy", "UAR"],
-            rows,
-        )
+        _show(metrics)
         say(f"bundle: {output}{' (reused, nothing changed)' if reused else ''}")
         say(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
         follow("predict", output, "FOLDER", "-o", "predictions.csv")
+
+
+def _show_choice(chosen: dict[str, Any]) -> str:
+    """`fold 0: width 128, dropout 0.3, learning rate 0.001, 40 epochs`, or without fold and epochs."""
+    before = f"fold {chosen['fold']}: " if "fold" in chosen else ""
+    after = f", {chosen['epochs']} epochs" if "epochs" in chosen else ""
+    form = "width {width}, dropout {dropout:g}, learning rate {learning_rate:g}".format(**chosen)
+    return before + form + after
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    rows = [
+        [name, scores["clips"], *(show_score(scores[metric]) for metric in ("waf", "accuracy", "uar"))]
+        for name, scores in metrics["cross_validation"].items()
+    ]
+    rows.append(["always the largest class", metrics["clips"], f"{100 * metrics['always_largest_class']:.1f}", "", ""])
+    words = f"{metrics['folds']}, {metrics['members']} members; per cent, 95 % intervals over {metrics['intervals']}"
+    table(
+        f"Cross-validation: {words}",
+        ["features", "clips", "weighted F1", "accuracy", "UAR"],
+        rows,
+    )
+    say(f"selection: {metrics['selection']}")
+    for name, chosen in metrics["chosen"].items():
+        for line in chosen.get("by_fold", [chosen] if "width" in chosen else []):
+            say(f"  {name}: {_show_choice(line)}")
+    if gain := metrics.get("against_best_part"):
+        say(f"fusion against {gain['part']} alone: {show_gain(gain)} points of weighted F1 ({gain['note']})")

@@ -3,23 +3,20 @@
 import torch
 from torch import nn
 
-from mertool.fusion._inputs import Inputs
+from mertool.fusion._inputs import Head, Inputs
+from mertool.fusion._layers import Dropout, Linear
 
 
-def build(shapes: list[tuple[int, int]], classes: int, width: int, dropout: float) -> nn.Module:
+def build(shapes: list[tuple[int, int]], classes: int, width: int, dropout: float) -> Head:
     return ConcatHead(shapes, classes, width, dropout)
 
 
-class ConcatHead(nn.Module):
+class ConcatHead(Head):
     """See the top of this file."""
 
     def __init__(self, shapes: list[tuple[int, int]], classes: int, width: int, dropout: float):
-        super().__init__()
-        self.inputs = Inputs(shapes, width, dropout)
-        self.classify = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(len(shapes) * width, classes))
+        super().__init__(Inputs(shapes, width, dropout))
+        self.classify = nn.Sequential(nn.ReLU(), Dropout(dropout), Linear(len(shapes) * width, classes))
 
-    def fit_normaliser(self, features: list[torch.Tensor], present: torch.Tensor) -> None:
-        self.inputs.fit(features, present)
-
-    def forward(self, features: list[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        return self.classify(self.inputs(features, present).flatten(1))
+    def judge(self, embedded: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        return self.classify(embedded.flatten(-2))

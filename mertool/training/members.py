@@ -1,104 +1,158 @@
-"""Training many copies of one head at once: folds x seeds as stacked weights on the device."""
+"""Training many members at once: folds x seeds x draws, as stacked weights on the device.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Members of one width, learning rate and number of steps form stacks; on a CPU small ones, each computed by one thread,
+as many at a time as there are cores (two threads share a product of these sizes badly); on a GPU large ones.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call
 
-Features = list[torch.Tensor]  # one (N, L, D) per modality
-Head = Callable[[], nn.Module]
+from mertool.fusion import Head
+from mertool.training.batches import Features, drop_modalities
+from mertool.training.stacked import Member, Schedule, Trained, train_stack
 
+__all__ = ["Features", "Member", "Schedule", "Trained", "drop_modalities", "member_logits", "train_members"]
 
-@dataclass(frozen=True)
-class Schedule:
-    """How members are trained: AdamW with a fixed number of epochs, so nothing is chosen on held-out clips."""
-
-    epochs: int = 60
-    batch: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    modality_dropout: float = 0.15
+LEAST = 8  # members of a stack on a CPU: so many make what a step costs beside arithmetic small
+WEIGHTS = 1 << 22  # or as many as have so many weights together: more leave the cache, and keep a thread too long
+ON_GPU = 256  # members of a stack on a GPU
+VALUES = 1 << 24  # feature values in memory at once when scoring
 
 
 def train_members(
-    make_head: Head,
+    build: Callable[[int, float], Head],
     features: Features,
     present: torch.Tensor,
-    labels: torch.Tensor,
-    rows: list[torch.Tensor],
-    seeds: list[int],
+    members: list[Member],
+    classes: int,
     schedule: Schedule,
-    progress: Callable[[int, int], None],
-) -> tuple[nn.Module, dict[str, torch.Tensor], list[float]]:
-    """Train one member per entry of `rows` (its training rows) and `seeds`, all together.
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> list[Trained]:
+    """Train members, each as if alone; `build` makes a head of (width, dropout).
 
-    Returns the bare head, its stacked state (first axis: members) and the mean loss by epoch. Each
-    member's normaliser is fitted on its own rows.
+    features: list of (N, L, D), present (N, P). `progress` gets the epochs done and in all, over all members.
     """
-    heads = []
-    for chosen, seed in zip(rows, seeds, strict=True):
-        torch.manual_seed(seed)
-        head: Any = make_head()
-        head.fit_normaliser([f[chosen] for f in features], present[chosen])
-        heads.append(head.to(labels.device))
-    parameters, buffers = stack_module_state(heads)
-    bare = heads[0]
-    bare.train()
-    size = min(len(chosen) for chosen in rows)
-    width = min(schedule.batch, size)
-    steps = max(1, size // width)
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-    )
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, schedule.epochs * steps)
-    orders = [torch.Generator().manual_seed(seed) for seed in seeds]
+    most = {width: at_once(build, width, present.device) for width in {member.width for member in members}}
+    stacks = _stacks(members, schedule.batch, most)
+    total, state = sum(member.epochs for member in members), _Count()
 
-    def member_loss(p: Any, b: Any, x: Features, here: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(functional_call(bare, (p, b), (x, here)), y)
+    def run(chosen: list[int]) -> list[Trained]:
+        def done() -> None:
+            state.check()
+            with state.lock:
+                state.done += len(chosen)
+                progress(state.done, total)
 
-    losses = []
-    torch.manual_seed(seeds[0])
-    for epoch in range(schedule.epochs):
-        shuffled = torch.stack(
-            [c.cpu()[torch.randperm(len(c), generator=g)[:size]] for c, g in zip(rows, orders, strict=True)]
-        ).to(labels.device)
-        total = 0.0
-        for step in range(steps):
-            batch = shuffled[:, step * width : (step + 1) * width]
-            here = drop_modalities(present[batch], schedule.modality_dropout)
-            loss = vmap(member_loss, randomness="different")(
-                parameters, buffers, [f[batch] for f in features], here, labels[batch]
-            )
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
-            decay.step()
-            total += float(loss.detach().mean())
-        losses.append(total / steps)
-        progress(epoch + 1, schedule.epochs)
-    state = {name: value.detach() for name, value in {**parameters, **buffers}.items()}
-    return bare.eval(), state, losses
+        state.check()
+        return train_stack(build, features, present, [members[n] for n in chosen], classes, schedule, done)
+
+    found: list[Trained | None] = [None] * len(members)
+    workers = len(stacks) if present.device.type == "cpu" else 1
+    with _onednn(), _threads(workers) as pool:
+        try:
+            for chosen, results in zip(stacks, pool.map(run, stacks), strict=True):
+                for number, result in zip(chosen, results, strict=True):
+                    found[number] = result
+        except BaseException:
+            state.stop = True
+            raise
+    return [result for result in found if result is not None]
+
+
+class _Count:
+    """What threads share: epochs done, and whether to stop."""
+
+    def __init__(self) -> None:
+        self.lock, self.done, self.stop = threading.Lock(), 0, False
+
+    def check(self) -> None:
+        """Raise in the threads that are left once the run has failed or was interrupted."""
+        if self.stop:
+            raise InterruptedError("the run was stopped")
+
+
+@contextmanager
+def _onednn() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices where nothing is lost by it; torch's setting is the whole process's.
+
+    Torch gives them to MKL, which is slow on processors that are not Intel's, unless their factors may be rounded to
+    bfloat16. Without units for that, oneDNN multiplies in float32 all the same: more than twice as fast.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    before = mkldnn.matmul.fp32_precision
+    try:
+        mkldnn.matmul.fp32_precision = "bf16"
+        if not _is_exact():
+            mkldnn.matmul.fp32_precision = before
+        yield
+    finally:
+        mkldnn.matmul.fp32_precision = before
+
+
+def _is_exact() -> bool:
+    """Whether products are as exact as float32 can be, forwards and as gradients: bfloat16 errs far more."""
+    draw = torch.Generator().manual_seed(0)
+    values, weights = torch.randn(4, 32, 512, generator=draw), torch.randn(4, 512, 128, generator=draw)
+    pairs = ((values, weights), (values.mT, values @ weights), (values @ weights, weights.mT))
+    errors = [
+        (torch.bmm(a, b).double() - a.double() @ b.double()).abs().max() / (a.norm(dim=-1).max() * b.norm(dim=-2).max())
+        for a, b in pairs
+    ]
+    return max(map(float, errors)) < 1e-5
+
+
+@contextmanager
+def _threads(stacks: int) -> Iterator[ThreadPoolExecutor]:
+    """A thread per core, each computing alone; a single stack keeps all of torch's threads."""
+    before = torch.get_num_threads()
+    workers = max(1, min(before, stacks))
+    try:
+        torch.set_num_threads(max(1, before // workers))
+        with ThreadPoolExecutor(workers, "members", lambda: torch.set_num_threads(max(1, before // workers))) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+def at_once(build: Callable[[int, float], Head], width: int, device: torch.device) -> int:
+    """How many members of a width make a stack."""
+    if device.type != "cpu":
+        return ON_GPU
+    with torch.device("meta"):
+        return max(LEAST, WEIGHTS // sum(weights.numel() for weights in build(width, 0.0).parameters()))
+
+
+def _stacks(members: list[Member], batch: int, most: dict[int, int]) -> list[list[int]]:
+    """Numbers of the members of each stack, of `most` (by width) at most and of nearly equal sizes."""
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for number, member in enumerate(members):
+        steps, watching = -(-len(member.rows) // batch), member.watched is not None
+        key = (member.width, member.learning_rate, member.epochs, steps, watching, member.keep_best)
+        groups.setdefault(key, []).append(number)
+    parts = [np.array_split(group, -(-len(group) // most[int(key[0])])) for key, group in groups.items()]
+    # The longest first, so that threads end together.
+    found = [part.tolist() for group in parts for part in group]
+    return sorted(found, key=lambda part: -len(part) * members[part[0]].width * members[part[0]].epochs)
 
 
 @torch.no_grad()
 def member_logits(
-    head: nn.Module, state: dict[str, torch.Tensor], features: Features, present: torch.Tensor
+    head: Head, state: dict[str, torch.Tensor], features: Features, present: torch.Tensor
 ) -> torch.Tensor:
-    """Logits (M, N, C) of all members on the same clips."""
+    """Logits (M, N, C) of all members, whose weights are stacked in `state`, on the same clips."""
     head.eval()
-
-    def forward(member: dict[str, torch.Tensor]) -> torch.Tensor:
-        return functional_call(head, member, (features, present))
-
-    return vmap(forward)(state)
-
-
-def drop_modalities(present: torch.Tensor, share: float) -> torch.Tensor:
-    """Hide each present modality (..., M) with probability `share`, but never the last one of a clip."""
-    if share <= 0 or present.shape[-1] == 1:
-        return present
-    kept = present & (torch.rand(present.shape, device=present.device) >= share)
-    return torch.where(kept.any(-1, keepdim=True), kept, present)
+    members = len(next(iter(state.values())))
+    size = max(1, VALUES // (members * sum(values[0].numel() for values in features)))
+    found = []
+    for start in range(0, len(present), size):
+        some = [values[start : start + size].expand(members, *[-1] * values.dim()) for values in features]
+        here = present[start : start + size].expand(members, -1, -1)
+        found.append(functional_call(head, state, (some, here)))
+    return torch.cat(found, 1)

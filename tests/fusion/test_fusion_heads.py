@@ -5,14 +5,16 @@ import torch
 
 from mertool import fusion, registry
 from mertool.errors import MertoolError
+from mertool.fusion import stack
 
 HEADS = registry.names("fusion")
 SHAPES = [(3, 8), (1, 5), (2, 4)]
 each_head = pytest.mark.parametrize("name", HEADS)
+UNSCALED = {"attention-mertools"}  # takes features as they are
 
 
-def build(name, shapes=SHAPES, dropout=0.0):
-    torch.manual_seed(1)
+def build(name, shapes=SHAPES, dropout=0.0, seed=1):
+    torch.manual_seed(seed)
     head = fusion.build(name, shapes, 6, 16, dropout).eval()
     with torch.no_grad():
         for parameter in head.parameters():
@@ -26,7 +28,8 @@ def inputs(count=12, shapes=SHAPES, seed=0):
 
 
 def test_the_folder_has_the_heads_of_the_help_text():
-    assert {"attention", "concat"} <= set(HEADS)
+    heads = ("attention", "attention-mertools", "concat", "cross-attention", "gated", "late", "low-rank")
+    assert set(heads) <= set(HEADS)
 
 
 @each_head
@@ -71,7 +74,7 @@ def test_every_present_modality_matters(name):
 
 @each_head
 def test_a_clip_does_not_depend_on_its_batch(name):
-    head, features = build(name), inputs()
+    head, features = build(name).double(), [values.double() for values in inputs()]
     present = torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.6
     together = head(features, present)
     for row in range(12):
@@ -90,7 +93,7 @@ def test_a_single_modality(name):
     assert head(inputs(shapes=[(4, 7)]), torch.ones(12, 1, dtype=torch.bool)).shape == (12, 6)
 
 
-@each_head
+@pytest.mark.parametrize("name", sorted(set(HEADS) - UNSCALED))
 def test_features_are_normalised_by_the_clips_that_have_them(name):
     """Scale and offset of a modality are the normaliser's affair: they change no logit."""
     features = inputs(200)
@@ -110,6 +113,79 @@ def test_a_constant_channel_is_no_division_by_zero(name):
     head = build(name)
     head.fit_normaliser(features, present)
     assert head(features, present).isfinite().all()
+
+
+@each_head
+def test_stacked_heads_are_each_head_by_itself(name):
+    alone = [build(name, seed=seed) for seed in (1, 2, 3)]
+    features, present = inputs(), torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.6
+    expected = torch.stack([head(features, present) for head in alone])
+    rows = [values.expand(3, *values.shape) for values in features]
+    found = stack(alone)(rows, present.expand(3, -1, -1))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@each_head
+def test_every_parameter_of_a_stack_gets_a_gradient(name):
+    head = stack([build(name, seed=seed) for seed in (1, 2)])
+    rows = [values.expand(2, *values.shape) for values in inputs()]
+    present = torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.6
+    head(rows, present.expand(2, -1, -1)).square().sum().backward()
+    for key, parameter in head.named_parameters():
+        if key == "inputs.mixes.1":  # this part has one entry, so nothing is mixed
+            continue
+        assert all(each.abs().sum() > 0 for each in parameter.grad), key
+
+
+@each_head
+def test_a_vector_for_each_modality_for_the_contrastive_loss(name):
+    head, present = build(name), torch.ones(12, 3, dtype=torch.bool)
+    present[:, 1] = False
+    vectors = head.vectors(head.embed(inputs(), present))
+    assert vectors.shape == (12, 3, 16)
+    if name not in UNSCALED:  # there, zeros go in, and biases come out
+        assert vectors[:, 1].abs().sum() == 0
+
+
+@pytest.mark.parametrize(("width", "count"), [(64, 226_633), (128, 543_369), (256, 1_447_177)])
+def test_the_official_form_has_the_official_number_of_parameters(width, count):
+    head = fusion.build("attention-mertools", [(1, 1024), (1, 1024), (1, 768)], 6, width, 0.3)
+    assert sum(parameter.numel() for parameter in head.parameters()) == count
+    assert not list(head.buffers())
+
+
+def test_low_rank_fusion_is_affine_in_each_modality():
+    head, present = build("low-rank"), torch.ones(12, 3, dtype=torch.bool)
+    embedded = head.embed(inputs(), present)
+    double = embedded.clone()
+    double[:, 0] *= 2
+    zero = embedded.clone()
+    zero[:, 0] = 0
+    once, twice, none = (head.judge(each, present) for each in (embedded, double, zero))
+    torch.testing.assert_close(twice - once, once - none, atol=1e-2, rtol=1e-3)
+
+
+def test_late_fusion_is_the_mean_of_the_probabilities():
+    head, features, present = build("late"), inputs(), torch.ones(12, 3, dtype=torch.bool)
+    with torch.no_grad():
+        head.votes.zero_()
+    alone = []
+    for number in range(3):
+        only = torch.zeros_like(present)
+        only[:, number] = True
+        alone.append(head(features, only).softmax(-1))
+    torch.testing.assert_close(head(features, present).softmax(-1), torch.stack(alone).mean(0))
+
+
+def test_cross_attention_asks_with_the_first_part():
+    """Without it one learned query asks, so all that tells its clips apart is what the others answer."""
+    head, features, present = build("cross-attention"), inputs(), torch.ones(12, 3, dtype=torch.bool)
+    present[:, 1:] = False
+    others = [features[0], *(torch.randn_like(values) for values in features[1:])]
+    torch.testing.assert_close(head(features, present), head(others, present))
+    present[:, 0] = False
+    logits = head(features, present)
+    torch.testing.assert_close(logits, logits[:1].expand(12, -1))
 
 
 def test_attention_weighs_only_what_is_present():
