@@ -5,8 +5,10 @@ MERTOOL := $(VENV)/bin/mertool
 DEMO := build/demo
 # RAVDESS as FLAC with labels.csv and EmoBox's folds (see tests/bench/acoustic.py).
 RAVDESS ?= ../shared/data/ravdess
+# CMU-MOSI's utterance features of Poria et al., mosi_bclstm.npz (see tests/bench/mosi.py).
+MOSI ?= ../shared/data/mosi
 
-.PHONY: help setup demo test lint fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic clean
+.PHONY: help setup demo test lint fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +23,10 @@ help:
 	@echo "make bench-probe   probes of all layers against scikit-learn, into build/bench/probe.json (about 5 min)"
 	@echo "make bench-finetune   training from the stored prefix against every block, into build/bench/finetune.json (about 5 min)"
 	@echo "make bench-acoustic   a small HuBERT pre-trained, probed, adapted on RAVDESS, into build/bench/acoustic.json (about 3 h)"
+	@echo "make bench-align   alignment over a store of 20,000 clips: memory and speed, into build/bench/align.json"
+	@echo "make bench-fuse   the official protocol, all models at once against one at a time, into build/bench/fuse.json"
+	@echo "make bench-predict   predict in one pass against its stages one after the other, into build/bench/predict.json"
+	@echo "make bench-mosi   fusion on CMU-MOSI, into build/bench/mosi.json"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 
 setup: $(VENV)/.ready
@@ -62,6 +68,18 @@ bench-finetune: setup
 
 bench-acoustic: setup
 	$(VENV)/bin/python tests/bench/acoustic.py $(RAVDESS)
+
+bench-align: setup
+	$(VENV)/bin/python tests/bench/align.py
+
+bench-fuse: setup
+	$(VENV)/bin/python tests/bench/fuse.py
+
+bench-predict: setup
+	$(VENV)/bin/python tests/bench/predict.py
+
+bench-mosi: setup
+	$(VENV)/bin/python tests/bench/mosi.py $(MOSI)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

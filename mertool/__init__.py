@@ -10,9 +10,9 @@ The way of the data (each arrow is one command, one module of the same name and 
     features of 1..n modalities + labels --fuse--> runs/fusion
     runs/fusion + folder of videos --predict--> predictions.csv
 
-A module imports only from floors below its own: `cli` (7), the stages (6), `adaptation` (5), `engine` (4),
-`encoders`, `peft_methods`, `fusion`, `training` (3), `store`, `media`, `faces`, `runs`, `predictions`, `metrics`,
-`plots`, `devices`, `interop` (2), `manifest`, `features`, `registry` (1), `errors`, `files` (0).
+A module imports only from floors below its own: `cli` (7), the stages (6), `adaptation`, `alignment`, `bundle` (5),
+`engine` (4), `encoders`, `peft_methods`, `training` (3), `store`, `media`, `faces`, `runs`, `predictions`, `metrics`,
+`plots`, `devices`, `interop`, `fusion` (2), `manifest`, `features`, `registry` (1), `errors`, `files` (0).
 """
 
 __version__ = "0.1.0"

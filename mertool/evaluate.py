@@ -1,71 +1,188 @@
-"""Stage `evaluate`: scores of predictions against labels, and a paired test between two of them."""
+"""Stage `evaluate`: scores of predictions against labels, a paired test of two of them, and what a bundle loses
+without a modality or in noise."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mertool.errors import MertoolError
-from mertool.files import write_atomic
+from mertool.errors import MertoolError, choose
+from mertool.features import MODALITIES
+from mertool.files import check_writable, write_atomic
 from mertool.manifest import Manifest
-from mertool.metrics import confusion, mcnemar, paired_bootstrap, per_class, score_json
+from mertool.metrics import calibration, confusion, mcnemar, paired_bootstrap, per_class, score_json
 from mertool.predictions import Predictions
 
 
-def evaluate(predictions: list[Path], manifest: Manifest, output: Path | None, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to measure beside the scores, with the bundle that predicted and the features beside its predictions.
+
+    missing: modalities, each of which is left out in turn.
+    noise: a folder of sounds, or `babble` (other clips of the manifest): mixed in at 5 to 10 dB, the picture blurred.
+    seed: of the bootstrap, and of what noise each clip gets.
+    """
+
+    bundle: Path | None = None
+    missing: tuple[str, ...] = ()
+    noise: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int | None = None
+    clip_timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        for modality in self.missing:
+            choose("modality", modality, MODALITIES)
+        if (self.missing or self.noise) and not self.bundle:
+            raise MertoolError("--missing and --noise need the bundle that predicted: give --bundle runs/fusion")
+        if self.bundle and not (self.missing or self.noise):
+            raise MertoolError("--bundle is for --missing audio|video|text and --noise FOLDER: give one of them")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Clips that are scored: ids, class indices (N,), speakers (N,) where all are known."""
+
+    clips: list[str]
+    truth: np.ndarray
+    speakers: np.ndarray | None
+    classes: tuple[str, ...]
+
+    def only(self, clips: list[str]) -> "_Scored":
+        """Some of them, in this order."""
+        row = {clip: number for number, clip in enumerate(self.clips)}
+        rows = [row[clip] for clip in clips]
+        speakers = None if self.speakers is None else self.speakers[rows]
+        return _Scored(clips, self.truth[rows], speakers, self.classes)
+
+
+def evaluate(
+    predictions: list[Path],
+    manifest: Manifest,
+    output: Path | None,
+    options: EvaluateOptions | None = None,
+    progress: Callable[[int, int, int, float], None] = lambda *_: None,
+) -> dict[str, Any]:
     """Scores of one or two predictions files on the labelled clips they predict.
 
-    With `output` the scores are also written there, and the confusion matrix beside it. Clips with a label
-    and no prediction are counted, not guessed.
+    Intervals are over speakers where the manifest knows those of all scored clips, else over clips. With `output` the
+    scores are also written there, and plots beside it. Clips with a label and no prediction are counted, not guessed.
     """
+    options = options or EvaluateOptions()
+    if len(predictions) > 2:
+        raise MertoolError(f"{len(predictions)} predictions files: give one, or two for a paired test")
+    if options.bundle and len(predictions) > 1:
+        raise MertoolError("--missing and --noise are of one predictions file: give one")
+    if output:
+        check_writable(output, manifest.source, *predictions)
     systems = [Predictions.read(path) for path in predictions]
-    classes = systems[0].classes
-    if any(system.classes != classes for system in systems):
-        raise MertoolError(f"{predictions[0]} and {predictions[1]} predict different classes")
-    labels = manifest.scored(classes)
-    shared = set(labels).intersection(*(system.clips for system in systems))
-    if not shared:
-        raise MertoolError(
-            f"none of the {len(labels)} labelled clips of {manifest.source} is in {predictions[0]}: give the "
-            "manifest of the clips that were predicted"
-        )
-    clips = [clip for clip in systems[0].clips if clip in shared]
-    truth = np.array([classes.index(labels[clip]) for clip in clips])
-    guesses = [_guesses(system, clips) for system in systems]
+    scored, labelled = _scored(systems, predictions, manifest)
+    probabilities = [_rows(system, scored.clips) for system in systems]
     result: dict[str, Any] = {
-        "clips": len(clips),
-        "labelled_without_prediction": len(labels) - len(clips),
-        "classes": list(classes),
+        "clips": len(scored.clips),
+        "labelled_without_prediction": labelled - len(scored.clips),
+        "classes": list(scored.classes),
+        "intervals": "clips" if scored.speakers is None else "speakers",
         "systems": [
-            _scores(str(path), truth, guess, classes, seed) for path, guess in zip(predictions, guesses, strict=True)
+            {"predictions": str(path), **_scores(scored, rows, options.seed)}
+            for path, rows in zip(predictions, probabilities, strict=True)
         ],
     }
     if len(systems) == 2:
-        first, second = guesses
+        first, second = (rows.argmax(1) for rows in probabilities)
         result["paired"] = {
-            "waf": paired_bootstrap(truth, first, second, len(classes), seed),
-            "mcnemar": mcnemar(truth, first, second),
+            "waf": _gain(scored, first, second, options.seed),
+            "mcnemar": mcnemar(scored.truth, first, second),
         }
+    if options.bundle:
+        result["robustness"] = _robustness(predictions[0], probabilities[0], scored, manifest, options, progress)
     if output:
-        write_atomic(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        from mertool.plots import confusion_matrix
-
-        matrix = confusion(truth, guesses[0], len(classes))
-        confusion_matrix(output.with_name(output.stem + "-confusion"), matrix, classes)
+        _write(output, result)
     return result
 
 
-def _guesses(system: Predictions, clips: list[str]) -> np.ndarray:
+def _scored(systems: list[Predictions], paths: list[Path], manifest: Manifest) -> tuple[_Scored, int]:
+    """The labelled clips that all systems predict, in the first one's order; and the number of labelled ones."""
+    classes = systems[0].classes
+    if any(system.classes != classes for system in systems):
+        raise MertoolError(f"{paths[0]} and {paths[1]} predict different classes: compare predictions of the same ones")
+    labels, speakers = manifest.scored(classes), manifest.speakers()
+    shared = set(labels).intersection(*(system.clips for system in systems))
+    if not shared:
+        raise MertoolError(
+            f"none of the {len(labels)} labelled clips of {manifest.source} is in {' and '.join(map(str, paths))}: "
+            "give the manifest of the clips that were predicted"
+        )
+    clips = [clip for clip in systems[0].clips if clip in shared]
+    truth = np.array([classes.index(labels[clip]) for clip in clips])
+    groups = [speakers.get(clip, "") for clip in clips]
+    # Of one speaker alone there is nothing to draw.
+    known = all(groups) and len(set(groups)) > 1
+    return _Scored(clips, truth, np.array(groups) if known else None, classes), len(labels)
+
+
+def _rows(system: Predictions, clips: list[str]) -> np.ndarray:
     row = {clip: number for number, clip in enumerate(system.clips)}
-    return system.probabilities[[row[clip] for clip in clips]].argmax(axis=1)
+    return system.probabilities[[row[clip] for clip in clips]]
 
 
-def _scores(name: str, truth: np.ndarray, guess: np.ndarray, classes: tuple[str, ...], seed: int) -> dict[str, Any]:
-    matrix = confusion(truth, guess, len(classes))
+def _scores(scored: _Scored, probabilities: np.ndarray, seed: int) -> dict[str, Any]:
+    guess, count = probabilities.argmax(1), len(scored.classes)
+    matrix = confusion(scored.truth, guess, count)
     return {
-        "predictions": name,
-        **score_json(truth, guess, len(classes), seed),
-        "per_class": per_class(matrix, classes),
+        **score_json(scored.truth, guess, count, seed, scored.speakers),
+        "calibration": calibration(probabilities, scored.truth),
+        "per_class": per_class(matrix, scored.classes),
         "confusion": matrix.tolist(),
     }
+
+
+def _gain(scored: _Scored, first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, float]:
+    return paired_bootstrap(scored.truth, first, second, len(scored.classes), seed, scored.speakers)
+
+
+def _robustness(
+    path: Path,
+    probabilities: np.ndarray,
+    scored: _Scored,
+    manifest: Manifest,
+    options: EvaluateOptions,
+    progress: Callable[[int, int, int, float], None],
+) -> list[dict[str, Any]]:
+    """Scores of the bundle in each condition, and the difference to how it was, on the same clips."""
+    from mertool.bundle.conditions import Conditions  # it imports torch, which scores alone do not need
+
+    assert options.bundle is not None
+    conditions = Conditions(options.bundle, path, manifest, options.device, options.workers, options.clip_timeout)
+    given = dict(zip(scored.clips, probabilities, strict=True))
+    as_is = dict(zip(scored.clips, probabilities.argmax(1), strict=True))
+    rows = []
+    for name, found in conditions.scores(given, options.missing, options.noise, options.seed, progress):
+        some = scored.only(list(found))
+        guess = np.array([row.argmax() for row in found.values()])
+        rows.append(
+            {
+                "condition": name,
+                "clips": len(found),
+                **score_json(some.truth, guess, len(some.classes), options.seed, some.speakers),
+                "difference": _gain(some, np.array([as_is[clip] for clip in found]), guess, options.seed),
+            }
+        )
+    return rows
+
+
+def _write(output: Path, result: dict[str, Any]) -> None:
+    from mertool.plots import confusion_matrix, reliability, score_bars
+
+    write_atomic(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    first, classes = result["systems"][0], tuple(result["classes"])
+    confusion_matrix(output.with_name(output.stem + "-confusion"), np.array(first["confusion"]), classes)
+    found = first["calibration"]
+    reliability(output.with_name(output.stem + "-reliability"), found["bins"], found["ece"])
+    if "robustness" in result:
+        bars = {row["condition"]: tuple(row["waf"].values()) for row in result["robustness"]}
+        score_bars(output.with_name(output.stem + "-robustness"), bars, "The same bundle with less to go by")

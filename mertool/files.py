@@ -5,10 +5,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mertool.errors import MertoolError
 
@@ -44,20 +44,30 @@ def make_folder(folder: Path) -> None:
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write to a temporary name, flush to the disk, rename: the old file stays until the new one is whole."""
-    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as file, clear_write_errors(path):
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name that takes the place of `path` at the end; an error leaves the old one there."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with clear_write_errors(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        file = open(temporary, "wb")  # noqa: SIM115  closed below, on both ways
+    try:
+        yield file
+        with clear_write_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
             os.replace(temporary, path)
             sync(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        with suppress(OSError):
+            file.close()
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -17,7 +17,6 @@ from mertool.adaptation.adapter import UNLABELLED, Adaptation, Method, Trained
 from mertool.adaptation.body import check_adaptable
 from mertool.adaptation.clips import CACHE, Clips, Progress, Wanted, choose_unlabelled, only, read_clips
 from mertool.adaptation.folds import ADAPTERS, Job, Unfinished, held_out, plan_jobs, train_jobs
-from mertool.adaptation.launch import start
 from mertool.adaptation.loop import Schedule
 from mertool.adaptation.masked import TARGETS
 from mertool.devices import resolve_device, resolve_dtype
@@ -32,6 +31,7 @@ from mertool.predictions import Predictions
 from mertool.runs import Run, RunDraft, make_key, new_run, reuse
 from mertool.training.examples import Examples, keep, labelled_examples
 from mertool.training.folds import Folds, folds_key, get_folds, speaker_groups, write_folds
+from mertool.training.launch import start
 
 HELD_OUT = "held_out.csv"
 

@@ -1,7 +1,7 @@
 """Scores of the field, with bootstrap intervals, and paired tests between two systems.
 
 Weighted F1 (WAF, MER2024's metric) is scikit-learn's `f1_score(average="weighted")`; UAR is the mean of
-the classes' recalls; a class without clips counts in neither. Everything is computed from confusion
+the classes' recalls, macro F1 of their F1; a class without clips counts in none. Everything is computed from confusion
 matrices, so that thousands of bootstrap draws cost little.
 
 The bootstrap draws clips with replacement, or whole speakers where `groups` (N,) names the speaker of each
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 DRAWS = 2000
-SCORES = ("waf", "accuracy", "uar")
+SCORES = ("waf", "accuracy", "uar", "macro_f1")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def confusion(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
 
 
 def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """WAF, accuracy and UAR (...,) of confusion matrices (..., C, C)."""
+    """WAF, accuracy, UAR and macro F1 (...,) of confusion matrices (..., C, C)."""
     right = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float)
     support, guessed = matrix.sum(-1), matrix.sum(-2)
     recall = right / np.maximum(support, 1)
@@ -52,13 +52,14 @@ def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
         "waf": (f1 * support).sum(-1) / total,
         "accuracy": right.sum(-1) / total,
         "uar": recall.sum(-1) / present,
+        "macro_f1": (f1 * (support > 0)).sum(-1) / present,
     }
 
 
 def score(
     truth: np.ndarray, guess: np.ndarray, classes: int, seed: int = 0, groups: np.ndarray | None = None
 ) -> dict[str, Interval]:
-    """WAF, accuracy and UAR with intervals over clips, or over `groups` (N,), drawn with replacement.
+    """WAF, accuracy, UAR and macro F1 with intervals over clips, or over `groups` (N,), drawn with replacement.
 
     `guess` is (N,), or (S, N) of S repetitions: then of the mean of their scores, on the same draws.
     """
@@ -150,3 +151,26 @@ def mcnemar(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[st
     differing = only_first + only_second
     p = binomtest(only_second, differing).pvalue if differing else 1.0
     return {"only_first": only_first, "only_second": only_second, "p": float(p)}
+
+
+def calibration(probabilities: np.ndarray, truth: np.ndarray, bins: int = 15) -> dict[str, Any]:
+    """Expected calibration error (Naeini et al., 2015; Guo et al., 2017) of probabilities (N, C), and its bins.
+
+    Clips are binned by their confidence, the probability of the guessed class, into `bins` equal widths; the error is
+    the mean over clips of |accuracy - confidence| of their bin. A bin without clips has neither (None).
+    """
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(of, minlength=bins)
+    sums = [np.bincount(of, weights, bins) for weights in (confidence, right.astype(float))]
+    rows = [
+        {
+            "low": index / bins,
+            "high": (index + 1) / bins,
+            "confidence": float(sums[0][index] / count[index]) if count[index] else None,
+            "accuracy": float(sums[1][index] / count[index]) if count[index] else None,
+            "clips": int(count[index]),
+        }
+        for index in range(bins)
+    ]
+    return {"ece": float(np.abs(sums[1] - sums[0]).sum() / max(1, len(truth))), "bins": rows}

@@ -103,6 +103,24 @@ def confusion_matrix(path: Path, matrix: np.ndarray, classes: tuple[str, ...]) -
     _save(figure, path)
 
 
+def reliability(path: Path, bins: list[dict[str, Any]], error: float) -> None:
+    """Accuracy by confidence, as `metrics.calibration` bins them, above the number of clips in each bin."""
+    figure, (axes, counts) = plt.subplots(2, figsize=(5, 5.6), layout="constrained", sharex=True, height_ratios=[3, 1])
+    full = [row for row in bins if row["clips"]]
+    places, width = [(row["low"] + row["high"]) / 2 for row in bins], 1 / len(bins)
+    axes.plot([0, 1], [0, 1], "--", color=GREY, lw=1, label="as sure as right")
+    axes.bar(places, [row["accuracy"] or 0 for row in bins], width * 0.94, color=BLUE, label="accuracy")
+    means = [[row[name] for row in full] for name in ("confidence", "accuracy")]
+    axes.plot(*means, "o", color=ORANGE, ms=4, label="at the bin's mean confidence")
+    axes.set(ylabel="share of right guesses", ylim=(0, 1), xlim=(0, 1))
+    axes.set_title(f"Reliability: expected calibration error {100 * error:.1f} %", fontsize=10)
+    axes.legend(fontsize=8)
+    counts.bar(places, [row["clips"] for row in bins], width * 0.94, color=GREY)
+    counts.set(xlabel="confidence (probability of the guessed class)", ylabel="clips")
+    counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    _save(figure, path)
+
+
 def curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) -> None:
     """Lines over epochs."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -2,44 +2,47 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from mertool import fusion
+from mertool import encoders
+from mertool.bundle import Bundle
+from mertool.bundle.extraction import Extraction, extract_parts, score_blocks
 from mertool.devices import resolve_device
-from mertool.encoders import Source, find
-from mertool.engine.assemble import Parts, assemble
-from mertool.engine.crops import crops_beside
 from mertool.engine.decode import Limits
-from mertool.engine.fill import Job, fill_store
-from mertool.engine.pipeline import Work
-from mertool.engine.transcribe import transcribe_clips
-from mertool.errors import ABSENT, MertoolError
-from mertool.features import Recipe, faces_recipe
+from mertool.engine.pipeline import Progress
+from mertool.errors import ABSENT, MertoolError, choose
 from mertool.files import check_writable, write_atomic
+from mertool.interop.mertools import SUBMISSIONS, check_candidates, read_candidates, write_submission
 from mertool.manifest import Manifest
-from mertool.predictions import Predictions
-from mertool.runs import Run, load_tensors
+from mertool.predictions import PredictionsWriter, cache_beside
 from mertool.store import Failure, FeatureStore
-from mertool.training.members import Features, member_logits
-
-CLIPS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How to run; what is computed is fixed by the bundle."""
+    """How to run; what is computed is fixed by the bundle.
+
+    asr: a Whisper that recognises what is said in clips without a transcript, for a bundle of given transcripts.
+    submission: `mer2024`, its form for exactly the clips that the CSV `candidates` names.
+    """
 
     device: str = "auto"
     workers: int | None = None
     clip_timeout: float = 120.0
+    asr: str | None = None
+    submission: str | None = None
+    candidates: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.submission:
+            choose("submission", self.submission, SUBMISSIONS)
+        if bool(self.submission) != bool(self.candidates):
+            raise MertoolError("a submission is checked against its clips: give --submission mer2024 --candidates CSV")
+        if not self.clip_timeout > 0:
+            raise MertoolError(f"--clip-timeout {self.clip_timeout:g}: give more than 0 seconds")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,9 @@ class PredictResult:
     """Numbers of clips: scored, by modalities present, and without any (with the reasons)."""
 
     output: str
+    features: str
     failures: str | None
+    submission: str | None
     clips: int
     predicted: int
     modalities: dict[str, int]
@@ -60,168 +65,106 @@ class PredictResult:
 
 
 def predict(
-    bundle: Path,
-    manifest: Manifest,
-    output: Path,
-    options: PredictOptions,
-    progress: Callable[[str, int, int, int, float], None],
+    bundle: Path, manifest: Manifest, output: Path, options: PredictOptions, progress: Progress
 ) -> PredictResult:
     """Score every clip that has at least one modality; the others are listed in NAME.failures.csv.
 
-    Features are cached in stores beside the output, so that a second run is quick and a killed one
-    resumes. `progress` gets the part's name, clips done, clips in all, failures and seconds of media done.
+    Rows stand in the manifest's order. Features are cached in stores beside the output, so that a second run is
+    quick and a killed one resumes. With `submission` the labels are also written in that form, to NAME.mer2024.csv.
     """
-    check_writable(output, manifest.source)
-    run = Run.read(bundle, "fuse", "parts", "classes", "options")
-    _check_bundle(run)
-    device = resolve_device(options.device)
-    cache = output.with_name(output.name + ".features")
-    stores = [
-        _extract(run, number, manifest, cache / f"{part['name']}.h5", device, options, progress)
-        for number, part in enumerate(run.info["parts"])
-    ]
+    check_writable(output, manifest.source, options.candidates)
+    opened = Bundle.open(bundle)
+    candidates = _candidates(options, manifest, opened)
+    how = Extraction(
+        resolve_device(options.device), Limits(options.workers, options.clip_timeout), _recogniser(opened, options)
+    )
+    cache = cache_beside(output)
+    paths = extract_parts(opened, opened.parts, manifest, cache, how, progress)
     with ExitStack() as stack:
-        opened = [stack.enter_context(FeatureStore(path)) for path in stores]
-        predictions = _score(run, manifest, opened, device)
-        failures = _unreadable(manifest, opened, set(predictions.clips))
-    predictions.write(output)
-    reasons = output.with_name(output.stem + ".failures.csv")
-    if failures:
-        _write_failures(reasons, failures)
-    else:
-        reasons.unlink(missing_ok=True)
-    names = ["+".join(present) for present in predictions.modalities]
+        stores = [stack.enter_context(FeatureStore(path)) for path in paths]
+        counts, labels = _score(opened, manifest, stores, output, how, bool(candidates))
+        reasons = _write_failures(output, manifest, stores)
+    submission = None
+    if candidates:
+        submission = output.with_name(f"{output.stem}.{options.submission}.csv")
+        write_submission(submission, candidates, labels, reasons or output)
+    predicted = sum(counts.values())
     return PredictResult(
         str(output),
-        str(reasons) if failures else None,
+        str(cache),
+        str(reasons) if reasons else None,
+        str(submission) if submission else None,
         len(manifest),
-        len(predictions.clips),
-        {name: names.count(name) for name in sorted(set(names))},
-        len(manifest) - len(predictions.clips),
+        predicted,
+        dict(sorted(counts.items())),
+        len(manifest) - predicted,
     )
 
 
-def _check_bundle(run: Run) -> None:
-    """Raise now, before the long work, if a part of the bundle is missing or damaged."""
-    load_tensors(run.folder / "members.safetensors")
-    for number, part in enumerate(run.info["parts"]):
-        for what, folder in (("adapter", "adapters"), ("aligner", "aligner")):
-            if part["recipe"][what] and not (run.folder / f"part{number}" / folder).is_dir():
-                raise MertoolError(f"{run.folder} lacks the {what} of '{part['name']}': make the bundle again")
+def _candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle) -> list[str]:
+    """Names of the clips to submit, in the list's order; all that is wrong with them is said before the work."""
+    if not (options.submission and options.candidates):
+        return []
+    names = read_candidates(options.candidates)
+    check_candidates(options.candidates, names, [clip.clip for clip in manifest.clips], manifest.source, bundle.classes)
+    return names
 
 
-def _extract(
-    run: Run,
-    number: int,
-    manifest: Manifest,
-    store: Path,
-    device: torch.device,
-    options: PredictOptions,
-    progress: Callable[[str, int, int, int, float], None],
-) -> Path:
-    part = run.info["parts"][number]
-    folder = run.folder / f"part{number}"
-    trained = Recipe.from_json(part["recipe"])
-    # Clips to predict get the adapter trained on all folds, whatever their names.
-    recipe = replace(trained, adapter=f"{trained.adapter}:final") if trained.adapter else trained
-
-    def load() -> Work:
-        source = _encoder(folder, part)
-        if (digest := source.digest()) != trained.weights:
-            raise MertoolError(
-                f"encoder '{source.name}' is not the one of {run.folder} (weights {trained.weights[:12]} there, "
-                f"{digest[:12]} here): give the bundle its own encoder"
-            )
-        adapters, aligner = (folder / name if (folder / name).exists() else None for name in ("adapters", "aligner"))
-        return assemble(recipe, Parts(source, adapters, aligner), device)
-
-    # Visual parts share the crops: the second one finds them in the cache.
-    faces = crops_beside(store, faces_recipe(recipe.media)) if recipe.modality == "video" else None
-    job = Job(store, recipe, part["origin"], load, Limits(options.workers, options.clip_timeout), faces, device=device)
-    if "asr" in recipe.media:
-        source = _recogniser(run, part)
-        heard = partial(progress, f"{part['name']} (speech)")
-        found = transcribe_clips(
-            manifest, store, source, device, job.limits, lambda done, total, failed: heard(done, total, failed, 0.0)
-        )
-        manifest, job = found.manifest, replace(job, no_text=found.reasons)
-    fill_store(manifest, job, partial(progress, part["name"]), overwrite=_is_other(store, recipe))
-    return store
+def _recogniser(bundle: Bundle, options: PredictOptions) -> encoders.Source | None:
+    """The speech recogniser of `--asr`; one that the bundle would not use is an error."""
+    if options.asr is None:
+        return None
+    texts = [part for part in bundle.parts if part["modality"] == "text"]
+    if not texts:
+        raise MertoolError(f"--asr: {bundle.run.folder} uses no text; leave it out")
+    if all("asr" in part["recipe"]["media"] for part in texts):
+        raise MertoolError(f"--asr: {bundle.run.folder} has a speech recogniser of its own, and uses it; leave it out")
+    return encoders.find_recogniser(options.asr)
 
 
-def _recogniser(run: Run, part: dict[str, Any]) -> Source:
-    """The speech recogniser whose texts the part was trained on."""
-    named = part["origin"]["asr"]
-    source = find(named["checkpoint"], "audio", named["revision"])
-    if source.digest() != part["recipe"]["media"]["asr"]:
-        raise MertoolError(f"{source.folder} is not the speech recogniser of {run.folder}: give the bundle its own")
-    return source
+def _score(
+    bundle: Bundle, manifest: Manifest, stores: list[FeatureStore], output: Path, how: Extraction, keep: bool
+) -> tuple[Counter[str], dict[str, str]]:
+    """Write the rows; numbers of clips by modalities present and, if they are to be kept, all labels."""
+    counts: Counter[str] = Counter()
+    labels: dict[str, str] = {}
+    with PredictionsWriter(output, bundle.classes) as writer:
+        for clips, logits, present in score_blocks(bundle, stores, [clip.clip for clip in manifest.clips], how.device):
+            probabilities = bundle.probabilities(logits).numpy()
+            modalities = [_modalities(bundle, row) for row in present]
+            writer.add(clips, probabilities, modalities)
+            counts.update("+".join(names) for names in modalities)
+            if keep:
+                best = probabilities.argmax(axis=1)
+                labels.update((clip, bundle.classes[index]) for clip, index in zip(clips, best, strict=True))
+    return counts, labels
 
 
-def _encoder(folder: Path, part: dict[str, Any]) -> Source:
-    named = part["origin"]["encoder"]
-    if (folder / "encoder").is_dir():
-        return Source(named["name"], folder / "encoder", named["checkpoint"])
-    return find(named["checkpoint"], part["modality"], named["revision"])
+def _modalities(bundle: Bundle, present: list[bool]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part["modality"] for part, here in zip(bundle.parts, present, strict=True) if here))
 
 
-def _is_other(store: Path, recipe: Recipe) -> bool:
-    """The cache belongs to the output; if another bundle filled it, it is filled anew."""
-    if not store.exists():
-        return False
-    with FeatureStore(store) as found:
-        return found.fingerprint != recipe.fingerprint
-
-
-def _score(run: Run, manifest: Manifest, stores: list[FeatureStore], device: torch.device) -> Predictions:
-    parts, options = run.info["parts"], run.info["options"]
-    classes = tuple(run.info["classes"])
-    shapes = [(int(part["shape"][0]), int(part["shape"][1])) for part in parts]
-    head = fusion.build(options["head"], shapes, len(classes), options["width"], options["dropout"])
-    state = {name: value.to(device) for name, value in load_tensors(run.folder / "members.safetensors").items()}
-    clips = [clip.clip for clip in manifest.clips if any(clip.clip in store.index for store in stores)]
-    rows: list[np.ndarray] = [np.zeros((0, len(classes)))]
-    for start in range(0, len(clips), CLIPS_AT_ONCE):
-        some = clips[start : start + CLIPS_AT_ONCE]
-        features, present = _read(stores, shapes, some, device)
-        # As in the official protocol, members vote by the mean of their logits.
-        rows.append(member_logits(head.to(device), state, features, present).mean(0).softmax(-1).cpu().numpy())
-    modalities = tuple(
-        tuple(dict.fromkeys(part["modality"] for part, store in zip(parts, stores, strict=True) if clip in store.index))
-        for clip in clips
-    )
-    return Predictions(tuple(clips), classes, np.concatenate(rows), modalities)
-
-
-def _read(
-    stores: list[FeatureStore], shapes: list[tuple[int, int]], clips: list[str], device: torch.device
-) -> tuple[Features, torch.Tensor]:
-    features, present = [], []
-    for store, shape in zip(stores, shapes, strict=True):
-        here = np.array([clip in store.index for clip in clips])
-        values = np.zeros((len(clips), *shape), np.float32)
-        if here.any():
-            values[here] = store.read([clip for clip in clips if clip in store.index])
-        features.append(torch.from_numpy(values).to(device))
-        present.append(torch.from_numpy(here))
-    return features, torch.stack(present, 1).to(device)
-
-
-def _unreadable(manifest: Manifest, stores: list[FeatureStore], predicted: set[str]) -> list[Failure]:
+def _write_failures(output: Path, manifest: Manifest, stores: list[FeatureStore]) -> Path | None:
     """Every failure of clips without a row, and real failures of the modalities of clips with one."""
+    path = output.with_name(output.stem + ".failures.csv")
     wanted = {clip.clip for clip in manifest.clips}
-    return [
-        replace(failure, stage=store.recipe.modality)
+    rows = {
+        (failure.clip, store.recipe.modality): replace(failure, stage=store.recipe.modality)
         for store in stores
         for failure in store.failures()
-        if failure.clip in wanted and (failure.clip not in predicted or failure.reason not in ABSENT)
-    ]
-
-
-def _write_failures(path: Path, failures: list[Failure]) -> None:
+        if failure.clip in wanted
+        and (failure.reason not in ABSENT or not any(failure.clip in other.index for other in stores))
+    }
+    if not rows:
+        path.unlink(missing_ok=True)
+        return None
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["clip", "modality", "reason", "message"])
-    for failure in failures:
-        writer.writerow([failure.clip, failure.stage, failure.reason, failure.message])
+    writer.writerows(_cells(failure) for failure in rows.values())
     write_atomic(path, buffer.getvalue())
+    return path
+
+
+def _cells(failure: Failure) -> list[str]:
+    return [failure.clip, failure.stage, failure.reason, failure.message]

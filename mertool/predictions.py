@@ -1,17 +1,25 @@
-"""`Predictions`: label, probabilities and present modalities per clip, as CSV or JSON Lines."""
+"""`Predictions`: label, confidence, probabilities and present modalities per clip, as CSV or JSON Lines."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mertool.errors import MertoolError
-from mertool.files import write_atomic
+from mertool.files import clear_write_errors, replacing
 
 PREFIX = "p_"
+
+
+def cache_beside(predictions: Path) -> Path:
+    """The folder of the features that predictions were made from."""
+    return predictions.with_name(predictions.name + ".features")
 
 
 @dataclass(frozen=True)
@@ -30,19 +38,8 @@ class Predictions:
 
     def write(self, path: Path) -> None:
         """Write CSV, or JSON Lines for a path that ends in .jsonl: atomically, one row per clip."""
-        rows = zip(self.clips, self.labels, self.probabilities.tolist(), self.modalities, strict=True)
-        buffer = io.StringIO()
-        if path.suffix == ".jsonl":
-            for clip, label, row, present in rows:
-                scores = dict(zip(self.classes, map(float, map(_digits, row)), strict=True))
-                record = {"clip": clip, "label": label, "probabilities": scores, "modalities": list(present)}
-                buffer.write(json.dumps(record, ensure_ascii=False) + "\n")
-        else:
-            writer = csv.writer(buffer, lineterminator="\n")
-            writer.writerow(["clip", "label", *(PREFIX + name for name in self.classes), "modalities"])
-            for clip, label, row, present in rows:
-                writer.writerow([clip, label, *map(_digits, row), "+".join(present)])
-        write_atomic(path, buffer.getvalue())
+        with PredictionsWriter(path, self.classes) as writer:
+            writer.add(self.clips, self.probabilities, self.modalities)
 
     @classmethod
     def read(cls, path: Path) -> "Predictions":
@@ -67,6 +64,48 @@ class Predictions:
         if repeated:
             raise MertoolError(f"{path}: clip '{min(repeated)}' stands twice")
         return cls(tuple(clips), tuple(classes), probabilities, tuple(modalities))
+
+
+class PredictionsWriter:
+    """Writes rows as they come, to a temporary file that takes the place of `path` at the end. A context manager.
+
+    `confidence` is the probability of the label.
+    """
+
+    def __init__(self, path: Path, classes: tuple[str, ...]):
+        self.path, self.classes = path, classes
+        self._lines = path.suffix == ".jsonl"
+
+    def __enter__(self) -> "PredictionsWriter":
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(replacing(self.path))
+        if not self._lines:
+            self._row(["clip", "label", "confidence", *(PREFIX + name for name in self.classes), "modalities"])
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, clips: Sequence[str], probabilities: np.ndarray, modalities: Sequence[tuple[str, ...]]) -> None:
+        """Rows of some clips: ids, probabilities (n, C), and the modalities that were there."""
+        best = probabilities.argmax(axis=1)
+        for clip, label, row, present in zip(clips, best, probabilities.tolist(), modalities, strict=True):
+            name, digits = self.classes[label], [*map(_digits, row)]
+            if self._lines:
+                scores = dict(zip(self.classes, map(float, digits), strict=True))
+                record = {"clip": clip, "label": name, "confidence": float(digits[label]), "probabilities": scores}
+                self._write(json.dumps({**record, "modalities": list(present)}, ensure_ascii=False))
+            else:
+                self._row([clip, name, digits[label], *digits, "+".join(present)])
+
+    def _row(self, cells: list[str]) -> None:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="").writerow(cells)
+        self._write(buffer.getvalue())
+
+    def _write(self, line: str) -> None:
+        with clear_write_errors(self.path):
+            self._file.write(f"{line}\n".encode())
 
 
 def _digits(probability: float) -> str:

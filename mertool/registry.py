@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 
 def names(package: str) -> list[str]:
     """The choices of `mertool.<package>`, one per file: `layer_adapters.py` is `layer-adapters`."""
-    files = (ROOT / package).glob("*.py")
+    files = ROOT.joinpath(*package.split(".")).glob("*.py")
     return sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_"))
 
 

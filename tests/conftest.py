@@ -683,6 +683,41 @@ def fuse_run(
 
 
 @pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., Path]:
+    """A function (folder, stores, head, classes) that writes a bundle of three untrained members over the stores."""
+
+    def make(folder: Path, stores: list[Path], head: str = "attention", classes: Any = None) -> Path:
+        import torch
+
+        from mertool import bundle, fusion
+        from mertool.manifest import EMOTIONS
+        from mertool.runs import new_run
+        from mertool.store import FeatureStore
+        from mertool.training.gather import gather
+
+        names = list(classes or EMOTIONS)
+        parts, features = [], []
+        for path in stores:
+            with FeatureStore(path) as store:
+                parts.append(bundle.make_part(store))
+                features.append(torch.from_numpy(gather([store], store.ids)[0][0]))
+        torch.manual_seed(0)
+        shapes = [(int(part["shape"][0]), int(part["shape"][1])) for part in parts]
+        heads = [fusion.build(head, shapes, len(names), 8, 0.1) for _ in range(3)]
+        given = [values[: min(map(len, features))] for values in features]
+        for module in heads:
+            module.fit_normaliser(given, torch.ones(len(given[0]), len(given), dtype=torch.bool))
+        tensors = [dict([*module.named_parameters(), *module.named_buffers()]) for module in heads]
+        state = {name: torch.stack([member[name].detach() for member in tensors]) for name in tensors[0]}
+        members = bundle.Members(head, 8, 0.1, state, (0, 1, 2), (0, 0, 0))
+        with new_run(folder, "fuse", f"made {folder.name}", {}, classes=names) as draft:
+            bundle.write(draft, parts, [members], bundle.Correction(temperature=1.5))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_store() -> Callable[..., Path]:
     """A function (path, modality, values by clip) that writes a store of given values, in float32.
 

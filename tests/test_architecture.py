@@ -14,10 +14,10 @@ ROOT = Path(mertool.__file__).parent
 FLOORS = {
     7: ("cli", "__main__"),
     6: ("extract", "probe_layers", "finetune", "align", "fuse", "predict", "evaluate"),
-    5: ("adaptation",),
+    5: ("adaptation", "alignment", "bundle"),
     4: ("engine",),
-    3: ("encoders", "peft_methods", "fusion", "training"),
-    2: ("store", "media", "faces", "runs", "predictions", "metrics", "plots", "devices", "interop"),
+    3: ("encoders", "peft_methods", "training"),
+    2: ("store", "media", "faces", "runs", "predictions", "metrics", "plots", "devices", "interop", "fusion"),
     1: ("manifest", "features", "registry"),
     0: ("errors", "files"),
 }

@@ -55,6 +55,7 @@ def test_scores_are_scikit_learns(invoke, truth, tmp_path):
     assert system["waf"]["value"] == pytest.approx(f1_score(labels, guess, average="weighted"))
     assert system["accuracy"]["value"] == pytest.approx(accuracy_score(labels, guess))
     assert system["uar"]["value"] == pytest.approx(balanced_accuracy_score(labels, guess))
+    assert system["macro_f1"]["value"] == pytest.approx(f1_score(labels, guess, average="macro"))
     assert system["confusion"] == confusion_matrix(labels, guess, labels=range(6)).tolist()
     f1 = f1_score(labels, guess, average=None, labels=range(6))
     assert [row["f1"] for row in system["per_class"]] == pytest.approx(list(f1))
@@ -124,6 +125,8 @@ def test_the_files_it_writes(invoke, truth, tmp_path):
         "metrics.json",
         "metrics-confusion.png",
         "metrics-confusion.svg",
+        "metrics-reliability.png",
+        "metrics-reliability.svg",
     }
     assert "100.0 [100.0, 100.0]" in result.stdout
     assert "as worried" in result.stdout
@@ -134,3 +137,148 @@ def test_aliases_of_labels_are_known(invoke, tmp_path, write_manifest):
     manifest = write_manifest(tmp_path / "m.csv", rows)
     path = write_predictions(tmp_path / "p.csv", ["a", "b"], [1, 3])
     assert evaluate(invoke, path, "-l", manifest)["systems"][0]["accuracy"]["value"] == 1.0
+
+
+def test_the_calibration_error_is_of_the_probabilities(invoke, truth, tmp_path):
+    """All guesses are made at 0.5; three in four are right, so the error is a quarter."""
+    manifest, labels = truth
+    guess = np.where(np.arange(80) % 4 == 0, (labels + 1) % 6, labels)
+    path = write_predictions(tmp_path / "p.csv", [f"c{n}" for n in range(80)], guess)
+    found = evaluate(invoke, path, "-l", manifest)["systems"][0]["calibration"]
+    assert found["ece"] == pytest.approx(0.25)
+    assert [row["clips"] for row in found["bins"] if row["clips"]] == [80]
+
+
+def test_intervals_are_over_speakers_where_all_are_known(invoke, tmp_path, write_manifest):
+    """Clips of one speaker are all right or all wrong: the interval over clips would be far too narrow."""
+    labels = np.random.default_rng(0).integers(0, 6, 120)
+    rows = [{"clip": f"c{n}", "path": "x", "label": CLASSES[label]} for n, label in enumerate(labels)]
+    guess = np.where(np.arange(120) // 20 % 2, labels, (labels + 1) % 6)
+    path = write_predictions(tmp_path / "p.csv", [row["clip"] for row in rows], guess)
+    widths = {}
+    for name, chosen in {
+        "clips": rows,
+        "speakers": [{**r, "speaker": f"s{n // 20}"} for n, r in enumerate(rows)],
+    }.items():
+        found = evaluate(invoke, path, "-l", write_manifest(tmp_path / f"{name}.csv", chosen))
+        assert found["intervals"] == name
+        widths[name] = found["systems"][0]["accuracy"]["high"] - found["systems"][0]["accuracy"]["low"]
+    assert widths["speakers"] > 2 * widths["clips"]
+
+
+# ---------------------------------------------------------------- without a modality, in noise
+
+
+@pytest.fixture(scope="module")
+def robust(
+    make_bundle, audio_store, frames_store, text_store, workspace, demo_rows, write_manifest, call, tmp_path_factory
+):
+    """A bundle over sound, frames and text, its predictions of eight clips, and their manifest."""
+    folder = tmp_path_factory.mktemp("robust")
+    names = ["spk01_001", "spk01_012", "spk01_014", "spk02_003", "spk03_002", "spk03_006", "spk04_011", "spk05_005"]
+    manifest = write_manifest(folder / "clips.csv", [demo_rows[name] for name in names])
+    bundle = make_bundle(folder / "run", [audio_store, frames_store, text_store])
+    call("predict", bundle, manifest, "-o", folder / "p.csv", "-q")
+    return bundle, folder / "p.csv", manifest
+
+
+def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
+    from mertool.bundle import extraction
+    from mertool.predictions import Predictions, cache_beside
+    from mertool.store import FeatureStore
+
+    bundle, path, manifest = robust
+    for name in ("assemble", "assemble_several"):
+        monkeypatch.setattr(extraction, name, lambda *_: pytest.fail("an encoder was loaded"))
+    given = ["--bundle", bundle, "--missing", "audio", "--missing", "text", "-o", tmp_path / "m.json"]
+    found = evaluate(invoke, path, "-l", manifest, *given)["robustness"]
+    assert [(row["condition"], row["clips"]) for row in found] == [
+        ("as is", 8),
+        ("without audio", 8),
+        ("without text", 8),
+    ]
+    assert found[0]["difference"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    # The guesses without audio are those of a bundle that is given none.
+    import torch
+
+    from mertool.bundle import Bundle
+    from mertool.training.gather import gather
+
+    opened, clips = Bundle.open(bundle), Predictions.read(path).clips
+    stores = [FeatureStore(cache_beside(path) / f"{part['name']}.h5") for part in opened.parts]
+    features, present = gather(stores, clips)
+    features[0][:], present[:, 0] = 0, False
+    logits = opened.logits([torch.from_numpy(values) for values in features], torch.from_numpy(present))
+    truth = [label_of(manifest)[clip] for clip in clips]
+    guess = [CLASSES[row] for row in logits.argmax(1)]
+    assert found[1]["waf"]["value"] == pytest.approx(
+        f1_score(truth, guess, average="weighted", labels=sorted(set(truth)))
+    )
+    assert (tmp_path / "m-robustness.png").exists()
+
+
+def label_of(manifest):
+    from mertool.manifest import Manifest
+
+    return Manifest.read(manifest).scored(CLASSES)
+
+
+def test_clips_with_nothing_left_are_not_guessed(
+    make_bundle, audio_store, text_store, demo_rows, write_manifest, call, invoke, tmp_path
+):
+    rows = [demo_rows[name] for name in ("spk01_001", "spk02_003", "spk03_002")]
+    manifest = write_manifest(tmp_path / "clips.csv", [*rows[:2], {**rows[2], "text": ""}])
+    bundle = make_bundle(tmp_path / "run", [audio_store, text_store])
+    call("predict", bundle, manifest, "-o", tmp_path / "p.csv", "-q")
+    found = evaluate(invoke, tmp_path / "p.csv", "-l", manifest, "--bundle", bundle, "--missing", "audio")["robustness"]
+    assert [row["clips"] for row in found] == [3, 2]
+
+
+def test_in_noise(robust, invoke, tmp_path, monkeypatch):
+    from mertool.engine import together
+    from mertool.predictions import cache_beside
+    from mertool.store import FeatureStore
+
+    bundle, path, manifest = robust
+    given = [path, "-l", manifest, "--bundle", bundle, "--noise", "babble"]
+    found = evaluate(invoke, *given)["robustness"]
+    assert [row["condition"] for row in found] == ["as is", "noisy (babble)"]
+    (noisy,) = cache_beside(path).glob("noise-*")
+    assert sorted(file.name for file in noisy.glob("*.h5")) == ["audio.h5", "video-frames.h5"]
+    with FeatureStore(noisy / "audio.h5") as store, FeatureStore(cache_beside(path) / "audio.h5") as clean:
+        assert store.recipe.media["noise"]["snr"] == [5.0, 10.0]
+        assert sorted(store.ids) == sorted(clean.ids)
+        assert all(not np.allclose(store.read([clip]), clean.read([clip]), atol=1e-3) for clip in store.ids)
+    # What was made is used again.
+    monkeypatch.setattr(together, "Decoders", lambda *_: pytest.fail("clips were read again"))
+    assert evaluate(invoke, *given)["robustness"] == found
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--missing", "audio"], "give --bundle runs/fusion"),
+        (["--bundle", "BUNDLE"], "--bundle is for --missing audio|video|text and --noise FOLDER"),
+        (["--bundle", "BUNDLE", "--missing", "sound"], "unknown modality 'sound': valid: audio, video, text"),
+        (["--bundle", "BUNDLE", "--noise", "nowhere"], "--noise nowhere is not a folder"),
+        (["PREDICTIONS", "--bundle", "BUNDLE", "--missing", "audio"], "are of one predictions file"),
+        (["--bundle", "runs/none", "--missing", "audio"], "runs/none is not a run"),
+    ],
+)
+def test_what_robustness_needs(given, words, robust, invoke):
+    bundle, path, manifest = robust
+    names = {"BUNDLE": bundle, "PREDICTIONS": path}
+    result = invoke("evaluate", path, *(names.get(word, word) for word in given), "-l", manifest)
+    assert isinstance(result.exception, MertoolError)
+    assert words in str(result.exception)
+    assert len(str(result.exception).splitlines()) == 1
+
+
+def test_predictions_of_another_bundle(robust, make_bundle, audio_store, frames_store, text_store, invoke, tmp_path):
+    _, path, manifest = robust
+    other = make_bundle(tmp_path / "other", [audio_store, frames_store, text_store], head="concat")
+    result = invoke("evaluate", path, "-l", manifest, "--bundle", other, "--missing", "audio")
+    assert "is not what" in str(result.exception)
+    alone = make_bundle(tmp_path / "alone", [audio_store])
+    result = invoke("evaluate", path, "-l", manifest, "--bundle", alone, "--missing", "audio")
+    assert "uses nothing else, so nothing would be left" in str(result.exception)

@@ -299,7 +299,7 @@ def test_wrong_options(options, message, manifest, invoke, tiny_encoders, tmp_pa
 
 def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(manifest, finetune, tmp_path, monkeypatch):
     from mertool.adaptation import adapter as module
-    from mertool.adaptation import checkpoint
+    from mertool.training import checkpoint
 
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     whole = finetune(manifest(), "whole", "--epochs", 3)

@@ -270,6 +270,27 @@ def test_extract_video_frames_killed(warm, tmp_path, demo, tiny_encoders):
     assert killed == calm
 
 
+def test_predict_killed(warm, tmp_path, demo, tiny_encoders, make_bundle):
+    clips = [*all_clips(demo)[:8], "spk01_014", "spk05_001"]
+    few, full = manifest_of(tmp_path, demo, clips[:2]), manifest_of(tmp_path, demo, clips)
+    warm.done("extract", "audio", few, "-o", tmp_path / "audio.h5", "--encoder", tiny_encoders["hubert"])
+    options = ["--encoder", tiny_encoders["clip"], "--pool", "none", "--fps", 1, "--no-keep-faces"]
+    warm.done("extract", "video", few, "-o", tmp_path / "frames.h5", *options)
+    bundle = make_bundle(tmp_path / "run", [tmp_path / "audio.h5", tmp_path / "frames.h5"])
+    options = ["--max-failed", 1, "--workers", 1]
+    longest = warm.done("predict", bundle, full, "-o", tmp_path / "calm.csv", *options)
+    output = tmp_path / "killed.csv"
+    path = tmp_path / "killed.csv.features" / "audio.h5"
+    landed, seen = kill_until_done(
+        warm, path, ["predict", bundle, full, "-o", output, *options], kills=2, seed=3, longest=longest
+    )
+    assert landed >= 1
+    assert seen <= {(), tuple(ids_seen_by_a_reader(path))}
+    assert output.read_bytes() == (tmp_path / "calm.csv").read_bytes()
+    for name in ("audio.h5", "frames.h5"):
+        assert content(path.with_name(name)) == content(tmp_path / "calm.csv.features" / name)
+
+
 TALKATIVE = """
 import sys
 from mertool.cli import common, main

@@ -35,6 +35,8 @@ def test_scores_are_those_of_scikit_learn(case):
     assert found["waf"] == pytest.approx(f1_score(truth, guess, average="weighted", zero_division=0))
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, guess))
     assert found["uar"] == pytest.approx(balanced_accuracy_score(truth, guess))
+    there = sorted(set(truth.tolist()))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, guess, average="macro", labels=there, zero_division=0))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from mertool import plots
+from mertool.metrics import calibration
 
 SCORES = {"0": (0.3, 0.2, 0.4), "1": (0.5, 0.4, 0.6), "2": (0.4, 0.3, 0.5)}
 
@@ -34,6 +35,12 @@ DRAWN = {
     "confusion": (
         lambda path: plots.confusion_matrix(path, np.array([[37, 2], [0, 0]]), ("calm", "tense")),
         ["calm", "tense", "37", "predicted"],
+    ),
+    "reliability": (
+        lambda path: plots.reliability(
+            path, calibration(np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), np.array([0, 0, 0]))["bins"], 0.123
+        ),
+        ["calibration error 12.3 %", "confidence", "share of right guesses", "accuracy"],
     ),
     "loss": (
         lambda path: plots.curves(path, {"training": [3.0, 2.0], "validation": [3.1, 2.9]}, "loss", "Losses"),

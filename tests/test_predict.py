@@ -22,11 +22,22 @@ def clips(tmp_path_factory, demo_rows, write_manifest):
 
 
 @pytest.fixture(scope="module")
-def predicted(fuse_run, clips, invoke, tmp_path_factory):
-    """Predictions by the whole bundle from another place, whose encoders' folders are gone; the JSON object."""
+def predicted(
+    make_bundle,
+    workspace,
+    acoustic_store,
+    video_store,
+    frames_store,
+    align_run,
+    text_store,
+    clips,
+    invoke,
+    tmp_path_factory,
+):
+    """Predictions by a bundle of all kinds of features, whose encoders' folders are gone; the JSON object."""
     folder = tmp_path_factory.mktemp("moved")
-    bundle = folder / "bundle"
-    shutil.copytree(fuse_run, bundle)
+    stores = [acoustic_store, video_store, frames_store, workspace.store("aligned"), text_store]
+    bundle = make_bundle(folder / "bundle", stores)
     text = (bundle / "run.json").read_text()
     info = json.loads(text)
     for part in info["parts"]:  # as if the folders had been deleted
@@ -71,11 +82,12 @@ def test_failures_are_listed_with_their_reasons(predicted):
 
 
 def test_a_second_run_is_cached_and_equal(predicted, clips, invoke, monkeypatch):
-    import mertool.predict
+    from mertool.bundle import extraction
 
     bundle, output, _ = predicted
     before = output.read_bytes()
-    monkeypatch.setattr(mertool.predict, "assemble", lambda *_: pytest.fail("an encoder was loaded"))
+    for name in ("assemble", "assemble_several"):
+        monkeypatch.setattr(extraction, name, lambda *_: pytest.fail("an encoder was loaded"))
     result = invoke("predict", bundle, clips, "-o", output, "--json", "--max-failed", 0.5)
     assert result.exit_code == 0, result.exception
     assert output.read_bytes() == before
@@ -98,14 +110,13 @@ def test_clips_to_predict_get_the_adapter_trained_on_all(predicted):
 
 
 @pytest.fixture(scope="module")
-def text_bundle(tmp_path_factory, tiny_encoders, workspace, call):
+def text_bundle(tmp_path_factory, tiny_encoders, workspace, call, make_bundle):
     """A bundle over text whose encoder's folder was deleted afterwards."""
     folder = tmp_path_factory.mktemp("text")
     encoder = folder / "encoder"
     shutil.copytree(tiny_encoders["bert"], encoder)
     call("extract", "text", workspace.manifest, "-o", folder / "text.h5", "--encoder", encoder, "-q")
-    given = ["--folds", 3, "--seeds", 1, "--epochs", 3, "--width", 8, "-q"]
-    call("fuse", folder / "text.h5", "-m", workspace.manifest, "-o", folder / "run", *given)
+    make_bundle(folder / "run", [folder / "text.h5"])
     shutil.rmtree(encoder)
     (folder / "text.h5").unlink()
     return folder / "run"
@@ -129,7 +140,7 @@ def test_json_lines_say_the_same(bundle, clips, call, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     table, lines = Predictions.read(tmp_path / "p.csv"), Predictions.read(tmp_path / "p.jsonl")
     assert [row["clip"] for row in rows] == list(table.clips)
-    assert list(rows[0]) == ["clip", "label", "probabilities", "modalities"]
+    assert list(rows[0]) == ["clip", "label", "confidence", "probabilities", "modalities"]
     assert lines.modalities == table.modalities
     np.testing.assert_allclose(lines.probabilities, table.probabilities, atol=1e-6)
 
@@ -143,43 +154,45 @@ def test_the_probabilities_are_those_of_the_mean_logits(bundle, clips, call, tmp
 
     call("predict", bundle, clips, "-o", tmp_path / "p.csv", "-q", "--max-failed", 1)
     found = Predictions.read(tmp_path / "p.csv")
-    state = load_tensors(bundle / "members.safetensors")
+    state = load_tensors(bundle / "members-0.safetensors")
     with FeatureStore(tmp_path / "p.csv.features" / "text.h5") as store:
         values = torch.from_numpy(store.read(found.clips))
     logits = []
     for member in range(3):
-        head = fusion.build("attention", [(1, 96)], 6, 8, 0.3).eval()
+        head = fusion.build("attention", [(1, 96)], 6, 8, 0.1).eval()
         head.load_state_dict({name: value[member] for name, value in state.items()})
         with torch.no_grad():
             logits.append(head([values], torch.ones(len(values), 1, dtype=torch.bool)))
-    np.testing.assert_allclose(found.probabilities, torch.stack(logits).mean(0).softmax(1), atol=2e-6)
+    expected = (torch.stack(logits).mean(0) / 1.5).softmax(1)  # the bundle's temperature
+    np.testing.assert_allclose(found.probabilities, expected, atol=2e-6)
 
 
 def test_a_changed_encoder_is_named(bundle, clips, invoke, tmp_path):
-    config = bundle / "part0" / "encoder" / "model.safetensors"
+    config = next(bundle.glob("encoders/*/model.safetensors"))
     content = bytearray(config.read_bytes())
     content[-1] ^= 1
     config.write_bytes(content)
     result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv")
     assert isinstance(result.exception, MertoolError)
-    assert "encoder 'encoder' is not the one of" in str(result.exception)
+    assert "model.safetensors was changed" in str(result.exception)
     assert not (tmp_path / "p.csv").exists()
 
 
 def test_a_bundle_that_lost_its_weights(bundle, clips, invoke, tmp_path):
-    (bundle / "members.safetensors").unlink()
+    (bundle / "members-0.safetensors").unlink()
     result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv")
     assert isinstance(result.exception, MertoolError)
-    assert "members.safetensors" in str(result.exception)
+    assert "members-0.safetensors is missing" in str(result.exception)
 
 
-def test_another_bundle_does_not_use_the_cache_of_the_first(bundle, clips, call, tiny_encoders, workspace, tmp_path):
+def test_another_bundle_does_not_use_the_cache_of_the_first(
+    bundle, clips, call, tiny_encoders, workspace, make_bundle, tmp_path
+):
     call("predict", bundle, clips, "-o", tmp_path / "p.csv", "-q", "--max-failed", 1)
     before = Predictions.read(tmp_path / "p.csv").probabilities
     other = ["--encoder", tiny_encoders["roberta"], "-q"]
     call("extract", "text", workspace.manifest, "-o", tmp_path / "text.h5", *other)
-    given = ["--folds", 3, "--seeds", 1, "--epochs", 1, "--width", 8, "-q"]
-    call("fuse", tmp_path / "text.h5", "-m", workspace.manifest, "-o", tmp_path / "other", *given)
+    make_bundle(tmp_path / "other", [tmp_path / "text.h5"])
     call("predict", tmp_path / "other", clips, "-o", tmp_path / "p.csv", "-q", "--max-failed", 1)
     assert not np.allclose(Predictions.read(tmp_path / "p.csv").probabilities, before, atol=1e-3)
 
@@ -209,3 +222,205 @@ def test_no_clip_that_can_be_scored_is_exit_code_three(bundle, demo_rows, write_
     result = invoke("predict", bundle, manifest, "-o", tmp_path / "p.csv", "-q")
     assert result.exit_code == 3
     assert "p.failures.csv" in result.stderr
+
+
+# ---------------------------------------------------------------- sound alone, one pass for all parts
+
+
+def test_the_features_are_those_that_extract_makes(
+    predicted, clips, call, tiny_encoders, align_run, workspace, tmp_path
+):
+    """Parts that share a pass of their encoder, each as if extracted by itself."""
+    from mertool.store import FeatureStore
+
+    options = ["--encoder", tiny_encoders["clip"], "--fps", 1, "--max-failed", 1, "-q"]
+    for name, given in {"video": [], "frames": ["--pool", "none"], "aligned": ["--aligner", align_run]}.items():
+        call("extract", "video", clips, "-o", tmp_path / f"{name}.h5", *options, *given)
+        cached = {"frames": "video-frames"}.get(name, name)
+        with (
+            FeatureStore(tmp_path / f"{name}.h5") as alone,
+            FeatureStore(predicted[1].parent / "p.csv.features" / f"{cached}.h5") as together,
+        ):
+            assert together.ids == alone.ids == ["spk01_003", "spk07_001"]
+            for clip in alone.ids:
+                values = [store.read([clip]) if store.pooled else store.frames(clip) for store in (together, alone)]
+                np.testing.assert_array_equal(*values)
+            assert {f.reason for f in together.failures()} == {f.reason for f in alone.failures()}
+
+
+@pytest.fixture(scope="module")
+def sound_bundle(make_bundle, audio_store, frames_store, text_store, tmp_path_factory):
+    """A bundle over sound, frames of faces and text."""
+    return make_bundle(tmp_path_factory.mktemp("sound") / "run", [audio_store, frames_store, text_store])
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    """A folder of two sounds of the kind the tiny Whisper knows, and one that is no sound."""
+    import soundfile
+    from conftest import HIGH, LOW, RATE, tone
+
+    folder = tmp_path_factory.mktemp("tones")
+    for number, (name, pitch) in enumerate({"low": LOW, "high": HIGH}.items()):
+        soundfile.write(folder / f"{name}.wav", tone(pitch, 0.8, seed=10_001 + number), RATE)
+    (folder / "none.wav").write_bytes(b"no sound")
+    return folder
+
+
+def test_sound_files_alone(sound_bundle, tones, call, tmp_path):
+    call("predict", sound_bundle, tones, "-o", tmp_path / "p.csv", "-q", "--max-failed", 0.5)
+    found = Predictions.read(tmp_path / "p.csv")
+    assert dict(zip(found.clips, found.modalities, strict=True)) == {"high": ("audio",), "low": ("audio",)}
+    with open(tmp_path / "p.failures.csv", newline="") as file:
+        assert {(row["clip"], row["reason"]) for row in csv.DictReader(file)} >= {("none", "unreadable")}
+
+
+def test_asr_gives_a_folder_its_texts(sound_bundle, tones, call, whisper, tmp_path, monkeypatch):
+    from mertool import encoders
+
+    given = ["predict", sound_bundle, tones, "-o", tmp_path / "p.csv", "--max-failed", 0.5, "--asr", whisper, "-q"]
+    call(*given)
+    found = Predictions.read(tmp_path / "p.csv")
+    assert dict(zip(found.clips, found.modalities, strict=True)) == {
+        "high": ("audio", "text"),
+        "low": ("audio", "text"),
+    }
+    before = (tmp_path / "p.csv").read_bytes()
+    monkeypatch.setattr(encoders, "load_recogniser", lambda *_: pytest.fail("the Whisper was loaded"))
+    call(*given)
+    assert (tmp_path / "p.csv").read_bytes() == before
+
+
+def test_asr_for_a_bundle_without_text(make_bundle, audio_store, tones, whisper, invoke, tmp_path):
+    bundle = make_bundle(tmp_path / "run", [audio_store])
+    result = invoke("predict", bundle, tones, "-o", tmp_path / "p.csv", "--asr", whisper)
+    assert isinstance(result.exception, MertoolError)
+    assert "uses no text" in str(result.exception)
+
+
+def test_a_silent_video_is_judged_by_its_picture(sound_bundle, demo_rows, clip_names, write_manifest, call, tmp_path):
+    manifest = write_manifest(tmp_path / "m.csv", [{**demo_rows[clip_names.no_sound], "text": ""}])
+    call("predict", sound_bundle, manifest, "-o", tmp_path / "p.csv", "-q")
+    assert Predictions.read(tmp_path / "p.csv").modalities == (("video",),)
+
+
+def test_rows_come_in_the_manifests_order_whatever_the_block(text_bundle, workspace, call, tmp_path, monkeypatch):
+    from mertool.bundle import extraction
+
+    call("predict", text_bundle, workspace.manifest, "-o", tmp_path / "one.csv", "-q", "--max-failed", 1)
+    monkeypatch.setattr(extraction, "CLIPS_AT_ONCE", 4)
+    call("predict", text_bundle, workspace.manifest, "-o", tmp_path / "some.csv", "-q", "--max-failed", 1)
+    one, some = Predictions.read(tmp_path / "one.csv"), Predictions.read(tmp_path / "some.csv")
+    order = [clip for clip in workspace.clips if clip in one.clips]
+    assert list(one.clips) == list(some.clips) == order
+    np.testing.assert_allclose(one.probabilities, some.probabilities, atol=1e-6)
+
+
+def test_an_error_while_scoring_leaves_the_old_predictions(text_bundle, workspace, call, invoke, tmp_path, monkeypatch):
+    from mertool import predict as stage
+
+    output = tmp_path / "p.csv"
+    call("predict", text_bundle, workspace.manifest, "-o", output, "-q", "--max-failed", 1)
+    before = output.read_bytes()
+
+    def broken(*given):
+        yield from list(score_blocks(*given))[:1]
+        raise MertoolError("the disk is full")
+
+    score_blocks = stage.score_blocks
+    monkeypatch.setattr(stage, "score_blocks", broken)
+    assert invoke("predict", text_bundle, workspace.manifest, "-o", output, "-q").exit_code != 0
+    assert output.read_bytes() == before
+    assert not list(tmp_path.glob(".p.csv*"))
+
+
+def test_an_encoder_that_is_gone_is_named_before_the_work(
+    audio_store, tiny_encoders, workspace, make_bundle, clips, call, invoke, tmp_path, monkeypatch
+):
+    """The last part's encoder was too large for the bundle: hours of the other parts would be for nothing."""
+    from mertool.bundle import writer
+
+    encoder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoders["bert"], encoder)
+    call("extract", "text", workspace.manifest, "-o", tmp_path / "text.h5", "--encoder", encoder, "-q")
+    monkeypatch.setattr(writer, "COPY_BYTES", 0)
+    bundle = make_bundle(tmp_path / "run", [audio_store, tmp_path / "text.h5"])
+    shutil.rmtree(encoder)
+    result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv")
+    assert isinstance(result.exception, MertoolError)
+    assert "encoder 'encoder' of part 'text' is neither in" in str(result.exception)
+    assert not (tmp_path / "p.csv.features").exists()
+
+
+# ---------------------------------------------------------------- submissions
+
+
+@pytest.fixture
+def submit(bundle, demo_rows, write_manifest, invoke, tmp_path):
+    """A function (candidates, clips) that predicts with --submission; the result."""
+
+    def run(candidates, clips=("spk01_003", "spk02_014", "spk07_006")):
+        manifest = write_manifest(tmp_path / "m.csv", [demo_rows[clip] for clip in clips])
+        (tmp_path / "candidates.csv").write_text("name\n" + "".join(f"{name}\n" for name in candidates))
+        given = ["--submission", "mer2024", "--candidates", tmp_path / "candidates.csv"]
+        return invoke("predict", bundle, manifest, "-o", tmp_path / "p.csv", *given)
+
+    return run
+
+
+def test_a_submission_has_the_candidates_in_their_order(submit, tmp_path):
+    result = submit(["spk07_006", "spk01_003", "spk02_014"])
+    assert result.exit_code == 0, result.exception
+    with open(tmp_path / "p.mer2024.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    found = Predictions.read(tmp_path / "p.csv")
+    label = dict(zip(found.clips, found.labels, strict=True))
+    assert rows == [["name", "discrete"], *([clip, label[clip]] for clip in ("spk07_006", "spk01_003", "spk02_014"))]
+    assert f"submission: {tmp_path / 'p.mer2024.csv'}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("candidates", "words"),
+    [
+        (["spk01_003", "spk02_014", "spk07_006", "a", "b"], "candidates that are not in"),
+        (["spk01_003"], "that are no candidates: 2 (spk02_014, spk07_006)"),
+        (["spk01_003", "x"], "2 faults"),
+        (["spk01_003", "spk01_003", "spk02_014", "spk07_006"], "names that stand there more than once: 1 (spk01_003)"),
+        ([], "names no clip"),
+    ],
+)
+def test_names_that_do_not_agree_are_refused_before_the_work(candidates, words, submit, tmp_path):
+    result = submit(candidates)
+    assert isinstance(result.exception, MertoolError)
+    assert words in str(result.exception)
+    assert not (tmp_path / "p.csv").exists()
+    assert not (tmp_path / "p.csv.features").exists()
+
+
+def test_a_candidate_without_a_prediction_is_refused(submit, tmp_path):
+    """Its row is in the failures; a submission without it would be void."""
+    result = submit(["spk01_003", "spk07_001"], ["spk01_003", "spk07_001"])  # the second has no transcript
+    assert isinstance(result.exception, MertoolError)
+    assert "candidates without a prediction: 1 (spk07_001)" in str(result.exception)
+    assert str(tmp_path / "p.failures.csv") in str(result.exception)
+    assert (tmp_path / "p.csv").exists()
+    assert not (tmp_path / "p.mer2024.csv").exists()
+
+
+def test_classes_that_no_challenge_has(make_bundle, text_store, invoke, workspace, tmp_path):
+    bundle = make_bundle(tmp_path / "run", [text_store], classes=("neutral", "bored"))
+    (tmp_path / "c.csv").write_text("name\nx\n")
+    given = ["--submission", "mer2024", "--candidates", tmp_path / "c.csv"]
+    result = invoke("predict", bundle, workspace.manifest, "-o", tmp_path / "p.csv", *given)
+    assert "the bundle's classes bored are none of the challenge's (neutral, angry" in str(result.exception)
+
+
+@pytest.mark.parametrize("given", [["--submission", "mer2024"], ["--candidates", "c.csv"]])
+def test_a_submission_needs_its_candidates(given, bundle, clips, invoke, tmp_path):
+    result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv", *given)
+    assert "give --submission mer2024 --candidates CSV" in str(result.exception)
+
+
+def test_an_unknown_submission(bundle, clips, invoke, tmp_path):
+    result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv", "--submission", "mer2042", "--candidates", "c")
+    assert "unknown submission 'mer2042': did you mean 'mer2024'?" in str(result.exception)

@@ -31,9 +31,9 @@ def test_the_documented_columns(tmp_path):
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [
-        ["clip", "label", "p_sad", "p_happy", "modalities"],
-        ["a", "happy", "0.25", "0.75", "audio+text"],
-        ["测试 clip, b", "sad", "0.625", "0.375", ""],
+        ["clip", "label", "confidence", "p_sad", "p_happy", "modalities"],
+        ["a", "happy", "0.75", "0.25", "0.75", "audio+text"],
+        ["测试 clip, b", "sad", "0.625", "0.625", "0.375", ""],
     ]
 
 
@@ -43,6 +43,7 @@ def test_one_json_object_per_line(tmp_path):
     assert json.loads(lines[0]) == {
         "clip": "a",
         "label": "happy",
+        "confidence": 0.75,
         "probabilities": {"sad": 0.25, "happy": 0.75},
         "modalities": ["audio", "text"],
     }

@@ -16,12 +16,12 @@ from torch import nn
 
 from mertool import peft_methods
 from mertool.adaptation.body import Body, mean_over_time
-from mertool.adaptation.checkpoint import Checkpoint
 from mertool.adaptation.clips import Clips
 from mertool.adaptation.loop import History, Rows, Schedule, fit
 from mertool.adaptation.masked import Target, span_mask
 from mertool.devices import seed_everything
 from mertool.errors import MertoolError, choose
+from mertool.training.checkpoint import Checkpoint
 from mertool.training.linear import STRENGTH, Probes, fit_probes
 from mertool.training.similarity import linear_cka
 

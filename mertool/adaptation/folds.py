@@ -14,10 +14,10 @@ import torch
 
 from mertool import peft_methods
 from mertool.adaptation.adapter import Adaptation, Part, Trained
-from mertool.adaptation.checkpoint import Checkpoint
 from mertool.adaptation.loop import History, Schedule
 from mertool.errors import MertoolError
 from mertool.files import make_folder, write_atomic
+from mertool.training.checkpoint import Checkpoint
 from mertool.training.examples import Examples, keep
 from mertool.training.folds import Folds, make_folds
 

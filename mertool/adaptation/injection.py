@@ -16,7 +16,6 @@ from mertool import encoders
 from mertool.adaptation.adapter import Adaptation, Method
 from mertool.adaptation.clips import Progress, Wanted, only, read_clips
 from mertool.adaptation.folds import Unfinished, held_out, plan_jobs, train_jobs
-from mertool.adaptation.launch import start
 from mertool.adaptation.loop import Schedule
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.engine.decode import Limits
@@ -26,6 +25,7 @@ from mertool.manifest import Manifest
 from mertool.metrics import paired_bootstrap, score_json
 from mertool.training.examples import Examples, keep
 from mertool.training.folds import Folds, speaker_groups
+from mertool.training.launch import start
 
 SHORT = 8  # epochs
 METHOD, SIZE = "bottleneck", 32

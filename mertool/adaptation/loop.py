@@ -14,11 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mertool.adaptation.checkpoint import Checkpoint
 from mertool.errors import MertoolError
+from mertool.training.checkpoint import Checkpoint
+from mertool.training.rate import set_rate
 
 SORTED_OVER = 8  # batches' worth of clips are sorted by length together
-WARM_UP = 0.1  # of the steps
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def fit(
         epoch, within = divmod(at.step, per_epoch)
         if epoch != planned:
             planned, plan = epoch, batches(rows, schedule, epoch)
-        _set_rate(ready, schedule.learning_rate, at.step, steps)
+        set_rate(ready, schedule.learning_rate, at.step, steps)
         losses = _step(task, objective, ready, plan[within], epoch, accelerator)
         if not all(map(np.isfinite, losses)):
             raise MertoolError(f"the loss became {losses} in epoch {epoch + 1}: give a smaller --learning-rate")
@@ -209,13 +209,6 @@ def best_epoch(start: float, losses: list[float]) -> int:
 
 def _copies(trained: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trained.items()}
-
-
-def _set_rate(optimizer: Any, peak: float, step: int, steps: int) -> None:
-    warm = max(1, round(WARM_UP * steps))
-    falling = 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm)))
-    for group in optimizer.param_groups:
-        group["lr"] = peak * ((step + 1) / warm if step < warm else max(falling, 1e-3))
 
 
 def _state(

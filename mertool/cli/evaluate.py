@@ -1,35 +1,63 @@
-"""`mertool evaluate`: scores of predictions, and a paired test of two."""
+"""`mertool evaluate`: scores of predictions, a paired test of two, and what a bundle loses in harder conditions."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mertool.cli.common import Json, Quiet, Seed, print_json, say, show_score, table
-from mertool.errors import MertoolError
-from mertool.files import check_writable
+from mertool.cli.common import (
+    ClipTimeout,
+    Device,
+    Json,
+    Quiet,
+    Seed,
+    Workers,
+    print_json,
+    progress,
+    say,
+    show_gain,
+    show_score,
+    table,
+)
 from mertool.manifest import Manifest
 
 EXAMPLE = "Example: mertool evaluate predictions.csv --labels clips.csv -o metrics.json"
+METRICS = {"waf": "weighted F1", "accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro F1"}
 
 
 def evaluate(
     predictions: Annotated[list[Path], typer.Argument(help="One predictions file, or two for a paired test.")],
     labels: Annotated[Path, typer.Option("--labels", "-l", help="Manifest CSV with the true labels.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the scores as JSON here.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Run of `mertool fuse` that predicted, for --missing and --noise.")
+    ] = None,
+    missing: Annotated[
+        list[str] | None, typer.Option(help="Score without this modality (audio, video or text), may be given often.")
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER|babble", help="Score with noise at 5 to 10 dB: sounds, or the manifest's clips."),
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = None,
+    clip_timeout: ClipTimeout = 120.0,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Weighted F1, accuracy, UAR with 95 % bootstrap intervals, per class, and the confusion matrix."""
-    if len(predictions) > 2:
-        raise MertoolError(f"{len(predictions)} predictions files: give one, or two for a paired test")
-    if output:
-        check_writable(output, labels, *predictions)
+    """Weighted F1, accuracy, UAR, macro F1 with 95 % intervals, per class, calibration, and the confusion matrix.
+
+    With --missing and --noise the same bundle is scored on the same clips without a modality, and with noise in
+    the sound and the picture blurred, as MER-NOISE does; features come from the folder beside the predictions.
+    """
     truth = Manifest.read(labels)
+    from mertool.evaluate import EvaluateOptions
     from mertool.evaluate import evaluate as run_stage
 
-    result = run_stage(predictions, truth, output, seed)
+    options = EvaluateOptions(bundle, tuple(dict.fromkeys(missing or [])), noise, seed, device, workers, clip_timeout)
+    with progress("evaluate", quiet) as update:
+        result = run_stage(predictions, truth, output, options, update)
     if as_json:
         print_json(result)
     elif not quiet:
@@ -38,11 +66,11 @@ def evaluate(
 
 def _report(result: dict[str, Any], output: Path | None) -> None:
     rows = [
-        [system["predictions"], *(show_score(system[metric]) for metric in ("waf", "accuracy", "uar"))]
+        [system["predictions"], *(show_score(system[name]) for name in METRICS), _error(system)]
         for system in result["systems"]
     ]
-    title = f"{result['clips']} labelled clips; per cent, 95 % intervals over clips"
-    table(title, ["predictions", "weighted F1", "accuracy", "UAR"], rows)
+    title = f"{result['clips']} labelled clips; per cent, 95 % intervals over {result['intervals']}"
+    table(title, ["predictions", *METRICS.values(), "calibration error"], rows)
     for system in result["systems"]:
         rows = [
             [row["class"], *(f"{100 * row[name]:.1f}" for name in ("precision", "recall", "f1")), row["clips"], *counts]
@@ -54,14 +82,32 @@ def _report(result: dict[str, Any], output: Path | None) -> None:
         say(f"{result['labelled_without_prediction']} labelled clips have no prediction and are not scored")
     if "paired" in result:
         gain, exact = result["paired"]["waf"], result["paired"]["mcnemar"]
-        say(
-            f"second minus first, weighted F1: {100 * gain['difference']:+.1f} points "
-            f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p = {gain['p']:.3f} (paired bootstrap)"
-        )
+        say(f"second minus first, weighted F1: {show_gain(gain)} (points, paired bootstrap)")
         say(
             f"right in one only: first {exact['only_first']:.0f}, second {exact['only_second']:.0f} clips, "
             f"p = {exact['p']:.3f} (McNemar, exact)"
         )
+    if "robustness" in result:
+        _report_conditions(result["robustness"])
     if output:
+        plots = ["confusion", "reliability", *(["robustness"] if "robustness" in result else [])]
         say(f"metrics: {output}")
-        say(f"plot: {output.with_name(output.stem + '-confusion.png')}")
+        say("plots: " + " ".join(str(output.with_name(f"{output.stem}-{name}.png")) for name in plots))
+
+
+def _report_conditions(conditions: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            row["condition"],
+            row["clips"],
+            *(show_score(row[name]) for name in ("waf", "uar")),
+            show_gain(row["difference"]) if number else "",
+        ]
+        for number, row in enumerate(conditions)
+    ]
+    heads = ["condition", "clips", "weighted F1", "UAR", "weighted F1 against as is, on the same clips"]
+    table("The same bundle with less to go by", heads, rows)
+
+
+def _error(system: dict[str, Any]) -> str:
+    return f"{100 * system['calibration']['ece']:.1f}"

@@ -30,6 +30,16 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="Run of `mertool fuse`.")],
     source: Source,
     output: Annotated[Path, typer.Option("--output", "-o", help="Predictions to write: .csv or .jsonl.")],
+    asr: Annotated[
+        str | None,
+        typer.Option(help="Recognise speech in clips without a transcript: a Whisper, as whisper-large-v3."),
+    ] = None,
+    submission: Annotated[
+        str | None, typer.Option(help="Also write the labels in a challenge's form: mer2024 (name,discrete).")
+    ] = None,
+    candidates: Annotated[
+        Path | None, typer.Option(help="CSV with the names that the submission must hold, as candidate_20000.csv.")
+    ] = None,
     device: Device = "auto",
     workers: Workers = None,
     clip_timeout: ClipTimeout = 120.0,
@@ -41,7 +51,8 @@ def predict(
     """Score a folder or manifest of raw clips with the bundle alone.
 
     Every clip with at least one readable modality gets a row; the others stand in NAME.failures.csv. Features
-    are cached beside the output. Transcripts come from a manifest; a folder has none, and does without.
+    are cached beside the output: a killed run resumes, a second one is quick. Transcripts come from a manifest,
+    from the bundle's own speech recogniser, or from --asr; without any a clip does without.
     """
     clips = Manifest.read(source)
     from dataclasses import asdict
@@ -51,14 +62,9 @@ def predict(
     from mertool.predict import predict as run_stage
 
     seed_everything(seed)
+    options = PredictOptions(device, workers, clip_timeout, asr, submission, candidates)
     with progress("predict", quiet) as update:
-        result = run_stage(
-            bundle,
-            clips,
-            output,
-            PredictOptions(device, workers, clip_timeout),
-            lambda _, *state: update(*state),
-        )
+        result = run_stage(bundle, clips, output, options, update)
     if as_json:
         print_json({**asdict(result), "failed_share": result.failed_share})
     elif not quiet:
@@ -72,5 +78,8 @@ def predict(
         if result.failures:
             say(f"failures: {result.failures}")
         say(f"predictions: {result.output}")
+        say(f"features: {result.features}")
+        if result.submission:
+            say(f"submission: {result.submission}")
         follow("evaluate", result.output, "--labels", "MANIFEST")
     check_failed(result.failed_share, result.predicted, max_failed, str(result.failures))

@@ -31,26 +31,48 @@ class Parts:
 
 def assemble(recipe: Recipe, parts: Parts, device: torch.device, most: float | None = None) -> Work:
     """Load everything the recipe names; `most` is the largest padded cost of a batch, if not the usual."""
-    encoder = encoders.load(recipe.modality, parts.source, device, getattr(torch, recipe.compute_dtype))
-    aligner = Aligner.load(parts.aligner).to(device) if parts.aligner else None
+    work = assemble_several([recipe], [parts], device, most)
+    finish = work.finish
+    work.finish = lambda frames: finish(frames)[0]
+    return work
 
-    def finish(frames: torch.Tensor) -> torch.Tensor:
-        if recipe.layer_sum:
-            frames = frames.sum(0, keepdim=True)
-        if aligner:
-            # Rounded as a frame store rounds them, so that both ways to aligned features agree.
-            return aligner.embed(frames.to(getattr(torch, recipe.storage_dtype)))
-        return keep_frames(frames) if recipe.pool == "none" else mean_pool(frames)
 
-    limit = Limit(budget(recipe.modality, device.type) if most is None else most)
-    work = Work(encoder, recipe.layers, finish, limit, device)
-    if parts.adapters:
-        model = peft_methods.load_adapters(encoder.model, parts.adapters).to(device)
+def assemble_several(
+    recipes: list[Recipe], parts: list[Parts], device: torch.device, most: float | None = None
+) -> Work:
+    """One encoder for several recipes that differ in layers, pooling, storage and aligner alone.
+
+    The work's `finish` gives the values of each recipe, in their order.
+    """
+    first, given = recipes[0], parts[0]
+    encoder = encoders.load(first.modality, given.source, device, getattr(torch, first.compute_dtype))
+    keep = tuple(sorted({layer for recipe in recipes for layer in recipe.layers}))
+    aligners = [Aligner.load(part.aligner).to(device) if part.aligner else None for part in parts]
+
+    def finish(frames: torch.Tensor) -> list[torch.Tensor]:
+        return [_finish(frames, keep, *pair) for pair in zip(recipes, aligners, strict=True)]
+
+    limit = Limit(budget(first.modality, device.type) if most is None else most)
+    work = Work(encoder, keep, finish, limit, device)
+    if given.adapters:
+        model = peft_methods.load_adapters(encoder.model, given.adapters).to(device)
         encoder.model = model
-        work.variant = lambda clip: parts.adapter_of_clip.get(clip, peft_methods.FINAL)
+        work.variant = lambda clip: given.adapter_of_clip.get(clip, peft_methods.FINAL)
         work.select = model.set_adapter
-    drop_above(encoder.blocks, max(recipe.layers))
+    drop_above(encoder.blocks, keep[-1])
     if device.type == "cpu":
         pack(encoder.model)
         use_kernels(encoder.model)
     return work
+
+
+def _finish(frames: torch.Tensor, keep: tuple[int, ...], recipe: Recipe, aligner: Aligner | None) -> torch.Tensor:
+    """What is stored of the frames (L, T, D) of the layers `keep`."""
+    if recipe.layers != keep:
+        frames = frames[[keep.index(layer) for layer in recipe.layers]]
+    if recipe.layer_sum:
+        frames = frames.sum(0, keepdim=True)
+    if aligner:
+        # Rounded as a frame store rounds them, so that both ways to aligned features agree.
+        return aligner.embed(frames.to(getattr(torch, recipe.storage_dtype)))
+    return keep_frames(frames) if recipe.pool == "none" else mean_pool(frames)

@@ -17,9 +17,11 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from mertool.engine.noise import Mixture, add_noise, blurred
 from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
+from mertool.manifest import Clip
 
 LOWER_PRIORITY = 10  # lower, and beside other programs decoders would get next to nothing, and clips time out
 AHEAD = 4  # clips per worker that may wait, decoded, for the encoder
@@ -41,6 +43,8 @@ class Decoded:
 
 
 Outcome = tuple[WorkItem, Decoded | ClipError]
+# Whatever else a damaged file makes a decoder raise is that file's failure.
+DAMAGE = (OSError, ValueError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -51,19 +55,21 @@ class Limits:
     clip_timeout: float = 120.0
 
 
-def decode_audio(path: Path, start: float | None, end: float | None) -> Decoded:
-    """The sound of a clip, (n,) float32 at 16 kHz."""
+def decode_audio(path: Path, start: float | None, end: float | None, noise: Mixture | None = None) -> Decoded:
+    """The sound of a clip, (n,) float32 at 16 kHz, with other sound in it if `noise` is given."""
     from mertool.media import read_audio
 
     began = time.perf_counter()
     wave = read_audio(path, start, end)
+    if noise:
+        wave = add_noise(wave, noise, read_audio)
     return Decoded(wave, len(wave) / SAMPLE_RATE, spent={"decode": time.perf_counter() - began})
 
 
 def decode_faces(
-    path: Path, start: float | None, end: float | None, fps: float, most: int, decoder: str = "auto"
+    path: Path, start: float | None, end: float | None, fps: float, most: int, decoder: str = "auto", blur: int = 1
 ) -> Decoded:
-    """The crops of the clip's face, (T, 224, 224, 3) uint8."""
+    """The crops of the clip's face, (T, 224, 224, 3) uint8; frames are blurred by the factor `blur` before."""
     import torch
 
     from mertool.faces import find_face
@@ -72,9 +78,28 @@ def decode_faces(
     torch.set_num_threads(1)
     spent = {"decode": 0.0}
     began = time.perf_counter()
-    track = find_face(_timed(read_frames(path, fps, most, start, end, decoder), spent))
+    frames = blurred(_timed(read_frames(path, fps, most, start, end, decoder), spent), blur)
+    track = find_face(frames)
     spent["faces"] = time.perf_counter() - began - spent["decode"]
     return Decoded(track.crops, track.seconds, track.seen, track.share, spent)
+
+
+def decode_several(
+    path: Path, start: float | None, end: float | None, readings: list[tuple[Callable[..., Decoded], dict[str, Any]]]
+) -> Decoded:
+    """What several readings (function, settings) of one clip give, as a list; if one fails, the others are there."""
+    return Decoded([_attempt(read, path, start, end, settings) for read, settings in readings])
+
+
+def _attempt(
+    read: Callable[..., Decoded], path: Path, start: float | None, end: float | None, settings: dict[str, Any]
+) -> Decoded | ClipError:
+    try:
+        return read(path, start, end, **settings)
+    except ClipError as error:
+        return error
+    except DAMAGE as error:
+        return _unreadable(error)
 
 
 # What another try changes after a decoder hung or died: PyAV is the second decoder of frames.
@@ -116,8 +141,17 @@ class Decoders:
         for _ in range(self.workers):
             self._pool.schedule(os.getpid)
 
-    def read(self, items: Iterable[WorkItem], read: Callable[..., Decoded], **settings: Any) -> Iterator[Outcome]:
-        """Yield every item with what `read` made of it, as they come; a hang or a crash costs that item alone."""
+    def read(
+        self,
+        items: Iterable[WorkItem],
+        read: Callable[..., Decoded],
+        settings_of: Callable[[Clip], dict[str, Any]] = lambda _: {},
+        **settings: Any,
+    ) -> Iterator[Outcome]:
+        """Yield every item with what `read` made of it, as they come; a hang or a crash costs that item alone.
+
+        `settings` are those of all clips, `settings_of` gives those of one.
+        """
         done: queue.SimpleQueue[tuple[WorkItem, dict[str, Any], Any]] = queue.SimpleQueue()
         second = SECOND_TRY.get(read, {})
 
@@ -130,7 +164,7 @@ class Decoders:
         waiting = 0
         while True:
             while waiting < AHEAD * self.workers and (item := next(source, None)) is not None:
-                schedule(item, settings)
+                schedule(item, {**settings, **settings_of(item.clip)})
                 waiting += 1
             if not waiting:
                 return
@@ -162,9 +196,12 @@ def _outcome(future: Any, timeout: float) -> Decoded | ClipError:
         return ClipError("timeout", f"decoding took longer than {timeout:g} s")
     except ProcessExpired as error:
         return ClipError("crashed", f"the decoder process died (exit code {error.exitcode})")
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        # Whatever else a damaged file makes a decoder raise is that file's failure.
-        return ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
+    except DAMAGE as error:
+        return _unreadable(error)
+
+
+def _unreadable(error: Exception) -> ClipError:
+    return ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
 
 
 def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:

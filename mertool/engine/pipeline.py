@@ -7,7 +7,7 @@ the slowest of all.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -44,13 +44,13 @@ class Encoder(Protocol):
 class Work:
     """How to encode: which layers to keep, what to make of a clip's frames, which adapter it gets.
 
-    `finish` turns (L, T, D) into the stored values; `variant` names the adapter of a clip and `select`
-    switches to it; `limit` bounds the batches.
+    `finish` turns (L, T, D) into the stored values, or into a list of them where several stores are filled;
+    `variant` names the adapter of a clip and `select` switches to it; `limit` bounds the batches.
     """
 
     encoder: Encoder
     keep: tuple[int, ...]
-    finish: Callable[[torch.Tensor], torch.Tensor]
+    finish: Callable[[torch.Tensor], torch.Tensor | list[torch.Tensor]]
     limit: Limit = field(default_factory=lambda: Limit(0))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     variant: Callable[[str], str] = lambda _: ""
@@ -109,12 +109,22 @@ def keep_frames(frames: torch.Tensor) -> torch.Tensor:
     return frames[0] if len(frames) == 1 else frames
 
 
-def run(outcomes: Iterable[Outcome], total: int, work: Work | None, writer: PartWriter, progress: Progress) -> Report:
-    """Encode and write all outcomes; without `work` the decoded content itself is stored (face crops)."""
+def run(
+    outcomes: Iterable[Outcome],
+    total: int,
+    work: Work | None,
+    writer: PartWriter | Sequence[PartWriter],
+    progress: Progress,
+) -> Report:
+    """Encode and write all outcomes; without `work` the decoded content itself is stored (face crops).
+
+    With several writers each gets its own of the values that `work.finish` gives.
+    """
     report = Report()
     began = time.perf_counter()
     truncated = _truncated(work)
-    record = _Recorder(report, writer, lambda: progress(report.done, total, report.failed, report.media_seconds))
+    writers = [writer] if isinstance(writer, PartWriter) else list(writer)
+    record = _Recorder(report, writers, lambda: progress(report.done, total, report.failed, report.media_seconds))
     with Sink(RESULTS_WAITING if work else CROPS_WAITING) as sink:
         if work is None:
             for item, decoded in outcomes:
@@ -189,21 +199,22 @@ class _Encoded:
         began = self._mark()
         with torch.inference_mode():
             frames = work.encoder.encode_prepared([clip.prepared for clip in batch], work.keep)
-            values = [work.finish(clip).float() for clip in frames]
-            self._shapes = [value.shape for value in values]
-            flat = torch.cat([value.flatten() for value in values])
+            finished = [work.finish(clip) for clip in frames]
+            values = [value if isinstance(value, list) else [value] for value in finished]
+            self._shapes = [[value.shape for value in clip] for clip in values]
+            flat = torch.cat([value.flatten().float() for clip in values for value in clip])
             self._values = torch.empty(flat.shape, pin_memory=True) if self._cuda else flat
             if self._cuda:
                 self._values.copy_(flat, non_blocking=True)
         self._marks = (began, self._mark())
 
-    def fetch(self) -> tuple[list[np.ndarray], float]:
-        """The values of each clip, float32, and the seconds the device took; waits for it."""
+    def fetch(self) -> tuple[list[list[np.ndarray]], float]:
+        """The values of each clip for each store, float32, and the seconds the device took; waits for it."""
         began, ended = self._marks
         if self._cuda:
             ended.synchronize()
-        parts = self._values.split([shape.numel() for shape in self._shapes])
-        values = [part.view(shape).cpu().numpy() for part, shape in zip(parts, self._shapes, strict=True)]
+        parts = iter(self._values.split([shape.numel() for clip in self._shapes for shape in clip]))
+        values = [[next(parts).view(shape).cpu().numpy() for shape in clip] for clip in self._shapes]
         return values, began.elapsed_time(ended) / 1000 if self._cuda else ended - began
 
     def _mark(self) -> Any:
@@ -219,15 +230,15 @@ class _Recorder:
     """Writes what became of clips; only the sink's thread calls it."""
 
     report: Report
-    writer: PartWriter
+    writers: list[PartWriter]
     step: Callable[[], None]
 
     def batch(self, encoded: _Encoded) -> None:
         values, seconds = encoded.fetch()
         self.report.encode += seconds
-        for (item, decoded), value in zip(encoded.clips, values, strict=True):
-            if np.isfinite(value).all():
-                self.features(item, decoded, value)
+        for (item, decoded), clip in zip(encoded.clips, values, strict=True):
+            if all(np.isfinite(value).all() for value in clip):
+                self.features(item, decoded, clip)
             else:
                 self.failure(item, ClipError("not_finite"))
 
@@ -235,12 +246,13 @@ class _Recorder:
         if isinstance(decoded, ClipError):
             self.failure(item, decoded)
         else:
-            self.features(item, decoded, decoded.content)
+            self.features(item, decoded, [decoded.content])
 
-    def features(self, item: WorkItem, decoded: Decoded, values: np.ndarray) -> None:
+    def features(self, item: WorkItem, decoded: Decoded, values: list[np.ndarray]) -> None:
         began = time.perf_counter()
         facts = (decoded.seconds, decoded.frames_seen, decoded.face_share)
-        self.writer.add(ClipFeatures(item.clip.clip, item.digest, values, *facts))
+        for writer, value in zip(self.writers, values, strict=True):
+            writer.add(ClipFeatures(item.clip.clip, item.digest, value, *facts))
         self.report.write += time.perf_counter() - began
         self.report.extracted += 1
         self.report.media_seconds += np.nan_to_num(decoded.seconds)
@@ -250,6 +262,7 @@ class _Recorder:
 
     def failure(self, item: WorkItem, error: ClipError) -> None:
         stage = "encode" if error.reason in ("out_of_memory", "not_finite") else "decode"
-        self.writer.fail(Failure(item.clip.clip, item.digest, stage, error.reason, error.message))
+        for writer in self.writers:
+            writer.fail(Failure(item.clip.clip, item.digest, stage, error.reason, error.message))
         self.report.reasons[error.reason] += 1
         self.step()

@@ -83,17 +83,23 @@ def transcribe_clips(
     progress: Callable[[int, int, int], None],
 ) -> Transcribed:
     """Recognise what is said in the clips without a transcript, for a store of text features."""
-    # On a CPU half precision gains little here, and near ties would depend on the batch.
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
     with Decoders(limits) as decoders:
         return transcribe(
             manifest,
             transcripts_beside(store),
             source,
-            lambda: encoders.load_recogniser(source, device, dtype),
+            lambda: load_recogniser(source, device),
             progress,
             lambda items: decoders.read(items, decode_audio),
         )
+
+
+def load_recogniser(source: encoders.Source, device: torch.device) -> "Recogniser":
+    """The speech recogniser in the number format that suits the device."""
+    # On a CPU half precision gains little here, and near ties would depend on the batch.
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    recogniser: Recogniser = encoders.load_recogniser(source, device, dtype)
+    return recogniser
 
 
 def transcribe(
@@ -112,12 +118,12 @@ def transcribe(
     what `load` tells the model, if anything: another one is another recogniser. Raises MertoolError if
     `output` is a file of another kind.
     """
-    items = [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips if not (clip.text or "").strip()]
+    items = _without_text(manifest)
     if not items:
         return Transcribed(manifest, 0, 0, 0, {}, 0)
     check_writable(output, manifest.source)
     rows = read_rows(output)
-    recogniser = source.digest()[:16] + (f"-{language}" if language else "")
+    recogniser = _name(source, language)
     todo = [item for item in items if not _is_known(item, rows.get(item.clip.clip), recogniser)]
     if todo:
         sheet = Sheet(output, [clip.clip for clip in manifest.clips], rows)
@@ -129,6 +135,22 @@ def transcribe(
     recognised = sum(found[item.clip.clip].text != "" for item in todo)
     filled = _with_texts(manifest, {name: row.text for name, row in found.items()})
     return Transcribed(filled, recognised, len(items) - len(todo), silent, dict(failed), len(items), reasons)
+
+
+def left_to_hear(manifest: Manifest, output: Path, source: encoders.Source) -> list[WorkItem]:
+    """The clips that `transcribe` would have read, because neither a text nor an outcome in the CSV is there."""
+    items = _without_text(manifest)
+    rows = read_rows(output) if items else {}
+    return [item for item in items if not _is_known(item, rows.get(item.clip.clip), _name(source))]
+
+
+def _without_text(manifest: Manifest) -> list[WorkItem]:
+    return [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips if not (clip.text or "").strip()]
+
+
+def _name(source: encoders.Source, language: str | None = None) -> str:
+    """What the CSV calls a recogniser."""
+    return source.digest()[:16] + (f"-{language}" if language else "")
 
 
 class Sheet:

@@ -1,4 +1,4 @@
-"""Labels and transcripts in MERTools' forms (MER2023 to MER2026), and in any CSV of the same shape.
+"""Labels, transcripts and submissions in MERTools' forms (MER2023 to MER2026), and in any CSV of the same shape.
 
 `label-6way.npz` holds one pickled dict per corpus. Only numpy's own array constructors are allowed while
 it is read, so a prepared file cannot run code.
@@ -9,17 +9,21 @@ import io
 import pickle
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mertool.errors import MertoolError, faults_in, suggest
-from mertool.manifest import SPLITS
+from mertool.files import write_atomic
+from mertool.manifest import EMOTIONS, SPLITS
 
 NAME_COLUMNS = ("clip", "name", "file", "filename")
 LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
 TEXT_COLUMNS = ("text", "transcript", "chinese", "english", "sentence")
+SUBMISSIONS = ("mer2024",)
+MOST_NAMED = 10
 TRAIN_CORPORA = ("train_corpus", "whole_corpus")
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -59,6 +63,54 @@ def read_transcripts(path: Path) -> dict[str, str]:
     text = _column(path, header, TEXT_COLUMNS, "text")
     name = _column(path, header, NAME_COLUMNS, "clip name")
     return _by_clip(path, rows, name, text)
+
+
+def read_candidates(path: Path) -> list[str]:
+    """Names of the clips that a challenge wants labels of, in the list's order; one that stands twice is an error."""
+    _check_exists(path, "candidates")
+    rows, header = _read_rows(path)
+    column = _column(path, header, NAME_COLUMNS, "clip name")
+    names = [name for row in rows if (name := _stem(row[column]))]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise MertoolError(f"{path}: names that stand there more than once: {_named(repeated)}; leave each in once")
+    if not names:
+        raise MertoolError(f"{path} names no clip: give the challenge's list of candidates")
+    return names
+
+
+def check_candidates(path: Path, names: list[str], clips: list[str], source: Path, classes: tuple[str, ...]) -> None:
+    """Raise one error for all that keeps labels of `clips` from being a submission for the candidates `names`."""
+    faults = []
+    if wrong := [name for name in classes if name not in EMOTIONS]:
+        faults.append(f"the bundle's classes {', '.join(wrong)} are none of the challenge's ({', '.join(EMOTIONS)})")
+    if missing := sorted(set(names) - set(clips)):
+        faults.append(f"candidates that are not in {source}: {_named(missing)}")
+    if extra := sorted(set(clips) - set(names)):
+        faults.append(f"clips of {source} that are no candidates: {_named(extra)}, give a manifest without them")
+    if faults:
+        raise faults_in(f"no submission for {path}", faults)
+
+
+def write_submission(path: Path, names: list[str], labels: dict[str, str], reasons: Path) -> None:
+    """Write `name,discrete` for exactly the candidates, in their order; `reasons` tells why clips have no label."""
+    if missing := [name for name in names if name not in labels]:
+        path.unlink(missing_ok=True)
+        raise MertoolError(
+            f"no submission: candidates without a prediction: {_named(missing)}; see {reasons}, mend the files and run "
+            "the same command again"
+        )
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["name", "discrete"])
+    writer.writerows([name, labels[name]] for name in names)
+    write_atomic(path, buffer.getvalue())
+
+
+def _named(names: list[str]) -> str:
+    """`2 (a, b)`, of many the first."""
+    shown = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+    return f"{len(names)} ({shown})"
 
 
 def _by_clip(path: Path, rows: list[dict[str, str]], name: str, column: str) -> dict[str, str]:

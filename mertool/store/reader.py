@@ -115,6 +115,16 @@ class FeatureStore:
         spans = [slice(start, start + n) for start, n in zip(self._offset[rows], self._length[rows], strict=True)]
         return [values[:, span] if len(self.layers) > 1 else values[span] for span in spans]
 
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """Values (stop - start, L, D) of consecutive rows of a pooled store, as stored, by one read."""
+        return self._file["values"][start:stop]
+
+    def frame_block(self, start: int, stop: int) -> list[np.ndarray]:
+        """Frames (T, D) of consecutive rows of a frame store of one layer, as stored, by one read; views of it."""
+        first, ends = int(self._offset[start]), self._offset[start:stop] + self._length[start:stop]
+        values = self._file["values"][first : int(ends[-1])]
+        return np.split(values, (ends[:-1] - first).tolist())
+
     def lengths(self, clips: Iterable[str]) -> np.ndarray:
         """Numbers of frames per clip of a frame store."""
         return self._length[self.rows(clips)]

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from mertool.adaptation.checkpoint import Checkpoint
-from mertool.adaptation.launch import start
 from mertool.adaptation.loop import Rows, Schedule, batches, fit
 from mertool.errors import MertoolError
+from mertool.training.checkpoint import Checkpoint
+from mertool.training.launch import start
 
 
 class Line:

@@ -33,7 +33,7 @@ def measure(modality: str, model: Path, manifest: Any, output: Path, device: str
     from mertool.extract import ExtractOptions, extract
 
     options = ExtractOptions(modality, encoder=str(model), device=device, dtype=dtype)
-    with _clock(encoders, "load") as loading, _clock(encoders.Source, "digest") as hashing:
+    with clock(encoders, "load") as loading, clock(encoders.Source, "digest") as hashing:
         began = time.perf_counter()
         result = extract(manifest, output, options, lambda *_: None)
         outer = time.perf_counter() - began - loading["seconds"] - hashing["seconds"]
@@ -86,7 +86,7 @@ def timed(work: Any, device: Any) -> float:
 
 
 @contextmanager
-def _clock(owner: Any, name: str) -> Iterator[dict[str, float]]:
+def clock(owner: Any, name: str) -> Iterator[dict[str, float]]:
     """Measure the seconds spent in a function of a module or class while open."""
     spent, function = {"seconds": 0.0}, getattr(owner, name)
 

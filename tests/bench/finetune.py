@@ -50,13 +50,13 @@ def measure(place: Path, layers: tuple[int, ...], options: argparse.Namespace) -
 
     from mertool import encoders
     from mertool.adaptation.adapter import Adaptation, Method, Part
-    from mertool.adaptation.checkpoint import Checkpoint
     from mertool.adaptation.clips import Wanted, read_clips
-    from mertool.adaptation.launch import start
     from mertool.adaptation.loop import Schedule
     from mertool.devices import resolve_device, resolve_dtype
     from mertool.engine.decode import Limits
     from mertool.manifest import Manifest
+    from mertool.training.checkpoint import Checkpoint
+    from mertool.training.launch import start
 
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)

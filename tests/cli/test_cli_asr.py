@@ -200,19 +200,19 @@ def test_a_store_of_another_recipe_is_refused_before_anything_is_heard(text, hea
 # ---------------------------------------------------------------- predict
 
 
-def test_a_bundle_hears_new_clips_by_itself(text, call, invoke, workspace, write_manifest, demo_rows, tmp_path):
+def test_a_bundle_hears_new_clips_by_itself(text, invoke, workspace, write_manifest, demo_rows, make_bundle, tmp_path):
     rows = [demo_rows[clip] for clip in workspace.clips if clip in demo_rows]
     labelled = write_manifest(tmp_path / "labelled.csv", [row for row in rows if row["label"] and row["text"]])
     assert text("-q", source=labelled).exit_code == 0
-    options = ["--folds", 3, "--seeds", 1, "--epochs", 1, "--width", 8, "-q"]
-    call("fuse", tmp_path / "text.h5", "-m", labelled, "-o", tmp_path / "run", *options)
+    make_bundle(tmp_path / "run", [tmp_path / "text.h5"])
     # A folder has no transcripts at all.
     given = ["predict", tmp_path / "run", tmp_path / "media", "-o", tmp_path / "p.csv", "--max-failed", 1, "--json"]
     result = invoke(*given)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert json.loads(result.stdout)["modalities"] == {"text": 3}
     assert Predictions.read(tmp_path / "p.csv").clips == ("high", "low", "told")
-    heard = {clip: row["text"] for clip, row in rows_of(tmp_path / "p.csv.features" / "text.transcripts.csv").items()}
+    (sheet,) = (tmp_path / "p.csv.features").glob("transcripts-*.csv")
+    heard = {clip: row["text"] for clip, row in rows_of(sheet).items()}
     assert heard == {**HEARD, "told": "good day", "dull": "", "broken": ""}
     reasons = {clip: row["reason"] for clip, row in rows_of(tmp_path / "p.failures.csv").items()}
     assert reasons == {"broken": "unreadable", "dull": "no_text"}

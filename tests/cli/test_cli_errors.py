@@ -233,7 +233,7 @@ def test_a_misspelt_method(fails, manifest, tmp_path, tiny_encoders):
 
 def test_a_misspelt_head(fails, manifest, audio_store, tmp_path):
     message = fails("fuse", audio_store, "-m", manifest, "-o", tmp_path / "run", "--head", "atention")
-    assert "unknown fusion head 'atention': did you mean 'attention'? valid: attention, concat" in message
+    assert "unknown fusion head 'atention': did you mean 'attention'? valid: attention, attention-mer" in message
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from mertool.engine import decode
-from mertool.engine.decode import Decoded, Decoders, Limits, decode_audio, decode_faces, decode_text, worker_count
+from mertool.engine.decode import (
+    Decoded,
+    Decoders,
+    Limits,
+    decode_audio,
+    decode_faces,
+    decode_several,
+    decode_text,
+    worker_count,
+)
 from mertool.engine.plan import WorkItem
 from mertool.errors import ClipError
 from mertool.manifest import Clip
@@ -198,3 +207,19 @@ def test_what_a_decoder_of_sound_imports_has_no_torch():
     """It would cost each process seconds."""
     code = "import sys, mertool.engine.decode, mertool.media; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_settings_of_one_clip_stand_beside_those_of_all(tmp_path):
+    jobs = items(tmp_path, "a", "bb")
+    with Decoders(Limits(1, 30.0)) as decoders:
+        read = decoders.read(jobs, with_settings, lambda clip: {"most": len(clip.clip)}, fps=4.0)
+        found = {item.clip.clip: out.content for item, out in read}
+    assert found == {"a": (None, None, 4.0, 1), "bb": (None, None, 4.0, 2)}
+
+
+def test_of_several_readings_one_that_fails_costs_none_of_the_others(tmp_path):
+    readings = [(obey, {}), (with_settings, {"fps": 1.0, "most": 2})]
+    for name, reason in (("refuse-1", "no_audio"), ("value-1", "unreadable")):
+        failed, read = decode_several(tmp_path / f"{name}.mp4", None, None, readings).content
+        assert isinstance(failed, ClipError) and failed.reason == reason
+        assert read.content == (None, None, 1.0, 2)

@@ -1,0 +1,148 @@
+"""`Bundle`: checking a bundle's files, finding its encoders, scoring features."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mertool import fusion
+from mertool.bundle.layout import encoder_folder, file_digest, part_folder, seal_of
+from mertool.encoders import Source, find
+from mertool.errors import MertoolError, faults_in
+from mertool.features import Recipe
+from mertool.runs import Run, load_tensors
+from mertool.training.batches import Features
+from mertool.training.calibration import Correction, apply_correction
+from mertool.training.members import member_logits
+
+NEEDS = ("parts", "members", "correction", "classes", "files", "seal")
+Heads = list[tuple[fusion.Head, dict[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are all there and as they were written.
+
+    `run`: its folder and what run.json says. `parts`: see the top of the package. `classes`: names of the C classes.
+    `shapes`: (L, D) of the features of each part. `correction`: temperature and priors.
+    """
+
+    run: Run
+    parts: list[dict[str, Any]]
+    classes: tuple[str, ...]
+    shapes: list[tuple[int, int]]
+    correction: Correction
+    _on_device: dict[torch.device, Heads] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Bundle":
+        """Open a run of `fuse`; one error names every file of it that is missing or changed."""
+        run = Run.read(folder, "fuse", *NEEDS)
+        try:
+            sealed = seal_of(run.info) == run.info["seal"]
+            faults = [fault for name, digest in run.info["files"].items() if (fault := _fault(folder, name, digest))]
+            if not sealed:
+                faults.append("run.json was changed (classes, recipes, members, correction or digests)")
+            if faults:
+                raise faults_in(f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults)
+            info = run.info
+            shapes = [(int(part["shape"][0]), int(part["shape"][1])) for part in info["parts"]]
+            return cls(run, info["parts"], tuple(info["classes"]), shapes, Correction.from_json(info["correction"]))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise MertoolError(f"{folder / 'run.json'} is no bundle's ({error!r}): run `mertool fuse` again") from error
+
+    # ------------------------------------------------------------ scoring
+
+    def member_logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
+        """Logits (M, N, C) of all members; features one (N, L, D) per part, present (N, parts), on one device."""
+        heads = self._heads(present.device)
+        return torch.cat([member_logits(head, state, features, present) for head, state in heads])
+
+    def logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
+        """Mean (N, C) of the members' logits, as in the official protocol, before any correction."""
+        return self.member_logits(features, present).mean(0)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities (N, C), float64 on the CPU, of `logits`: with the bundle's temperature and priors."""
+        return torch.from_numpy(apply_correction(logits.detach().cpu().double().numpy(), self.correction))
+
+    def _heads(self, device: torch.device) -> Heads:
+        if device not in self._on_device:
+            self._on_device[device] = [self._load(group, device) for group in self.run.info["members"]]
+        return self._on_device[device]
+
+    def _load(self, group: dict[str, Any], device: torch.device) -> tuple[fusion.Head, dict[str, torch.Tensor]]:
+        head = fusion.build(group["head"], self.shapes, len(self.classes), group["width"], group["dropout"])
+        state = load_tensors(self.run.folder / group["file"])
+        own = dict([*head.named_parameters(), *head.named_buffers()])
+        if {name: value.shape for name, value in own.items()} != {name: v.shape[1:] for name, v in state.items()}:
+            raise MertoolError(
+                f"{self.run.folder / group['file']} does not fit the head '{group['head']}' of this version of "
+                f"mertool: fuse again, or use mertool {self.run.info['mertool']}"
+            )
+        return head.eval().to(device), {name: value.to(device) for name, value in state.items()}
+
+    # ------------------------------------------------------------ the chain before the heads
+
+    def folder_of(self, part: dict[str, Any]) -> Path:
+        """Where adapters and aligner of a part lie."""
+        return self.run.folder / part_folder(self.parts.index(part))
+
+    def adapters_of(self, part: dict[str, Any]) -> Path | None:
+        """The folder of a part's adapters, which holds `final` alone; None without."""
+        return self._inside(part, "adapters", part["recipe"]["adapter"])
+
+    def aligner_of(self, part: dict[str, Any]) -> Path | None:
+        """The folder of a part's aligner; None without."""
+        return self._inside(part, "aligner", part["recipe"]["aligner"])
+
+    def recipe_of(self, part: dict[str, Any]) -> Recipe:
+        """The recipe of new clips' features: their adapter is the one trained on all folds, whatever their names."""
+        digest = part["recipe"]["adapter"]
+        return Recipe.from_json({**part["recipe"], "adapter": f"{digest}:final" if digest else None})
+
+    def source_of(self, part: dict[str, Any]) -> Source:
+        """The encoder of a part: in the bundle, by hub id and revision, or a local folder; checked by digest."""
+        return self._find(part, "encoder", part["recipe"]["weights"], part["modality"])
+
+    def recogniser_of(self, part: dict[str, Any]) -> Source:
+        """The speech recogniser whose transcripts a part was trained on, found in the same way."""
+        return self._find(part, "asr", part["recipe"]["media"]["asr"], "audio")
+
+    def _inside(self, part: dict[str, Any], name: str, digest: str | None) -> Path | None:
+        return self.folder_of(part) / name if digest else None
+
+    def _find(self, part: dict[str, Any], what: str, digest: str, modality: str) -> Source:
+        named, place = part["origin"].get(what), self.run.folder / encoder_folder(digest)
+        if not named:
+            raise MertoolError(
+                f"part '{part['name']}' of {self.run.folder} was made elsewhere, its {what} is not known: fuse "
+                "features that `mertool extract` made"
+            )
+        checkpoint = named["checkpoint"]
+        if place.is_dir():
+            source = Source(named["name"], place, checkpoint, named["revision"])
+        elif Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
+            raise MertoolError(
+                f"encoder '{named['name']}' of part '{part['name']}' is neither in {self.run.folder} nor in "
+                f"{checkpoint}: copy its model folder (weights {digest}) to {place}"
+            )
+        else:
+            source = find(checkpoint, modality, named["revision"])
+        if (found := source.digest()) != digest:
+            raise MertoolError(
+                f"encoder '{named['name']}' in {source.folder} is not the one of {self.run.folder} (weights "
+                f"{digest[:12]} there, {found[:12]} here): copy the right model folder to {place}"
+            )
+        return source
+
+
+def _fault(folder: Path, name: str, digest: str) -> str | None:
+    file = folder / name
+    if not file.is_file():
+        return f"{name} is missing"
+    try:
+        return None if file_digest(file) == digest else f"{name} was changed"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
