@@ -17,26 +17,32 @@ import torch
 from scipy.special import softmax
 
 from mertool import fusion, registry
-from mertool.bundle import Correction, Members, check_parts, make_part, write
+from mertool.bundle import Members, check_parts, make_part, write
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
+from mertool.files import digest_json
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.metrics import confusion, mcnemar, paired_bootstrap, score_json, scores_of
+from mertool.metrics import confusion
 from mertool.predictions import Predictions
 from mertool.runs import Run, RunDraft, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.adapter_folds import folds_of_adapters
 from mertool.training.batches import Features
+from mertool.training.correcting import correct
 from mertool.training.examples import Examples, labelled_examples, present_in
 from mertool.training.folds import Folds, folds_key, get_folds, speaker_groups
 from mertool.training.gather import gather
+from mertool.training.pseudo import SelfTraining
+from mertool.training.scoring import against_best, largest_class, score_system
 from mertool.training.search import Draw, shuffled_folds
+from mertool.training.self_training import self_train_system
 from mertool.training.stacked import Schedule
 from mertool.training.system import MERTOOLS, NESTED, OPTIMISTIC, PROTOCOLS, Settings, System, train_system
+from mertool.training.unlabelled import match_stores, unlabelled_clips
 
 FOLDS = 5
 HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"
-AFTERWARDS = "the best part was chosen after the fact, by the scores above"
+ADAPTED = "the unlabelled clips have features of the adapter that learned all labels, those of held-out clips too"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class FuseOptions:
 
     folds: a number, a file of folds, or None: those of the adapters where features are adapted, else five. search:
     draws of width, dropout and learning rate, of which one is chosen (see training/system.py); 0 takes the given ones.
+    unlabelled: stores of other clips, a partner for each store; rounds: of self-training on them, 0 is none; prior:
+    estimate the shares of classes among them, and correct for it. calibrate: fit a temperature on out-of-fold logits.
     protocol: `nested`, or `mertools`, the official and optimistic one. epochs: all, or where they are chosen the most.
     The rest is explained at `Schedule`. None is the protocol's own: see `settings`.
     """
@@ -65,6 +73,10 @@ class FuseOptions:
     label_smoothing: float = 0.0
     class_weights: bool = False
     contrast: float = 0.0
+    unlabelled: tuple[Path, ...] = ()
+    rounds: int = 3
+    prior: bool = False
+    calibrate: bool = True
     seed: int = 0
     device: str = "auto"
     classes: tuple[str, ...] = EMOTIONS
@@ -84,6 +96,12 @@ class FuseOptions:
             raise MertoolError(f"{name.replace('_', ' ')} {getattr(self, name):g}: give a number from 0 to below 1")
         if min(self.feature_noise, self.mixup, self.contrast) < 0 or not self.learning_rate > 0:
             raise MertoolError("--feature-noise, --mixup and --contrast must not be negative, --learning-rate above 0")
+        if self.rounds < 0:
+            raise MertoolError(f"--rounds {self.rounds}: give rounds of self-training, or 0 for none")
+        if self.prior and not self.unlabelled:
+            raise MertoolError("--prior estimates the shares of classes in other clips: give their --unlabelled stores")
+        if self.unlabelled and not self.rounds and not self.prior:
+            raise MertoolError("--unlabelled with --rounds 0 does nothing: give --prior, or rounds")
 
     def settings(self) -> Settings:
         """What is trained. MERTools: its head, six repetitions, at most 100 epochs, Adam with a weight decay of 1e-5 at
@@ -122,15 +140,21 @@ def _default(value: Any, other: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Data:
-    """Features of all examples, list of (N, L, D), and which are present (N, M); names of the stores."""
+    """Features of all examples, then of unlabelled clips, list of (N + U, L, D), and which are present (N + U, M);
+    names of the stores, and how many clips are unlabelled by name but labelled ones."""
 
     names: list[str]
     features: Features
     present: torch.Tensor
+    dropped: int = 0
 
     def only(self, number: int) -> "_Data":
         """One part, for its score alone."""
         return _Data([self.names[number]], [self.features[number]], self.present[:, number : number + 1])
+
+    def any_present(self) -> np.ndarray:
+        """(N + U,) true where a clip has some feature."""
+        return self.present.any(1).cpu().numpy()
 
 
 def fuse(
@@ -141,23 +165,26 @@ def fuse(
     with ExitStack() as stack:
         opened = [stack.enter_context(FeatureStore(path)) for path in stores]
         parts = [make_part(store) for store in opened]
+        others = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
         key = make_key(
             "fuse",
-            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite", "folds")},
+            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite", "folds", "unlabelled")},
             {
                 "folds": None if options.folds is None else folds_key(options.folds),
                 "stores": [[store.path.stem, store.fingerprint, store.digests()] for store in opened],
+                "unlabelled": sorted([store.fingerprint, digest_json(store.digests())] for store in others),
                 "manifest": manifest.digest(),
             },
         )
         if found := reuse(output, "fuse", key, options.overwrite):
             return found, True
         check_parts(parts)
+        others = match_stores(opened, others) if others else []
         examples = labelled_examples(manifest, options.classes)
-        data = _gather(opened, examples, resolve_device(options.device))
+        data = _gather(opened, others, examples, resolve_device(options.device))
         folds = _choose_folds(opened, examples, options)
-    systems = _train(data, examples, folds, options.settings(), progress)
-    _save(output, key, options, parts, data, examples, folds, systems)
+    systems, taught = _train(data, examples, folds, options, progress)
+    _save(output, key, options, parts, data, examples, folds, systems, taught)
     return Run.read(output, "fuse"), False
 
 
@@ -168,12 +195,18 @@ def _check_names(stores: list[Path]) -> None:
         raise MertoolError(f"two stores are named '{repeated[0]}': the file name tells them apart in the results")
 
 
-def _gather(stores: list[FeatureStore], examples: Examples, device: torch.device) -> _Data:
+def _gather(stores: list[FeatureStore], others: list[FeatureStore], examples: Examples, device: torch.device) -> _Data:
     for store in stores:
         present_in(store, examples)
     features, present = gather(stores, examples.clips)
+    dropped = 0
+    if others:
+        clips, dropped = unlabelled_clips(stores, others, examples.clips)
+        more, there = gather(others, clips)
+        features = [np.concatenate(pair) for pair in zip(features, more, strict=True)]
+        present = np.concatenate([present, there])
     on_device = [torch.from_numpy(values).to(device) for values in features]
-    return _Data([store.path.stem for store in stores], on_device, torch.from_numpy(present).to(device))
+    return _Data([store.path.stem for store in stores], on_device, torch.from_numpy(present).to(device), dropped)
 
 
 def _choose_folds(stores: list[FeatureStore], examples: Examples, options: FuseOptions) -> Folds:
@@ -186,19 +219,30 @@ def _choose_folds(stores: list[FeatureStore], examples: Examples, options: FuseO
     return get_folds(asked, examples, options.seed)
 
 
+Systems = dict[str, tuple[System, np.ndarray]]  # with each the examples (N,) that it can score
+
+
 def _train(
-    data: _Data, examples: Examples, folds: Folds, settings: Settings, progress: Callable[[int, int], None]
-) -> dict[str, tuple[System, np.ndarray]]:
-    """Every part alone, where there are several, and last all together; with each the clips (N,) that it can score."""
-    several = len(data.names) > 1
-    parts = {name: data.only(number) for number, name in enumerate(data.names)} if several else {}
-    parts["fusion" if several else data.names[0]] = data
-    found = {}
-    for number, (name, part) in enumerate(parts.items()):
-        step = partial(_step, progress, number, len(parts))
+    data: _Data, examples: Examples, folds: Folds, options: FuseOptions, progress: Callable[[int, int], None]
+) -> tuple[Systems, dict[str, Any] | None]:
+    """Every part alone, where there are several, and last all together; and what self-training reports."""
+    several, settings = len(data.names) > 1, options.settings()
+    parts = [data.only(number) for number in range(len(data.names))] if several else []
+    count, found = len(parts) + 1, {}
+    for number, part in enumerate(parts):
+        step = partial(_step, progress, number, count)
         system = train_system(part.features, part.present, examples, folds, settings, progress=step)
-        found[name] = system, part.present.any(1).cpu().numpy()
-    return found
+        found[part.names[0]] = system, part.any_present()[: len(examples)]
+    step, taught = partial(_step, progress, len(parts), count), None
+    if options.unlabelled and options.rounds:
+        singles = [system for system, _ in found.values()]
+        rounds = SelfTraining(options.rounds)
+        system, done = self_train_system(data.features, data.present, examples, folds, settings, singles, rounds, step)
+        taught = {**done.report, "dropped": data.dropped}
+    else:
+        system = train_system(data.features, data.present, examples, folds, settings, progress=step)
+    found["fusion" if several else data.names[0]] = system, data.any_present()[: len(examples)]
+    return found, taught
 
 
 def _step(progress: Callable[[int, int], None], before: int, systems: int, done: int, total: int) -> None:
@@ -213,23 +257,30 @@ def _save(
     data: _Data,
     examples: Examples,
     folds: Folds,
-    systems: dict[str, tuple[System, np.ndarray]],
+    systems: Systems,
+    taught: dict[str, Any] | None,
 ) -> None:
     settings = options.settings()
-    last, _ = systems[list(systems)[-1]]
+    last, here = systems[list(systems)[-1]]
+    there = data.any_present()[len(examples) :] if options.prior else None
+    correction, effect = correct(last, examples, folds, here, there, options.calibrate, options.class_weights)
     selection = _selection(settings)
     with new_run(
         output,
         "fuse",
         key,
-        {**asdict(options), "folds": None if options.folds is None else str(options.folds)},
+        {
+            **asdict(options),
+            "folds": None if options.folds is None else str(options.folds),
+            "unlabelled": list(map(str, options.unlabelled)),
+        },
         seed=options.seed,
         settings=asdict(settings),
         selection=selection,
         classes=list(options.classes),
         folds=folds.to_json(examples),
     ) as draft:
-        write(draft, parts, [Members(**vars(group)) for group in last.groups], Correction())
+        write(draft, parts, [Members(**vars(group)) for group in last.groups], correction)
         draft.metrics.update(
             {
                 "clips": len(examples),
@@ -238,15 +289,20 @@ def _save(
                 "selection": selection,
                 "intervals": "clips" if speaker_groups(examples) is None else "speakers",
                 "cross_validation": {
-                    name: _score(system, here, examples, options) for name, (system, here) in systems.items()
+                    name: score_system(system, here, examples, len(options.classes), options.seed)
+                    for name, (system, here) in systems.items()
                 },
                 "chosen": {name: system.chosen for name, (system, _) in systems.items() if system.chosen},
-                "always_largest_class": _largest_class(examples.labels, len(options.classes)),
+                "always_largest_class": largest_class(examples.labels, len(options.classes)),
+                "correction": effect,
                 "loss": last.losses,
             }
         )
+        if taught:
+            adapted = any(part["recipe"]["adapter"] for part in parts)
+            draft.metrics["self_training"] = {**taught, "note": ADAPTED} if adapted else taught
         if len(systems) > 1:
-            draft.metrics["against_best_part"] = _against_best(systems, draft.metrics, examples, options)
+            draft.metrics["against_best_part"] = against_best(systems, examples, len(options.classes), options.seed)
         _held_out(draft, parts, data, examples, last, options.classes)
         _draw(draft, examples.labels, last.held_out.argmax(1), options.classes)
 
@@ -263,38 +319,6 @@ def _selection(settings: Settings) -> str:
     return "none: hyper-parameters and epochs were given"
 
 
-def _score(system: System, here: np.ndarray, examples: Examples, options: FuseOptions) -> dict[str, Any]:
-    """A clip without a modality gives it nothing to judge by: each system is scored where it can be."""
-    guess, groups = system.held_out.argmax(1), _speakers(examples, here)
-    scores = score_json(examples.labels[here], guess[here], len(options.classes), options.seed, groups)
-    return {"clips": int(here.sum()), **scores}
-
-
-def _speakers(examples: Examples, here: np.ndarray) -> np.ndarray | None:
-    """Whom intervals draw anew: the speakers of some clips where all are known, else the clips (None)."""
-    groups = speaker_groups(examples)
-    return None if groups is None else groups[here]
-
-
-def _against_best(
-    systems: dict[str, tuple[System, np.ndarray]], metrics: dict[str, Any], examples: Examples, options: FuseOptions
-) -> dict[str, Any]:
-    """Fusion against the best part alone, on the clips that have it."""
-    *parts, last = systems
-    best = max(parts, key=lambda name: metrics["cross_validation"][name]["waf"]["value"])
-    here = systems[best][1]
-    truth, first, second = (
-        values[here] for values in (examples.labels, *(systems[n][0].held_out.argmax(1) for n in (best, last)))
-    )
-    return {
-        "part": best,
-        "note": AFTERWARDS,
-        "clips": int(here.sum()),
-        **paired_bootstrap(truth, first, second, len(options.classes), options.seed, _speakers(examples, here)),
-        "mcnemar": mcnemar(truth, first, second),
-    }
-
-
 def _held_out(
     draft: RunDraft,
     parts: list[dict[str, Any]],
@@ -303,8 +327,10 @@ def _held_out(
     system: System,
     classes: tuple[str, ...],
 ) -> None:
-    """Predictions for the labelled clips by members that did not train on them, as `mertool evaluate` reads them."""
-    present = data.present.cpu().numpy()
+    """Predictions for the labelled clips by members that did not train on them, as `mertool evaluate` reads them.
+
+    They are not corrected: the temperature was fitted on them."""
+    present = data.present[: len(examples)].cpu().numpy()
     rows = np.flatnonzero(present.any(1))
     kinds = [part["modality"] for part in parts]
     modalities = [
@@ -313,11 +339,6 @@ def _held_out(
     clips = tuple(examples.clips[row] for row in rows)
     probabilities = softmax(system.held_out[rows].astype(np.float64), axis=1)
     Predictions(clips, classes, probabilities, tuple(modalities)).write(draft.folder / "held_out.csv")
-
-
-def _largest_class(labels: np.ndarray, classes: int) -> float:
-    always = np.full_like(labels, np.bincount(labels).argmax())
-    return float(scores_of(confusion(labels, always, classes))["waf"])
 
 
 def _draw(draft: RunDraft, labels: np.ndarray, guess: np.ndarray, classes: tuple[str, ...]) -> None:

@@ -266,3 +266,79 @@ def test_an_adapter_that_changed_since_is_an_error(
     assert isinstance(result.exception, MertoolError)
     assert "was made with an adapter that is no longer in" in str(result.exception)
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- other clips
+
+
+@pytest.fixture(scope="module")
+def others(made, tmp_path_factory, make_store):
+    """Sixty clips without labels, like those of `made` but half of them of one class, and four of the labelled ones."""
+    folder, rng = tmp_path_factory.mktemp("others"), np.random.default_rng(0)
+    rng.integers(0, 6, 90)
+    centres = 3 * rng.normal(0, 1, (6, 8))
+    random = np.random.default_rng(7)
+    labels = np.concatenate([np.zeros(30, int), random.integers(0, 6, 30)])
+    stores = []
+    for name in ("audio", "text"):
+        x = random.normal(0, 1, (60, 2, 8)).astype(np.float32)
+        for number, label in enumerate(labels):
+            if (label < 3) == (name == "audio"):
+                x[number] += centres[label]
+        values = {f"u{n}": x[n] for n in range(60)} | {f"c{n}": x[n] for n in range(10, 14)}
+        stores.append(make_store(folder / f"{name}.h5", name, values, {}))
+    return stores
+
+
+def unlabelled(stores, *options):
+    return [word for store in stores for word in ("--unlabelled", store)] + list(options)
+
+
+def test_unlabelled_clips_are_learned_from_and_reported(made, others, invoke, tmp_path):
+    stores = [made[0]["audio"], made[0]["text"]]
+    result = fuse(invoke, stores, made[1], tmp_path / "run", *unlabelled(others[::-1], "--rounds", 2, "--prior"))
+    taught = result["self_training"]
+    assert taught["unlabelled_clips"] == 60
+    assert taught["dropped"] == 4
+    assert len(taught["rounds"]) == 2
+    assert 0 < sum(taught["rounds"][0]["taken"]) < sum(taught["rounds"][1]["taken"]) <= 60
+    assert result["clips"] == 90  # no unlabelled clip is scored
+    prior = result["correction"]["prior"]
+    assert prior["shifted"]
+    assert prior["prior"][0] > 2 * prior["train"][0]
+    from mertool.bundle import Bundle
+
+    bundle = Bundle.open(tmp_path / "run")
+    assert bundle.correction.target_prior == tuple(prior["prior"])
+
+
+def test_unlabelled_stores_of_another_recipe(made, others, invoke, tmp_path):
+    stores = [made[0]["audio"], made[0]["text"]]
+    result = invoke("fuse", *stores, "-m", made[1], "-o", tmp_path / "run", *QUICK, *unlabelled(others[:1]))
+    assert "no unlabelled store has the recipe of" in str(result.exception)
+    assert "text.h5" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prior"], "give their --unlabelled stores"),
+        (["--unlabelled", "x.h5", "--rounds", 0], "--unlabelled with --rounds 0 does nothing"),
+    ],
+)
+def test_options_that_need_other_clips(made, invoke, tmp_path, options, words):
+    result = invoke("fuse", made[0]["audio"], "-m", made[1], "-o", tmp_path / "run", *options)
+    assert words in str(result.exception)
+
+
+def test_probabilities_are_tempered_and_the_effect_is_told(made, invoke, tmp_path):
+    from mertool.bundle import Bundle
+
+    plain = fuse(invoke, [made[0]["audio"]], made[1], tmp_path / "plain", "--no-calibrate")
+    assert plain["correction"] == {}
+    assert Bundle.open(tmp_path / "plain").correction.temperature == 1
+    result = invoke("fuse", made[0]["audio"], "-m", made[1], "-o", tmp_path / "run", *QUICK)
+    assert "expected calibration error" in result.stdout
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["correction"]["temperature"]
+    assert found["temperature"] != 1
+    assert found["after"]["cross_entropy"] < found["before"]["cross_entropy"]

@@ -222,8 +222,8 @@ def test_a_frame_store_is_refused(invoke, frames_store, workspace, tmp_path):
 
 def test_a_window_wider_than_the_encoder(invoke, planted, tmp_path):
     result = invoke("probe-layers", planted[0], "-m", planted[1], "-o", tmp_path / "run", *SMALL, "--width", 40)
-    assert result.exit_code == 1
-    assert "transformer layers, give at most so many" in result.stderr
+    assert isinstance(result.exception, MertoolError)
+    assert "transformer layers, give at most so many" in str(result.exception)
 
 
 def test_labels_for_clips_that_are_not_in_the_store(invoke, planted, write_manifest, tmp_path):

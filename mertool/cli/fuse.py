@@ -17,6 +17,7 @@ from mertool.cli.common import (
     RunOutput,
     Seed,
     follow,
+    note,
     parse_folds,
     print_json,
     progress,
@@ -67,6 +68,15 @@ def fuse(
     label_smoothing: Annotated[float, typer.Option(help="Share of the label spread over all classes.")] = 0.0,
     class_weights: Annotated[bool, typer.Option(help="Let classes weigh alike, however rare.")] = False,
     contrast: Annotated[float, typer.Option(help="Weight of a contrastive loss between modalities; 0 is off.")] = 0.0,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(help="Store of clips without labels to learn from too, one for each store; give it repeatedly."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds of self-training on unlabelled clips; 0 is off.")] = 3,
+    prior: Annotated[
+        bool, typer.Option("--prior", help="Correct for the shares of classes that the unlabelled clips seem to have.")
+    ] = False,
+    calibrate: Annotated[bool, typer.Option(help="Fit a temperature, so that probabilities are true.")] = True,
     classes: Classes = MER_CLASSES,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -100,6 +110,10 @@ def fuse(
         label_smoothing=label_smoothing,
         class_weights=class_weights,
         contrast=contrast,
+        unlabelled=tuple(unlabelled or ()),
+        rounds=rounds,
+        prior=prior,
+        calibrate=calibrate,
         seed=seed,
         device=device,
         classes=parse_classes(classes),
@@ -143,3 +157,22 @@ def _show(metrics: dict[str, Any]) -> None:
             say(f"  {name}: {_show_choice(line)}")
     if gain := metrics.get("against_best_part"):
         say(f"fusion against {gain['part']} alone: {show_gain(gain)} points of weighted F1 ({gain['note']})")
+    if taught := metrics.get("self_training"):
+        last = taught["rounds"][-1]
+        taken = f"{sum(last['taken']):.0f} of {taught['unlabelled_clips']} unlabelled clips taken in the last round"
+        say(f"self-training: {show_gain(last['gain'])} points of weighted F1; {taken}")
+        if "note" in taught:
+            note(f"note: {taught['note']}, so this gain leans optimistic")
+    _show_correction(metrics["correction"])
+
+
+def _show_correction(effect: dict[str, Any]) -> None:
+    if found := effect.get("temperature"):
+        before, after = (f"{100 * found[when]['ece']:.1f}" for when in ("before", "after"))
+        say(f"temperature: {found['temperature']:.2f}, expected calibration error {before} -> {after} per cent")
+    if found := effect.get("prior"):
+        shares = " ".join(f"{100 * share:.0f}" for share in found["prior"])
+        changed = f"{found['labels_changed']} of {found['unlabelled_clips']} labels change"
+        say(f"shares of classes in unlabelled clips: {shares} per cent; {changed}")
+        if not found["shifted"]:
+            note(f"note: they do not differ from those of the training clips (p = {found['p']:.2f}): leave out --prior")
