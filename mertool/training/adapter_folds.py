@@ -9,7 +9,7 @@ from mertool.errors import MertoolError
 from mertool.runs import Run
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples
-from mertool.training.folds import Folds, get_folds
+from mertool.training.folds import Folds, get_folds, place_all
 
 
 def folds_of_adapters(
@@ -25,14 +25,9 @@ def folds_of_adapters(
         return None
     table = _table(adapters)
     count = max(table.values()) + 1
-    # Clips without sound have no adapter: they go where their speaker is.
-    of_speaker = {
-        speaker: table[clip] for clip, speaker in zip(examples.clips, examples.speakers, strict=True) if clip in table
-    }
-    of = [
-        table.get(clip, of_speaker.get(speaker, row % count) if speaker else row % count)
-        for row, (clip, speaker) in enumerate(zip(examples.clips, examples.speakers, strict=True))
-    ]
+    # Clips without sound have no adapter.
+    placed = place_all({clip: str(fold) for clip, fold in table.items()}, examples)
+    of = [int(placed[clip]) for clip in examples.clips]
     folds = Folds(np.array(of, np.int64), count, f"{count} folds, those of the adapters in {', '.join(adapters)}")
     if not _agrees(asked, folds, np.isin(examples.clips, list(table)), examples, seed):
         raise MertoolError(

@@ -107,10 +107,13 @@ def read_folds(path: Path, examples: Examples) -> Folds:
 
     The file is a CSV with the columns `clip,fold`, a run of mertool (its folder or run.json), or EmoBox's
     CSV (`fold,split,file`), whose test parts must part the files. Clips of the file that are no examples
-    are passed over; an example without a fold is an error.
+    are passed over; an example without a fold is an error. A run may lack a few clips, those without its modality:
+    they go where their speaker is.
     """
     file = _file_of(path)
     found = _from_run(file) if file.suffix == ".json" else _from_csv(file, examples.clips)
+    if file.suffix == ".json" and 2 * sum(clip in found for clip in examples.clips) > len(examples):
+        found = place_all(found, examples)
     without = [clip for clip in examples.clips if clip not in found]
     if without:
         raise MertoolError(
@@ -126,6 +129,17 @@ def read_folds(path: Path, examples: Examples) -> Folds:
         if classes < 2:
             raise MertoolError(f"{file}: without fold {name} one class only is left to train on: merge folds")
     return Folds(of, len(names), f"{len(names)} folds of {path.name}, {_disjoint(examples, of)}")
+
+
+def place_all(table: dict[str, str], examples: Examples) -> dict[str, str]:
+    """Fold of every example: that of `table`, else that of its speaker's clips there, else one after the other."""
+    names = sorted(set(table.values()), key=_in_order)
+    pairs = list(zip(examples.clips, examples.speakers, strict=True))
+    of_speaker = {speaker: table[clip] for clip, speaker in pairs if clip in table and speaker}
+    return {
+        clip: table.get(clip, of_speaker.get(speaker or "", names[row % len(names)]))
+        for row, (clip, speaker) in enumerate(pairs)
+    }
 
 
 def _disjoint(examples: Examples, of: np.ndarray) -> str:

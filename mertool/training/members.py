@@ -20,8 +20,8 @@ from mertool.training.stacked import Member, Schedule, Trained, train_stack
 
 __all__ = ["Features", "Member", "Schedule", "Trained", "drop_modalities", "member_logits", "train_members"]
 
-LEAST = 8  # members of a stack on a CPU: so many make what a step costs beside arithmetic small
-WEIGHTS = 1 << 22  # or as many as have so many weights together: more leave the cache, and keep a thread too long
+LEAST = 16  # members of a stack on a CPU: so many make what a step costs beside arithmetic small
+WEIGHTS = 1 << 22  # or as many as have so many weights together: small members make larger stacks
 ON_GPU = 256  # members of a stack on a GPU
 VALUES = 1 << 24  # feature values in memory at once when scoring
 

@@ -122,6 +122,20 @@ def test_folds_come_back_from_their_csv(tmp_path):
     assert (found.count, found.kind) == (5, "5 folds of folds.csv, speaker-disjoint (12 speakers)")
 
 
+def test_clips_that_a_run_lacks_go_where_their_speaker_is(tmp_path):
+    data = examples()
+    folds = make_folds(data, 5, 0)
+    table = folds.to_json(data)
+    for clip in ("c3", "c77"):
+        del table[clip]
+    (tmp_path / "run.json").write_text(json.dumps({"folds": table}))
+    assert read_folds(tmp_path, data).of.tolist() == folds.of.tolist()
+    few = {clip: table[clip] for clip in list(table)[:40]}
+    (tmp_path / "run.json").write_text(json.dumps({"folds": few}))
+    with pytest.raises(MertoolError, match="80 of 120 labelled clips have no fold"):  # of another corpus
+        read_folds(tmp_path, data)
+
+
 @pytest.mark.parametrize("name", ["run", "run/run.json"])
 def test_folds_of_a_run(tmp_path, name):
     data = examples(20, speakers=0)
