@@ -17,7 +17,7 @@ import torch
 from scipy.special import softmax
 
 from mertool import fusion, registry
-from mertool.bundle import Members, check_parts, make_part, write
+from mertool.bundle import check_parts, make_part, write
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
 from mertool.files import digest_json
@@ -280,7 +280,7 @@ def _save(
         classes=list(options.classes),
         folds=folds.to_json(examples),
     ) as draft:
-        write(draft, parts, [Members(**vars(group)) for group in last.groups], correction)
+        write(draft, parts, last.groups, correction)
         draft.metrics.update(
             {
                 "clips": len(examples),

@@ -14,9 +14,10 @@ and a local encoder too large to be copied is looked for where it was; put into 
 changes a prediction.
 """
 
-from mertool.bundle.layout import COPY_BYTES, Members
+from mertool.bundle.layout import COPY_BYTES
 from mertool.bundle.reader import Bundle
 from mertool.bundle.writer import check_parts, make_part, write
 from mertool.training.calibration import Correction
+from mertool.training.system import Members
 
 __all__ = ["COPY_BYTES", "Bundle", "Correction", "Members", "check_parts", "make_part", "write"]

@@ -1,11 +1,8 @@
 """What stands where in a bundle, and the digests that guard it."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mertool.encoders import CONFIGURATION, SAFE_WEIGHTS
 from mertool.files import digest_json
@@ -13,26 +10,6 @@ from mertool.files import digest_json
 COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the bundle
 # What the score of a clip depends on. `origin` of a part is left out: paths may change, digests may not.
 SEALED = ("classes", "parts", "members", "correction", "files")
-
-
-@dataclass(frozen=True)
-class Members:
-    """Heads of one form, trained on folds x seeds: `state` has all tensors stacked, members on axis 0.
-
-    `head` is a file of mertool/fusion; `fold` and `seed` say of each member which fold it did not see and its seed.
-    """
-
-    head: str
-    width: int
-    dropout: float
-    state: dict[str, torch.Tensor]
-    fold: tuple[int, ...]
-    seed: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        counts = {len(self.fold), len(self.seed), *(len(value) for value in self.state.values())}
-        if len(counts) != 1 or not self.fold:
-            raise ValueError(f"members of uneven number: folds, seeds and tensors have {sorted(counts)}")
 
 
 def part_folder(number: int) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 from mertool import peft_methods
 from mertool.bundle.layout import (
     COPY_BYTES,
-    Members,
     encoder_files,
     encoder_folder,
     file_digest,
@@ -22,6 +21,7 @@ from mertool.runs import Run, RunDraft
 from mertool.store import FeatureStore
 from mertool.training.calibration import Correction
 from mertool.training.gather import shape_of, spans_of
+from mertool.training.system import Members
 
 
 def make_part(store: FeatureStore) -> dict[str, Any]:

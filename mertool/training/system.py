@@ -55,8 +55,11 @@ class Extra:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Members of one form: tensors stacked on axis 0, and of each its fold and seed."""
+class Members:
+    """Heads of one form, trained on folds x seeds: `state` has all tensors stacked, members on axis 0.
+
+    `head` is a file of mertool/fusion; `fold` and `seed` say of each member which fold it did not see and its seed.
+    """
 
     head: str
     width: int
@@ -64,6 +67,11 @@ class Group:
     state: dict[str, torch.Tensor]
     fold: tuple[int, ...]
     seed: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        counts = {len(self.fold), len(self.seed), *(len(value) for value in self.state.values())}
+        if len(counts) != 1 or not self.fold:
+            raise ValueError(f"members of uneven number: folds, seeds and tensors have {sorted(counts)}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class System:
 
     held_out: np.ndarray
     by_fold: np.ndarray
-    groups: list[Group]
+    groups: list[Members]
     losses: list[float]
     plans: list[Plan]
     chosen: dict[str, Any]
@@ -122,7 +130,7 @@ def train_system(
 
 
 def logits_by_fold(
-    groups: list[Group],
+    groups: list[Members],
     build: Callable[[int, float], fusion.Head],
     features: Features,
     present: torch.Tensor,
@@ -271,12 +279,12 @@ def _optimistic(data: _Data, progress: Progress) -> tuple[list[Plan], dict[str, 
     return [(draw, settings.epochs)] * folds.count, chosen
 
 
-def _groups(head: str, members: list[Member], results: list[Trained], folds: list[int]) -> list[Group]:
+def _groups(head: str, members: list[Member], results: list[Trained], folds: list[int]) -> list[Members]:
     forms: dict[tuple[int, float], list[int]] = {}
     for number, member in enumerate(members):
         forms.setdefault((member.width, member.dropout), []).append(number)
     return [
-        Group(
+        Members(
             head,
             width,
             dropout,
