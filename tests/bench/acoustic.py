@@ -132,7 +132,7 @@ def collect(runs: dict[str, Path]) -> list[Row]:
     """A row per system: UA against that of the frozen features, with intervals and tests beside it."""
     metrics = {name: json.loads((run / "metrics.json").read_text()) for name, run in runs.items()}
     probes = {name: json.loads((PLACE / f"probe-{name}" / "metrics.json").read_text()) for name in ("random", "hubert")}
-    frozen = next(iter(metrics.values()))["frozen"]
+    frozen = next(found for name, found in metrics.items() if name != EVERY)["frozen"]
     base = frozen["uar"]["value"]
     rows = [
         make_row("random weights, probe, nested", probes["random"]["window"], base),
