@@ -162,7 +162,7 @@ def make_manifest(place: Path, count: int, tiny: bool) -> Any:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3, help="of each side")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true", help="a smoke test: tiny encoders, short clips")
