@@ -111,6 +111,8 @@ def _scored(systems: list[Predictions], paths: list[Path], manifest: Manifest) -
     if any(system.classes != classes for system in systems):
         raise MertoolError(f"{paths[0]} and {paths[1]} predict different classes: compare predictions of the same ones")
     labels, speakers = manifest.scored(classes), manifest.speakers()
+    if not labels:
+        raise MertoolError(f"{manifest.source} has no labels: build it with `mertool manifest FOLDER --labels CSV`")
     shared = set(labels).intersection(*(system.clips for system in systems))
     if not shared:
         raise MertoolError(

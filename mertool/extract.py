@@ -255,12 +255,12 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
     modality = options.modality
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
-    source = encoders.find(options.encoder or encoders.DEFAULTS[modality], modality)
+    aligner = Run.read(options.aligner, "align", "video", "sizes", "origin") if options.aligner else None
+    source = encoders.find(options.encoder or _usual_encoder(modality, options.adapter, aligner), modality)
     if options.dtype == "auto" and modality == "text" and encoders.is_half(source):
         dtype = torch.bfloat16  # a large language model in float32 would need twice the memory its authors used
     weights = source.digest()
     adapter = _read_adapter(options.adapter, source.name, weights)
-    aligner = Run.read(options.aligner, "align", "video", "sizes") if options.aligner else None
     blocks = encoders.count_layers(source)
     layers_text = options.layers or DEFAULT_LAYERS[modality]
     layer_sum = layers_text == LAST_FOUR
@@ -300,6 +300,15 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
         adapter.info["adapter_of_clip"] if adapter else {},
     )
     return recipe, origin, partial(assemble, recipe, parts, device, _batch_cost(options))
+
+
+def _usual_encoder(modality: str, adapter: Path | None, aligner: Run | None) -> str:
+    """The encoder where none is given: the one that the adapter or the aligner was trained on, else the table's."""
+    if adapter:
+        return str(Run.read(adapter, "finetune", "encoder").info["encoder"]["checkpoint"])
+    if aligner:
+        return str(aligner.info["origin"]["encoder"]["checkpoint"])
+    return encoders.DEFAULTS[modality]
 
 
 def _batch_cost(options: ExtractOptions) -> float | None:

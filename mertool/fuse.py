@@ -40,7 +40,7 @@ from mertool.training.stacked import Schedule
 from mertool.training.system import MERTOOLS, NESTED, OPTIMISTIC, PROTOCOLS, Settings, System, train_system
 from mertool.training.unlabelled import match_stores, unlabelled_clips
 
-FOLDS = 5
+FOLDS, ROUNDS = 5, 3
 HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"
 ADAPTED = "the unlabelled clips have features of the adapter that learned all labels, those of held-out clips too"
 
@@ -51,7 +51,7 @@ class FuseOptions:
 
     folds: a number, a file of folds, or None: those of the adapters where features are adapted, else five. search:
     draws of width, dropout and learning rate, of which one is chosen (see training/system.py); 0 takes the given ones.
-    unlabelled: stores of other clips, a partner for each store; rounds: of self-training on them, 0 is none; prior:
+    unlabelled: stores of other clips, a partner for each store; rounds: of self-training, None is 3, 0 none; prior:
     estimate the shares of classes among them, and correct for it. calibrate: fit a temperature on out-of-fold logits.
     protocol: `nested`, or `mertools`, the official and optimistic one. epochs: all, or where they are chosen the most.
     The rest is explained at `Schedule`. None is the protocol's own: see `settings`.
@@ -74,7 +74,7 @@ class FuseOptions:
     class_weights: bool = False
     contrast: float = 0.0
     unlabelled: tuple[Path, ...] = ()
-    rounds: int = 3
+    rounds: int | None = None
     prior: bool = False
     calibrate: bool = True
     seed: int = 0
@@ -93,14 +93,16 @@ class FuseOptions:
         wrong = [name for name in shares if not 0 <= (getattr(self, name) or 0) < 1]
         if wrong:
             name = wrong[0]
-            raise MertoolError(f"{name.replace('_', ' ')} {getattr(self, name):g}: give a number from 0 to below 1")
-        if min(self.feature_noise, self.mixup, self.contrast) < 0 or not self.learning_rate > 0:
-            raise MertoolError("--feature-noise, --mixup and --contrast must not be negative, --learning-rate above 0")
-        if self.rounds < 0:
-            raise MertoolError(f"--rounds {self.rounds}: give rounds of self-training, or 0 for none")
+            raise MertoolError(f"--{name.replace('_', '-')} {getattr(self, name):g}: give a number from 0 to below 1")
+        if min(self.feature_noise, self.mixup, self.contrast) < 0:
+            raise MertoolError("--feature-noise, --mixup and --contrast must not be negative")
+        if not 0 < self.learning_rate < 1:
+            raise MertoolError(f"--learning-rate {self.learning_rate:g}: give a number between 0 and 1")
+        if self.rounds is not None and (self.rounds < 0 or not self.unlabelled):
+            raise MertoolError(f"--rounds {self.rounds}: give rounds of self-training on --unlabelled stores, or 0")
         if self.prior and not self.unlabelled:
             raise MertoolError("--prior estimates the shares of classes in other clips: give their --unlabelled stores")
-        if self.unlabelled and not self.rounds and not self.prior:
+        if self.unlabelled and self.rounds == 0 and not self.prior:
             raise MertoolError("--unlabelled with --rounds 0 does nothing: give --prior, or rounds")
 
     def settings(self) -> Settings:
@@ -234,9 +236,9 @@ def _train(
         system = train_system(part.features, part.present, examples, folds, settings, progress=step)
         found[part.names[0]] = system, part.any_present()[: len(examples)]
     step, taught = partial(_step, progress, len(parts), count), None
-    if options.unlabelled and options.rounds:
+    if options.unlabelled and options.rounds != 0:
         singles = [system for system, _ in found.values()]
-        rounds = SelfTraining(options.rounds)
+        rounds = SelfTraining(_default(options.rounds, ROUNDS))
         system, done = self_train_system(data.features, data.present, examples, folds, settings, singles, rounds, step)
         taught = {**done.report, "dropped": data.dropped}
     else:

@@ -108,13 +108,19 @@ class Manifest:
 
     def scored(self, classes: tuple[str, ...] = EMOTIONS) -> dict[str, str]:
         """Canonical label of every clip that has one, whatever its split; for scoring predictions."""
-        return self._labels(classes, {None, "train", "test"})
+        other_set = "those of the predictions, so give the labels of the clips that were predicted"
+        return self._labels(classes, {None, "train", "test"}, other_set)
 
-    def _labels(self, classes: tuple[str, ...], splits: set[str | None]) -> dict[str, str]:
+    def _labels(
+        self,
+        classes: tuple[str, ...],
+        splits: set[str | None],
+        other_set: str = "name another set with --classes a,b,c",
+    ) -> dict[str, str]:
         chosen = [clip for clip in self.clips if clip.label and clip.split in splits]
         unknown = Counter(str(c.label) for c in chosen if canonical_label(str(c.label), classes) is None)
         if unknown:
-            raise MertoolError(f"{self.source}: {_unknown_labels(unknown, classes)}")
+            raise MertoolError(f"{self.source}: {_unknown_labels(unknown, classes)}; {other_set}")
         return {clip.clip: str(canonical_label(str(clip.label), classes)) for clip in chosen}
 
     def unknown_labels(self, classes: tuple[str, ...] = EMOTIONS) -> str:
@@ -153,7 +159,7 @@ def canonical_label(label: str, classes: tuple[str, ...]) -> str | None:
 def _unknown_labels(unknown: Counter[str], classes: tuple[str, ...]) -> str:
     names = ", ".join(f"'{label}' ({count} clips)" for label, count in unknown.most_common(8))
     hint = suggest(next(iter(unknown)), classes)
-    return f"unknown labels {names}: {hint}valid: {', '.join(classes)}; name another set with --classes a,b,c"
+    return f"unknown labels {names}: {hint}valid: {', '.join(classes)}"
 
 
 def _media_files(folder: Path) -> list[Path]:

@@ -112,9 +112,9 @@ def reliability(path: Path, bins: list[dict[str, Any]], error: float) -> None:
     axes.bar(places, [row["accuracy"] or 0 for row in bins], width * 0.94, color=BLUE, label="accuracy")
     means = [[row[name] for row in full] for name in ("confidence", "accuracy")]
     axes.plot(*means, "o", color=ORANGE, ms=4, label="at the bin's mean confidence")
-    axes.set(ylabel="share of right guesses", ylim=(0, 1), xlim=(0, 1))
+    axes.set(ylabel="share of right guesses", ylim=(-0.02, 1.04), xlim=(0, 1))
     axes.set_title(f"Reliability: expected calibration error {100 * error:.1f} %", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False, columnspacing=1)
     counts.bar(places, [row["clips"] for row in bins], width * 0.94, color=GREY)
     counts.set(xlabel="confidence (probability of the guessed class)", ylabel="clips")
     counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))

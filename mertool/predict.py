@@ -20,6 +20,8 @@ from mertool.manifest import Manifest
 from mertool.predictions import PredictionsWriter, cache_beside
 from mertool.store import Failure, FeatureStore
 
+SUFFIXES = (".csv", ".jsonl")
+
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -73,6 +75,11 @@ def predict(
     quick and a killed one resumes. With `submission` the labels are also written in that form, to NAME.mer2024.csv.
     """
     check_writable(output, manifest.source, options.candidates)
+    if output.suffix not in SUFFIXES:
+        raise MertoolError(f"-o {output}: give a name that ends in {' or '.join(SUFFIXES)}")
+    submission = output.with_name(f"{output.stem}.{options.submission}.csv") if options.submission else None
+    if submission:
+        submission.unlink(missing_ok=True)  # one of an earlier run is not what this one makes
     opened = Bundle.open(bundle)
     candidates = _candidates(options, manifest, opened)
     how = Extraction(
@@ -84,9 +91,7 @@ def predict(
         stores = [stack.enter_context(FeatureStore(path)) for path in paths]
         counts, labels = _score(opened, manifest, stores, output, how, bool(candidates))
         reasons = _write_failures(output, manifest, stores)
-    submission = None
-    if candidates:
-        submission = output.with_name(f"{output.stem}.{options.submission}.csv")
+    if submission:
         write_submission(submission, candidates, labels, reasons or output)
     predicted = sum(counts.values())
     return PredictResult(

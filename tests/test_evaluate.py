@@ -107,6 +107,13 @@ def test_no_clip_in_common(invoke, truth, tmp_path):
     assert "none of the 80 labelled clips" in str(result.exception)
 
 
+def test_a_manifest_without_labels(invoke, truth, write_manifest, tmp_path):
+    path = write_predictions(tmp_path / "p.csv", ["c0"], [0])
+    rows = [{"clip": "c0", "path": "x.mp4"}]
+    result = invoke("evaluate", path, "-l", write_manifest(tmp_path / "none.csv", rows))
+    assert "has no labels: build it with `mertool manifest FOLDER --labels CSV`" in str(result.exception)
+
+
 def test_files_of_other_classes(invoke, truth, tmp_path):
     first = write_predictions(tmp_path / "a.csv", ["c0"], [0])
     second = write_predictions(tmp_path / "b.csv", ["c0"], [0], CLASSES[:4])

@@ -223,10 +223,10 @@ def test_the_official_protocol_is_called_optimistic(made, invoke, tmp_path):
     ("options", "words"),
     [
         (["--protocol", "mertool"], "did you mean 'mertools'"),
-        (["--dropout", "1"], "dropout 1: give a number from 0 to below 1"),
-        (["--modality-dropout", "-0.1"], "modality dropout -0.1: give a number from 0 to below 1"),
+        (["--dropout", "1"], "--dropout 1: give a number from 0 to below 1"),
+        (["--modality-dropout", "-0.1"], "--modality-dropout -0.1: give a number from 0 to below 1"),
         (["--mixup", "-1"], "--mixup"),
-        (["--learning-rate", "0"], "--learning-rate above 0"),
+        (["--learning-rate", "0"], "--learning-rate 0: give a number between 0 and 1"),
     ],
 )
 def test_options_that_make_no_sense(options, words, made, invoke, tmp_path):
@@ -323,6 +323,8 @@ def test_unlabelled_stores_of_another_recipe(made, others, invoke, tmp_path):
     ("options", "words"),
     [
         (["--prior"], "give their --unlabelled stores"),
+        (["--rounds", 5], "give rounds of self-training on --unlabelled stores"),
+        (["--learning-rate", 100], "give a number between 0 and 1"),
         (["--unlabelled", "x.h5", "--rounds", 0], "--unlabelled with --rounds 0 does nothing"),
     ],
 )

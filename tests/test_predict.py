@@ -421,6 +421,11 @@ def test_a_submission_needs_its_candidates(given, bundle, clips, invoke, tmp_pat
     assert "give --submission mer2024 --candidates CSV" in str(result.exception)
 
 
+def test_predictions_of_another_form_are_refused(bundle, clips, invoke, tmp_path):
+    result = invoke("predict", bundle, clips, "-o", tmp_path / "p.txt")
+    assert "give a name that ends in .csv or .jsonl" in str(result.exception)
+
+
 def test_an_unknown_submission(bundle, clips, invoke, tmp_path):
     result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv", "--submission", "mer2042", "--candidates", "c")
     assert "unknown submission 'mer2042': did you mean 'mer2024'?" in str(result.exception)

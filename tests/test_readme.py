@@ -40,7 +40,8 @@ def test_an_example_of_a_help_text_parses(example):
 
 def test_the_readme_shows_every_stage():
     stages = {line.split()[1] for line in SHOWN}
-    assert stages == {"manifest", "extract", "probe-layers", "finetune", "align", "fuse", "predict", "evaluate", "store"}
+    every = {"manifest", "extract", "probe-layers", "finetune", "align", "fuse", "predict", "evaluate", "store"}
+    assert stages == every
 
 
 def test_a_wrong_option_would_be_found():

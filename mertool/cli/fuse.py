@@ -52,9 +52,9 @@ def fuse(
         str,
         typer.Option(help="nested, or mertools: the official one, whose scores are optimistic."),
     ] = "nested",
-    width: Annotated[int, typer.Option(min=1, help="Hidden size of the head.")] = 128,
-    dropout: Annotated[float, typer.Option(help="Dropout in the head.")] = 0.3,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    width: Annotated[int, typer.Option(min=1, help="Hidden size of the head; --search draws its own.")] = 128,
+    dropout: Annotated[float, typer.Option(help="Dropout in the head; --search draws its own.")] = 0.3,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate; --search draws its own.")] = 1e-3,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Passes over the training clips; default: 60, or with a search at most 100."),
@@ -72,7 +72,9 @@ def fuse(
         list[Path] | None,
         typer.Option(help="Store of clips without labels to learn from too, one for each store; give it repeatedly."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds of self-training on unlabelled clips; 0 is off.")] = 3,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds of self-training on unlabelled clips; default: 3, 0 is off.")
+    ] = None,
     prior: Annotated[
         bool, typer.Option("--prior", help="Correct for the shares of classes that the unlabelled clips seem to have.")
     ] = False,
@@ -125,7 +127,7 @@ def fuse(
     if as_json:
         print_json({"run": str(output), "reused": reused, **metrics})
     elif not quiet:
-        _show(metrics)
+        _show(metrics, options.classes)
         say(f"bundle: {output}{' (reused, nothing changed)' if reused else ''}")
         say(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
         follow("predict", output, "FOLDER", "-o", "predictions.csv")
@@ -139,7 +141,7 @@ def _show_choice(chosen: dict[str, Any]) -> str:
     return before + form + after
 
 
-def _show(metrics: dict[str, Any]) -> None:
+def _show(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
     rows = [
         [name, scores["clips"], *(show_score(scores[metric]) for metric in ("waf", "accuracy", "uar"))]
         for name, scores in metrics["cross_validation"].items()
@@ -156,23 +158,30 @@ def _show(metrics: dict[str, Any]) -> None:
         for line in chosen.get("by_fold", [chosen] if "width" in chosen else []):
             say(f"  {name}: {_show_choice(line)}")
     if gain := metrics.get("against_best_part"):
-        say(f"fusion against {gain['part']} alone: {show_gain(gain)} points of weighted F1 ({gain['note']})")
+        where = f"on the {gain['clips']} clips that have it"
+        say(f"fusion against {gain['part']} alone, {where}: {show_gain(gain)} points of weighted F1 ({gain['note']})")
     if taught := metrics.get("self_training"):
         last = taught["rounds"][-1]
         taken = f"{sum(last['taken']):.0f} of {taught['unlabelled_clips']} unlabelled clips taken in the last round"
         say(f"self-training: {show_gain(last['gain'])} points of weighted F1; {taken}")
         if "note" in taught:
             note(f"note: {taught['note']}, so this gain leans optimistic")
-    _show_correction(metrics["correction"])
+    _show_correction(metrics["correction"], classes)
 
 
-def _show_correction(effect: dict[str, Any]) -> None:
+def _show_correction(effect: dict[str, Any], classes: tuple[str, ...]) -> None:
     if found := effect.get("temperature"):
-        before, after = (f"{100 * found[when]['ece']:.1f}" for when in ("before", "after"))
-        say(f"temperature: {found['temperature']:.2f}, expected calibration error {before} -> {after} per cent")
+        before, after = found["before"], found["after"]
+        say(
+            f"temperature: {found['temperature']:.2f}, cross-entropy {before['cross_entropy']:.2f} -> "
+            f"{after['cross_entropy']:.2f}, expected calibration error {100 * before['ece']:.1f} -> "
+            f"{100 * after['ece']:.1f} per cent"
+        )
+        if after["cross_entropy"] > before["cross_entropy"]:
+            note("note: it did not help on folds that it was not fitted on: --no-calibrate leaves it out")
     if found := effect.get("prior"):
-        shares = " ".join(f"{100 * share:.0f}" for share in found["prior"])
+        shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in zip(classes, found["prior"], strict=True))
         changed = f"{found['labels_changed']} of {found['unlabelled_clips']} labels change"
-        say(f"shares of classes in unlabelled clips: {shares} per cent; {changed}")
+        say(f"shares of classes in unlabelled clips, per cent: {shares}; the bundle corrects for them: {changed}")
         if not found["shifted"]:
             note(f"note: they do not differ from those of the training clips (p = {found['p']:.2f}): leave out --prior")
