@@ -218,7 +218,7 @@ def _train(
 def _unfinished(output: Path, key: str, writes: bool) -> Checkpoint:
     """Where this training is saved, beside the run; one of other options or clips is of no use any more."""
     target = output.absolute()
-    path = target.with_name(f".{target.name}.unfinished-{key[:16]}.safetensors")
+    path = target.with_name(f".{target.name}.unfinished-{key[-16:]}.safetensors")
     if writes:
         for other in target.parent.glob(f".{glob.escape(target.name)}.unfinished-*.safetensors"):
             if other != path:

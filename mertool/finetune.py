@@ -30,7 +30,7 @@ from mertool.metrics import mcnemar, paired_bootstrap, score_json
 from mertool.predictions import Predictions
 from mertool.runs import Run, RunDraft, make_key, new_run, reuse
 from mertool.training.examples import Examples, keep, labelled_examples
-from mertool.training.folds import Folds, folds_key, get_folds, speaker_groups, write_folds
+from mertool.training.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
 from mertool.training.launch import start
 
 HELD_OUT = "held_out.csv"
@@ -238,7 +238,8 @@ def _key(plan: _Plan, manifest: Manifest, options: FinetuneOptions) -> str:
     digests = [item_digest(clip, "audio") for clip in plan.manifest.clips]
     return make_key(
         "finetune",
-        {name: value for name, value in asdict(options).items() if name not in FREE},
+        {name: value for name, value in asdict(options).items() if name not in FREE}
+        | {"folds": folds_option(options.folds)},
         {
             "weights": plan.weights,
             "clips": digests,

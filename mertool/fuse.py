@@ -30,7 +30,7 @@ from mertool.training.adapter_folds import folds_of_adapters
 from mertool.training.batches import Features
 from mertool.training.correcting import correct
 from mertool.training.examples import Examples, labelled_examples, present_in
-from mertool.training.folds import Folds, folds_key, get_folds, speaker_groups
+from mertool.training.folds import Folds, folds_key, folds_option, get_folds, speaker_groups
 from mertool.training.gather import gather
 from mertool.training.pseudo import SelfTraining
 from mertool.training.scoring import against_best, largest_class, score_system
@@ -170,9 +170,10 @@ def fuse(
         others = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
         key = make_key(
             "fuse",
-            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite", "folds", "unlabelled")},
+            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite", "unlabelled")}
+            | {"folds": folds_option(options.folds)},
             {
-                "folds": None if options.folds is None else folds_key(options.folds),
+                "folds": folds_key(options.folds),
                 "stores": [[store.path.stem, store.fingerprint, store.digests()] for store in opened],
                 "unlabelled": sorted([store.fingerprint, digest_json(store.digests())] for store in others),
                 "manifest": manifest.digest(),

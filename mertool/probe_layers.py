@@ -21,7 +21,7 @@ from mertool.metrics import confusion, per_class, score_json
 from mertool.runs import Run, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples, keep, labelled_examples, present_in
-from mertool.training.folds import Folds, folds_key, get_folds, write_folds
+from mertool.training.folds import Folds, folds_key, folds_option, get_folds, write_folds
 from mertool.training.nested import PENALTIES
 from mertool.training.probes import Plan, Probed, probe_all
 from mertool.training.speakers import SpeakerReadout
@@ -72,8 +72,12 @@ def probe_layers(
         free = {"device", "overwrite"}
         key = make_key(
             "probe-layers",
-            {k: v for k, v in options.to_json().items() if k not in free} | {"folds": folds_key(options.folds)},
-            {"store": [store.fingerprint, store.digests()], "manifest": manifest.digest()},
+            {k: v for k, v in options.to_json().items() if k not in free} | {"folds": folds_option(options.folds)},
+            {
+                "folds": folds_key(options.folds),
+                "store": [store.fingerprint, store.digests()],
+                "manifest": manifest.digest(),
+            },
         )
         if found := reuse(output, "probe-layers", key, options.overwrite):
             return found, True

@@ -66,12 +66,18 @@ class Run:
 
 
 def make_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str:
-    """Digest of all that a run's result depends on."""
-    return digest_json({"stage": stage, "options": options, "inputs": inputs, "mertool": __version__})
+    """Digest of all that a run's result depends on; before the dash it is of the options alone."""
+    own = digest_json({"stage": stage, "options": options, "mertool": __version__})
+    whole = digest_json({"stage": stage, "options": options, "inputs": inputs, "mertool": __version__})
+    return f"{own[:16]}-{whole[:48]}"
 
 
 def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
-    """The run in `folder` if it is the one asked for; raises if `folder` is something else's."""
+    """The run in `folder` if it is the one asked for; raises if `folder` is something else's.
+
+    A run of the same options on data that changed is made anew. One of other options is an error: what was typed
+    may be a slip, and the run may be hours of work.
+    """
     if not folder.exists():
         check_writable(folder)
         return None
@@ -82,7 +88,15 @@ def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
             raise MertoolError(f"{folder} is not empty and not a run of mertool: give another -o")
         return None
     found = Run.read(folder, stage)
-    return found if found.info["key"] == key and not overwrite else None
+    if overwrite:
+        return None
+    if found.info["key"] == key:
+        return found
+    if found.info.get("mertool") == __version__ and found.info["key"].split("-")[0] != key.split("-")[0]:
+        raise MertoolError(
+            f"{folder} holds a run of {stage} with other options: give --overwrite to replace it, or another -o"
+        )
+    return None
 
 
 @contextmanager

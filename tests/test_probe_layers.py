@@ -136,12 +136,12 @@ def test_a_second_run_is_reused_and_another_seed_is_not(run, planted, invoke):
     assert (run[0] / "run.json").stat().st_mtime_ns == before
 
 
-def test_other_options_replace_the_run(probe):
-    first, second = (probe("--folds", 3, "--width", width)[1] for width in (1, 3))
-    assert (first["reused"], second["reused"]) == (False, False)
-    assert len(first["window"]["layers"]) == 1
+def test_other_options_replace_the_run_when_asked_to(probe):
+    assert len(probe("--folds", 3, "--width", 1)[1]["window"]["layers"]) == 1
+    second = probe("--folds", 3, "--width", 3, "--overwrite")[1]
+    assert second["reused"] is False
     assert second["window"]["layers"] in ("3-5", "4-6")
-    assert probe("--folds", 3, "--width", 3, "--overwrite")[1]["reused"] is False
+    assert probe("--folds", 3, "--width", 3)[1]["reused"] is True
 
 
 @pytest.mark.parametrize("estimator", ["logistic", "ridge"])

@@ -108,8 +108,19 @@ def test_a_relative_folder(tmp_path, monkeypatch):
 def test_the_same_key_finds_its_run(tmp_path):
     make(tmp_path / "run")
     assert reuse(tmp_path / "run", "fuse", "k1", False).info["key"] == "k1"
-    assert reuse(tmp_path / "run", "fuse", "k2", False) is None
     assert reuse(tmp_path / "run", "fuse", "k1", True) is None
+
+
+def test_a_run_of_other_options_is_not_replaced_unasked(tmp_path):
+    run = tmp_path / "run"
+    key = make_key("probe-layers", {"width": 2}, {"store": "a"})
+    with new_run(run, "probe-layers", key, {}):
+        pass
+    with pytest.raises(MertoolError, match="with other options: give --overwrite to replace it, or another -o"):
+        reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), overwrite=False)
+    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), overwrite=True) is None
+    # Data that changed make it anew: a pipeline is run again.
+    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 2}, {"store": "b"}), overwrite=False) is None
 
 
 def test_a_free_place_has_no_run(tmp_path):

@@ -21,7 +21,9 @@ Dtype = Annotated[str, typer.Option(help="Number format of the encoder: auto, fl
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as one JSON object on standard output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Compute again, replacing what is there.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Compute again, replacing what is there, whatever its options.")
+]
 MaxFailed = Annotated[float, typer.Option(min=0, max=1, help="Exit with 3 if a larger share of the clips failed.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Decoder processes; default: the cores, at most 8.")]
 ClipTimeout = Annotated[float, typer.Option(help="Seconds after which a decoder is killed.")]

@@ -88,9 +88,14 @@ def get_folds(given: int | Path, examples: Examples, seed: int) -> Folds:
     return read_folds(given, examples) if isinstance(given, Path) else make_folds(examples, given, seed)
 
 
-def folds_key(given: int | Path) -> int | str:
+def folds_key(given: int | Path | None) -> int | str | None:
     """What stands for `--folds` in a run's key: the number, or the digest of the file's content."""
     return digest_json(_file_of(given).read_bytes().hex()) if isinstance(given, Path) else given
+
+
+def folds_option(given: int | Path | None) -> int | str | None:
+    """What `--folds` asks for, apart from what stands in a file."""
+    return "file" if isinstance(given, Path) else given
 
 
 def write_folds(path: Path, examples: Examples, folds: Folds) -> None:
