@@ -248,7 +248,8 @@ def _draw(folder: Path, scores: dict[str, Any], history: History, options: Align
     from mertool.plots import curves, recall_bars
 
     title = "Video frames to the sound of the same clip"
-    curves(folder / "loss", {"training": history.loss, "development": history.development_loss}, options.loss, title)
+    label = f"{options.loss} (more clips in a batch, higher by itself)"
+    curves(folder / "loss", {"training": history.loss, "development": history.development_loss}, label, title)
     recall_bars(folder / "recall", scores, f"{scores['clips']} held-out clips")
 
 
