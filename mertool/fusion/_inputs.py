@@ -1,5 +1,6 @@
 """What heads share: normalise each modality, mix its entries, project to one width; and the form of a head."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def _mix(values: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
     return torch.einsum("...l,...bld->...bd", mix.softmax(-1), values)
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A head: `embed` gives what `judge` turns into logits (..., C), and `vectors` sees in it one vector per modality.
 
     Here embeddings are those vectors, (..., M, width), zero for an absent modality.
@@ -88,9 +89,9 @@ class Head(nn.Module):
         """One vector per modality, (..., M, width)."""
         return embedded
 
+    @abstractmethod
     def judge(self, embedded: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Logits (..., C)."""
-        raise NotImplementedError
 
     def forward(self, features: Features, present: torch.Tensor) -> torch.Tensor:
         return self.judge(self.embed(features, present), present)

@@ -25,9 +25,9 @@ from scipy.special import softmax
 
 from mertool.errors import MertoolError
 from mertool.metrics import paired_bootstrap, score_json
+from mertool.training.batches import UNUSED
 from mertool.training.calibration import class_prior
 from mertool.training.folds import Folds
-from mertool.training.objective import UNUSED
 
 LEAST = 0.5  # no clip is taken to which fusion gives its class less than the half
 
