@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mertool.errors import MertoolError
-from mertool.training.checkpoint import Checkpoint
+from mertool.training.checkpoint import Checkpoint, adam_state, restore_adam
 from mertool.training.rate import set_rate
 
 SORTED_OVER = 8  # batches' worth of clips are sorted by length together
@@ -215,10 +215,7 @@ def _state(
     trained: dict[str, nn.Parameter], best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     tensors = {f"now.{name}": p for name, p in trained.items()} | {f"best.{name}": p for name, p in best.items()}
-    for name, parameter in trained.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"adam.{key}.{name}"] = value
-    return tensors
+    return tensors | adam_state(trained, optimizer)
 
 
 def _restore(
@@ -232,7 +229,5 @@ def _restore(
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"now.{name}"])
             best[name] = tensors[f"best.{name}"].to(parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors[f"adam.{key}.{name}"]
-                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    restore_adam(tensors, trained, optimizer)
     return History(**facts["history"]), best, _Counters(**facts["at"])

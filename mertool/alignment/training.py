@@ -19,7 +19,7 @@ from mertool.alignment.negatives import Negatives
 from mertool.alignment.stream import Frames, frame_statistics
 from mertool.encoders.aligner import Aligner
 from mertool.errors import MertoolError
-from mertool.training.checkpoint import Checkpoint
+from mertool.training.checkpoint import Checkpoint, adam_state, restore_adam
 from mertool.training.rate import set_rate
 
 # What is not given follows the number of clips: few clips get small batches, so that there are steps enough.
@@ -219,10 +219,7 @@ def _state(
 ) -> dict[str, torch.Tensor]:
     tensors = {f"now.{name}": value for name, value in both.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    for name, parameter in both.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"adam.{key}.{name}"] = value
-    return tensors
+    return tensors | adam_state(dict(both.named_parameters()), optimizer)
 
 
 def _restore(
@@ -234,8 +231,5 @@ def _restore(
         for kind in ("now.", "best.")
     )
     both.load_state_dict(now)
-    for name, parameter in both.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors[f"adam.{key}.{name}"]
-            optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    restore_adam(tensors, dict(both.named_parameters()), optimizer)
     return History(**facts["history"]), best, _Counters(**facts["at"])

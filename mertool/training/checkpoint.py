@@ -46,3 +46,22 @@ class Checkpoint:
         """Remove the file."""
         if self.writes:
             self.path.unlink(missing_ok=True)
+
+
+def adam_state(named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What Adam knows of parameters, by names of its own, so that it can stand beside them in one file."""
+    return {
+        f"adam.{key}.{name}": value
+        for name, parameter in named.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_adam(
+    tensors: dict[str, torch.Tensor], named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Give Adam back what `adam_state` saved."""
+    for name, parameter in named.items():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors[f"adam.{key}.{name}"]
+            optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
