@@ -17,6 +17,7 @@ from torch import nn
 from mertool.errors import MertoolError
 from mertool.training.checkpoint import Checkpoint, adam_state, restore_adam
 from mertool.training.rate import set_rate
+from mertool.training.stopping import check_finite
 
 SORTED_OVER = 8  # batches' worth of clips are sorted by length together
 
@@ -119,13 +120,14 @@ def fit(
             planned, plan = epoch, batches(rows, schedule, epoch)
         set_rate(ready, schedule.learning_rate, at.step, steps)
         losses = _step(task, objective, ready, plan[within], epoch, accelerator)
-        if not all(map(np.isfinite, losses)):
-            raise MertoolError(f"the loss became {losses} in epoch {epoch + 1}: give a smaller --learning-rate")
+        check_finite(epoch, *losses)
         at.label_loss += losses[0] / per_epoch
         at.mask_loss += losses[1] / per_epoch
         at.step += 1
         if within == per_epoch - 1:
-            _end_epoch(history, at, task.development_loss(), schedule.patience)
+            development = task.development_loss()
+            check_finite(epoch, development)
+            _end_epoch(history, at, development, schedule.patience)
             if history.best_epoch == epoch + 1:
                 best = _copies(trained)
         progress(at.step)

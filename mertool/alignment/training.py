@@ -21,6 +21,7 @@ from mertool.encoders.aligner import Aligner
 from mertool.errors import MertoolError
 from mertool.training.checkpoint import Checkpoint, adam_state, restore_adam
 from mertool.training.rate import set_rate
+from mertool.training.stopping import check_finite
 
 # What is not given follows the number of clips: few clips get small batches, so that there are steps enough.
 BATCHES, LEAST_BATCH, MOST_BATCH = 16, 64, 1024
@@ -126,12 +127,12 @@ def fit(
             for rows, frames in batches:
                 set_rate(optimizer, schedule.learning_rate, at.step, total)
                 loss = _step(both, optimizer, pairs, rows, frames, schedule, at.step, accelerator)
-                _check_finite(loss, epoch)
+                check_finite(epoch, loss)
                 at.loss += loss / per_epoch
                 at.step += 1
                 if at.step % per_epoch == 0:
                     development = _development_loss(both, pairs, accelerator)
-                    _check_finite(development, epoch)
+                    check_finite(epoch, development)
                     _end_epoch(history, at, development, schedule.patience)
                     if history.best_epoch == epoch + 1:
                         best = {name: value.detach().clone() for name, value in both.state_dict().items()}
@@ -199,11 +200,6 @@ def _reduce(module: nn.Module, how: str, accelerator: Accelerator) -> None:
     joined = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]), how)
     for parameter, part in zip(parameters, joined.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
-
-
-def _check_finite(loss: float, epoch: int) -> None:
-    if not np.isfinite(loss):
-        raise MertoolError(f"the loss became {loss:g} in epoch {epoch + 1}: give a smaller --learning-rate")
 
 
 def _end_epoch(history: History, at: _Counters, development: float, patience: int) -> None:

@@ -142,6 +142,11 @@ def test_a_loss_that_is_no_number_ends_in_one_line(train):
         train(task, Schedule(epochs=2, batch=8))
 
 
+def test_a_development_loss_that_is_no_number_is_not_the_best(train):
+    with pytest.raises(MertoolError, match="the loss became nan in epoch 2"):
+        train(Line([9.0, 5.0, float("nan"), 4.0]), Schedule(epochs=3, batch=8))
+
+
 @pytest.mark.parametrize("killed_at", [1, 5, 7, 14])
 def test_a_killed_training_goes_on_exactly(killed_at, train, tmp_path):
     schedule = Schedule(epochs=3, batch=8, learning_rate=0.1)
