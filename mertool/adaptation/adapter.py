@@ -235,8 +235,8 @@ class _Task:
         self.head, self.objective = head, Objective(body, head, reader)
         counts = np.bincount(shared.labels[part.train], minlength=shared.classes)
         balanced = len(part.train) / np.maximum(counts, 1) / np.count_nonzero(counts)
-        weights = balanced if method.class_weights == "balanced" else np.ones(shared.classes)
-        self.weights = torch.as_tensor(weights, dtype=torch.float32, device=shared.device)
+        self.class_weights = balanced if method.class_weights == "balanced" else np.ones(shared.classes)
+        self.weights = torch.as_tensor(self.class_weights, dtype=torch.float32, device=shared.device)
 
     def _fit_target(self, learned: np.ndarray) -> Target:
         hidden = self.shared.clips.hidden
@@ -248,7 +248,7 @@ class _Task:
 
     def weigh(self, rows: np.ndarray, epoch: int) -> tuple[float, float]:
         labels = self.shared.labels[rows]
-        weight = float(self.weights.cpu().numpy()[labels[labels != UNLABELLED]].sum())
+        weight = float(self.class_weights[labels[labels != UNLABELLED]].sum())
         return weight, float(sum(mask.sum() for mask in self._masks(rows, epoch))) if self.target else 0.0
 
     def parts(self, rows: np.ndarray) -> list[np.ndarray]:

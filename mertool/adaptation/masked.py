@@ -60,6 +60,7 @@ class Target:
         self.mean, self.scale = sample.mean(0), sample.std(0) + 1e-5
         self.size = sample.shape[1]
         self.kmeans: Any = None
+        self._units: dict[int, torch.Tensor] = {}
         if kind == "units":
             from sklearn.cluster import MiniBatchKMeans
 
@@ -69,10 +70,14 @@ class Target:
 
     def of(self, row: int) -> torch.Tensor:
         """Targets of all frames of one clip."""
+        if row in self._units:
+            return self._units[row]
         values = (self.frames(row).astype(np.float32) - self.mean) / self.scale
-        if self.kmeans is not None:
-            return torch.from_numpy(self.kmeans.predict(values).astype(np.int64))
-        return torch.from_numpy(values)
+        if self.kmeans is None:
+            return torch.from_numpy(values)
+        # Looked for once: every epoch asks again, and a few hundred distances a frame would stall a GPU.
+        self._units[row] = torch.from_numpy(self.kmeans.predict(values).astype(np.int64))
+        return self._units[row]
 
     def loss(self, predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         if self.kind == "units":

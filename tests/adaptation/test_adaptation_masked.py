@@ -40,6 +40,7 @@ def test_units_are_clusters_of_frames(frames):
     target = Target("units", values.__getitem__, np.arange(6), 0)
     units = np.stack([target.of(row).numpy() for row in range(6)])
     assert target.size == 6
+    assert target.of(0) is target.of(0)  # every epoch asks again
     assert not set(units[kinds == 0]) & set(units[kinds == 1])
     right = torch.nn.functional.one_hot(target.of(0), target.size).float() * 20
     assert float(target.loss(right, target.of(0))) < 1e-3 < float(target.loss(-right, target.of(0)))
