@@ -346,8 +346,10 @@ def _scores(
         layers[str(layer)] = {
             "frozen": score_json(examples.labels, before[number], classes, seed, groups),
             "adapted": score_json(examples.labels, after[number], classes, seed, groups),
+            "gain": paired_bootstrap(examples.labels, before[number], after[number], classes, seed, groups),
             "cka": float(cka[number]),
         }
+    # Partly the head's, which went on learning from its probe; what the features gained is told by `layers`.
     gain = paired_bootstrap(examples.labels, guesses["frozen"], guesses["adapted"], classes, seed, groups)
     return {**scores, "gain": gain, "probes": layers}
 

@@ -7,12 +7,10 @@ measures what leaks. Layer n is the output of transformer block n, counted from 
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mertool.adaptation.clips import CACHE, Progress
-from mertool.adaptation.injection import Injection, candidates, rank_windows
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
 from mertool.features import format_layers
@@ -26,6 +24,9 @@ from mertool.training.nested import PENALTIES
 from mertool.training.probes import Plan, Probed, probe_all
 from mertool.training.speakers import SpeakerReadout
 from mertool.training.window import Window, choose_by_guess, nested_windows, window_guess
+
+if TYPE_CHECKING:
+    from mertool.adaptation.clips import Progress
 
 CERTAIN = 0.05
 
@@ -63,7 +64,7 @@ class ProbeOptions:
 
 
 def probe_layers(
-    store_path: Path, manifest: Manifest, output: Path, options: ProbeOptions, progress: Progress
+    store_path: Path, manifest: Manifest, output: Path, options: ProbeOptions, progress: "Progress"
 ) -> tuple[Run, bool]:
     """Cross-validate probes of every layer and recommend a window; the run, and whether it was reused."""
     with FeatureStore(store_path) as store:
@@ -102,6 +103,10 @@ def probe_layers(
         probed = probe_all(values, examples, plan, update)
     metrics, window = _judge(probed, plan, examples, layers, options)
     if options.injection:
+        # Encoders take seconds to load, and plain probes need none.
+        from mertool.adaptation.clips import CACHE
+        from mertool.adaptation.injection import Injection, candidates, rank_windows
+
         known = Injection(
             recipe, checkpoint, plan.classes, options.seed, options.device, output.absolute().parent / CACHE
         )

@@ -108,7 +108,11 @@ def test_metrics_and_plots(finetune_run, clip_names):
     assert all(len(history["development_loss"]) == 2 for history in metrics["history"].values())
     first, last = info(finetune_run)["layers"][0], info(finetune_run)["layers"][-1]
     assert set(metrics["probes"]) == {str(layer) for layer in range(first, last + 1)}
-    assert all(0 <= probe["cka"] <= 1.0001 for probe in metrics["probes"].values())
+    for probe in metrics["probes"].values():
+        assert 0 <= probe["cka"] <= 1.0001
+        difference = probe["adapted"]["waf"]["value"] - probe["frozen"]["waf"]["value"]
+        assert probe["gain"]["difference"] == pytest.approx(difference)
+    assert metrics["probes"][str(last)]["frozen"] == metrics["frozen"]
     assert metrics["interval"] == "speakers"
     wanted = {"losses.png", "losses.svg", "layers.png", "layers.svg", "folds.csv", "held_out.csv"}
     assert wanted <= {file.name for file in finetune_run.iterdir()}

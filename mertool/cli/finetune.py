@@ -179,15 +179,21 @@ def _show(metrics: dict[str, Any]) -> None:
     say(f"{metrics['method']}{size} on layers {metrics['layers']}: {adapted}")
     rows = [
         [name, *(show_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
-        for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted"))
+        for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted, with its head"))
     ]
     table(_title(metrics), ["held-out clips", "weighted F1", "accuracy", "UAR"], rows)
     rows = [
-        [layer, show_score(probe["frozen"]["waf"]), show_score(probe["adapted"]["waf"]), f"{probe['cka']:.3f}"]
+        [
+            layer,
+            *(show_score(probe[which]["waf"]) for which in ("frozen", "adapted")),
+            show_gain(probe["gain"]),
+            f"{probe['cka']:.3f}",
+        ]
         for layer, probe in metrics["probes"].items()
     ]
-    table("a linear probe of each layer", ["layer", "frozen, weighted F1", "adapted, weighted F1", "CKA"], rows)
-    say(f"gain: {show_gain(metrics['gain'])} (paired bootstrap)")
+    columns = ["layer", "frozen, weighted F1", "adapted, weighted F1", "gain", "CKA"]
+    table("the features alone: a linear probe of each layer", columns, rows)
+    say(f"gain: {show_gain(metrics['gain'])} with the head, which is not kept (paired bootstrap)")
     histories = metrics["history"].values()
     idle = sum(history["best_epoch"] == 0 for history in histories)
     if idle:

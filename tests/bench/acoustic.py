@@ -7,7 +7,8 @@ RAVDESS is a folder with the corpus as FLAC: labels.csv (file,label,speaker) and
 held-out actors is heard, too, so this is no estimate for a corpus never heard). Then, by mertool's own commands:
 layers are probed; each method adapts the recommended window under one budget; all blocks are fine-tuned; the same
 model with random weights is probed. Every clip is scored once, by what never learned from its actor. The window was
-chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that.
+chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that. UA is that of an adapted
+encoder with its head; "of a probe" is that of a new linear probe of its features, as later stages read them.
 
 What is done is kept in build/bench/acoustic and not done again. Writes build/bench/acoustic.json.
 """
@@ -144,6 +145,7 @@ def collect(runs: dict[str, Path]) -> list[Row]:
         share = found["trainable"] / found["parameters"]
         extra = {"trainable": found["trainable"], "share": share, "size": found["size"], "layers": found["layers"]}
         extra["waf_gain_over_frozen"] = found["gain"]
+        extra["features"] = list(found["probes"].values())[-1]["adapted"]
         if name != EVERY:
             extra["waf_gain_over_full"] = paired(truth, guesses[EVERY], guesses[name])
         rows.append(make_row(name, found["adapted"], base, **extra))
@@ -178,12 +180,21 @@ def paired(truth: tuple[np.ndarray, np.ndarray], first: np.ndarray, second: np.n
 
 def show(rows: list[Row]) -> None:
     """The table as Markdown, for BENCHMARKS.md."""
-    print("| features | trainable | UA | weighted F1 | gain in weighted F1 over frozen | over full, every block |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| features | trainable | UA | of a probe | weighted F1 | gain in weighted F1 over frozen | over full, every block |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for row in rows:
         fields = row.fields
         trainable = f"{fields['trainable']:,} ({fields['share']:.1%})" if "trainable" in fields else ""
-        cells = [row.name.removeprefix("acoustic/"), trainable, interval(fields["uar"]), interval(fields["waf"])]
+        probed = interval(fields["features"]["uar"]) if "features" in fields else ""
+        cells = [
+            row.name.removeprefix("acoustic/"),
+            trainable,
+            interval(fields["uar"]),
+            probed,
+            interval(fields["waf"]),
+        ]
         cells += [gain(fields.get(f"waf_gain_over_{what}")) for what in ("frozen", "full")]
         print("| " + " | ".join(cells) + " |")
 
