@@ -180,21 +180,15 @@ def paired(truth: tuple[np.ndarray, np.ndarray], first: np.ndarray, second: np.n
 
 def show(rows: list[Row]) -> None:
     """The table as Markdown, for BENCHMARKS.md."""
-    print(
-        "| features | trainable | UA | of a probe | weighted F1 | gain in weighted F1 over frozen | over full, every block |"
-    )
+    gains = "gain in weighted F1 over frozen | over full, every block"
+    print(f"| features | trainable | UA | of a probe | weighted F1 | {gains} |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
         fields = row.fields
         trainable = f"{fields['trainable']:,} ({fields['share']:.1%})" if "trainable" in fields else ""
         probed = interval(fields["features"]["uar"]) if "features" in fields else ""
-        cells = [
-            row.name.removeprefix("acoustic/"),
-            trainable,
-            interval(fields["uar"]),
-            probed,
-            interval(fields["waf"]),
-        ]
+        name = row.name.removeprefix("acoustic/")
+        cells = [name, trainable, interval(fields["uar"]), probed, interval(fields["waf"])]
         cells += [gain(fields.get(f"waf_gain_over_{what}")) for what in ("frozen", "full")]
         print("| " + " | ".join(cells) + " |")
 
