@@ -29,6 +29,7 @@ from mertool.training.similarity import linear_cka
 AT_ONCE = {"cpu": 1600}
 AT_ONCE_ON_GPU = 16_000
 CLASS_WEIGHTS = ("none", "balanced")
+HEAD_RATE = 2e-4  # peak learning rate: the head begins at its optimum, and large steps only throw it off
 UNLABELLED = -100  # the label of clips without one, which cross-entropy leaves out
 
 
@@ -210,13 +211,19 @@ class Objective(nn.Module):
         self.body, self.head, self.reader = body, head, reader
 
     def forward(
-        self, inputs: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None
+        self, inputs: torch.Tensor, lengths: torch.Tensor, whole: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits (B, C), and predictions (M, size) of the hidden frames in the order of `mask`."""
-        hidden = self.body(inputs, lengths, mask, (self.body.last,))[self.body.last]
-        # What the head learns from must be like what it judges later: hidden frames are left out of the mean.
-        logits = self.head(mean_over_time(hidden, lengths, mask))
-        return logits, None if self.reader is None else self.reader(hidden[mask])
+        """Logits (len(whole), C) of the clips of rows `whole`, and predictions (M, size) of frames of all clips that
+        `mask` hides, in its order.
+
+        Two passes: the head must learn from features like those it judges later, of which nothing is hidden.
+        """
+        last = self.body.last
+        shown = self.body(inputs[whole], lengths[whole], None, (last,))[last]
+        logits = self.head(mean_over_time(shown, lengths[whole]))
+        if self.reader is None or mask is None:
+            return logits, None
+        return logits, self.reader(self.body(inputs, lengths, mask, (last,))[last][mask])
 
 
 class _Task:
@@ -254,12 +261,19 @@ class _Task:
     def parts(self, rows: np.ndarray) -> list[np.ndarray]:
         return self.shared.parts(rows)
 
+    def peak(self, name: str, rate: float) -> float:
+        return min(rate, HEAD_RATE) if name.startswith("head.") else rate
+
     def penalty(self) -> torch.Tensor:
         """The probe's own L2 penalty."""
         return self.head.weight.square().sum() / (2 * STRENGTH * len(self.part.train))
 
     def terms(self, objective: nn.Module, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, lengths = self.shared.load(rows)
+        labels = torch.as_tensor(self.shared.labels[rows], device=inputs.device)
+        labelled = torch.nonzero(labels != UNLABELLED)[:, 0]
+        # Of several devices, one without a label still takes part, with a clip that counts for nothing.
+        whole = labelled if len(labelled) else torch.arange(1, device=inputs.device)
         masks = self._masks(rows, epoch) if self.target else None
         mask = None
         if masks:
@@ -267,17 +281,16 @@ class _Task:
             for number, one in enumerate(masks):
                 padded[number, : len(one)] = one
             mask = torch.from_numpy(padded).to(inputs.device)
-        logits, predicted = objective(inputs, lengths, mask)
-        labels = torch.as_tensor(self.shared.labels[rows], device=inputs.device)
+        logits, predicted = objective(inputs, lengths, whole, mask)
         label_loss = nn.functional.cross_entropy(
             logits.float(),
-            labels,
+            labels[whole],
             self.weights,
             reduction="sum",
             ignore_index=UNLABELLED,
             label_smoothing=self.shared.method.label_smoothing,
         )
-        if not self.target or not masks:
+        if not self.target or not masks or predicted is None:
             return label_loss, label_loss.new_zeros(())
         wanted = torch.cat([self.target.of(int(row))[one] for row, one in zip(rows, masks, strict=True)])
         return label_loss, self.target.loss(predicted.float(), wanted.to(inputs.device))

@@ -66,12 +66,9 @@ def check_adaptable(encoder: Any) -> None:
         )
 
 
-def mean_over_time(hidden: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """(B, D): the mean of the real frames of (B, T, D), without those of `mask` (B, T) where others are left."""
+def mean_over_time(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(B, D): the mean of the real frames of (B, T, D)."""
     counted = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-    if mask is not None:
-        seen = counted & ~mask
-        counted = torch.where(seen.any(1, keepdim=True), seen, counted)
     return (hidden.float() * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
 
 

@@ -62,7 +62,8 @@ class Task(Protocol):
     """What is trained: `objective` with its parameters, and how it is judged.
 
     `terms` gives the losses of the labels and of the hidden frames of some rows as sums, `weigh` what those of a
-    whole batch are divided by, `parts` rows that fit one forward pass together.
+    whole batch are divided by, `parts` rows that fit one forward pass together, `peak` the learning rate of a
+    parameter of the objective where that of most is `rate`.
     """
 
     mask_weight: float
@@ -75,6 +76,8 @@ class Task(Protocol):
     def weigh(self, rows: np.ndarray, epoch: int) -> tuple[float, float]: ...
 
     def parts(self, rows: np.ndarray) -> list[np.ndarray]: ...
+
+    def peak(self, name: str, rate: float) -> float: ...
 
     def penalty(self) -> torch.Tensor: ...
 
@@ -103,7 +106,11 @@ def fit(
     How it began is a candidate, too: an adapter that does harm on the development part is not kept.
     """
     trained = {name: p for name, p in task.objective.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    peaks: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        peaks.setdefault(task.peak(name, schedule.learning_rate), []).append(parameter)
+    groups = [{"params": some, "peak": peak} for peak, some in peaks.items()]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     per_epoch = -(-len(rows.labelled) // schedule.batch)
     steps = schedule.epochs * per_epoch
     history, at = History(), _Counters()
@@ -118,7 +125,7 @@ def fit(
         epoch, within = divmod(at.step, per_epoch)
         if epoch != planned:
             planned, plan = epoch, batches(rows, schedule, epoch)
-        set_rate(ready, schedule.learning_rate, at.step, steps)
+        set_rate(ready, at.step, steps)
         losses = _step(task, objective, ready, plan[within], epoch, accelerator)
         check_finite(epoch, *losses)
         at.label_loss += losses[0] / per_epoch

@@ -104,12 +104,13 @@ def fit(
     """Train `aligner`, and what `objective` learns, in place; both are left as they were after the best epoch."""
     aligner.to(accelerator.device)
     both = nn.ModuleDict({"aligner": aligner, "objective": objective.to(accelerator.device)})
+    peak = schedule.learning_rate
     optimizer = torch.optim.AdamW(
         [
-            {"params": list(aligner.parameters()), "weight_decay": schedule.weight_decay},
-            {"params": list(objective.parameters()), "weight_decay": 0.0},
+            {"params": list(aligner.parameters()), "peak": peak, "weight_decay": schedule.weight_decay},
+            {"params": list(objective.parameters()), "peak": peak, "weight_decay": 0.0},
         ],
-        lr=schedule.learning_rate,
+        lr=peak,
     )
     history, at = History(), _Counters()
     best: dict[str, torch.Tensor] = {}
@@ -125,7 +126,7 @@ def fit(
         epoch, within = divmod(at.step, per_epoch)
         with pairs.frames.mixed(pairs.parts.train, per_epoch, (schedule.seed, epoch), within) as batches:
             for rows, frames in batches:
-                set_rate(optimizer, schedule.learning_rate, at.step, total)
+                set_rate(optimizer, at.step, total)
                 loss = _step(both, optimizer, pairs, rows, frames, schedule, at.step, accelerator)
                 check_finite(epoch, loss)
                 at.loss += loss / per_epoch

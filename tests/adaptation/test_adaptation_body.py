@@ -104,10 +104,3 @@ def test_whisper_has_no_body(load_tiny):
 def test_the_mean_leaves_padding_out():
     hidden = torch.tensor([[[1.0], [3.0], [100.0]], [[1.0], [2.0], [3.0]]])
     torch.testing.assert_close(mean_over_time(hidden, torch.tensor([2, 3])), torch.tensor([[2.0], [2.0]]))
-
-
-def test_the_mean_leaves_hidden_frames_out_where_others_are_left():
-    hidden = torch.tensor([[[1.0], [3.0], [100.0]], [[1.0], [2.0], [3.0]]])
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    found = mean_over_time(hidden, torch.tensor([2, 3]), mask)
-    torch.testing.assert_close(found, torch.tensor([[2.0], [2.5]]))

@@ -16,14 +16,14 @@ class Line:
 
     mask_weight = 0.0
 
-    def __init__(self, development=None, slope=3.0, piece=4):
+    def __init__(self, development=None, slope=3.0, piece=4, slow=None):
         torch.manual_seed(0)
         self.objective = nn.Linear(2, 1)
         random = np.random.default_rng(0)
         self.x = torch.from_numpy(random.normal(0, 1, (40, 2)).astype(np.float32))
         self.y = self.x @ torch.tensor([[slope], [1.0]])
         self.development = iter(development) if development else None
-        self.piece = piece
+        self.piece, self.slow = piece, slow
 
     def terms(self, objective, rows, epoch):
         loss = (objective(self.x[rows]) - self.y[rows]).square().sum()
@@ -34,6 +34,9 @@ class Line:
 
     def parts(self, rows):
         return [rows[first : first + self.piece] for first in range(0, len(rows), self.piece)]
+
+    def peak(self, name, rate):
+        return self.slow if name == "bias" and self.slow else rate
 
     def penalty(self):
         return self.objective.weight.sum() * 0
@@ -110,6 +113,16 @@ def test_how_a_batch_is_cut_does_not_matter(train, tmp_path):
         weights.append(task.objective.weight.detach())
     torch.testing.assert_close(weights[0], weights[1])
     torch.testing.assert_close(weights[0], weights[2])
+
+
+def test_a_parameter_may_have_a_rate_of_its_own(train):
+    biases = []
+    for slow in (None, 1e-9):
+        task = Line(slow=slow)
+        before = task.objective.bias.detach().clone()
+        train(task, Schedule(epochs=2, batch=8, learning_rate=0.1))
+        biases.append(float((task.objective.bias.detach() - before).abs()))
+    assert biases[1] < 1e-6 < biases[0]
 
 
 def test_it_stops_early_and_keeps_the_best_epoch(train):

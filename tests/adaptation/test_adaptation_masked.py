@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mertool.adaptation.adapter import Objective
 from mertool.adaptation.masked import SHARE, SPAN, Target, log_mel, span_mask
 
 
@@ -69,3 +70,18 @@ def test_log_mel_follows_the_pitch_and_has_as_many_frames_as_the_encoder():
     assert low.shape == high.shape == (49, 80)
     assert low[20].argmax() < high[20].argmax()
     assert log_mel(np.zeros(100, np.float32), 3).shape == (3, 80)
+
+
+def test_the_head_reads_clips_of_which_nothing_is_hidden():
+    class Echo(torch.nn.Module):
+        last = 3
+
+        def forward(self, inputs, lengths, mask, keep):
+            return {3: inputs if mask is None else inputs.masked_fill(mask[..., None], -1.0)}
+
+    inputs, lengths = torch.rand(2, 6, 4), torch.tensor([6, 4])
+    mask = torch.tensor([[True, True, False, False, False, False], [False, True, False, False, False, False]])
+    objective = Objective(Echo(), torch.nn.Identity(), torch.nn.Identity())
+    logits, predicted = objective(inputs, lengths, torch.tensor([1]), mask)
+    torch.testing.assert_close(logits, inputs[1:, :4].mean(1))
+    assert torch.equal(predicted, torch.full((3, 4), -1.0))
