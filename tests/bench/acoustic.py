@@ -11,8 +11,8 @@ chosen on all clips, which favours all adapted rows alike; `probe, nested` is fr
 encoder with its head; "of a probe" is that of a new linear probe of its features, as later stages read them.
 
 The loss is cross-entropy; MASKED adds the reconstruction of hidden frames. Adapters learn with ten times their usual
-rates: those are for models of which the hidden states are smaller, and on the development parts ten times is better (the
-sum of the bottleneck's best losses in the first three folds, four epochs: 4.79, and 4.72 with ten times).
+rates, which are for models whose hidden states are smaller: on development parts ten times is better (sum of the
+bottleneck's best losses in the first three folds, four epochs: 4.79 with the usual rate, 4.72 with ten times).
 
 What is done is kept in build/bench/acoustic and not done again. Writes build/bench/acoustic.json.
 """
