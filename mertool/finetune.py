@@ -44,7 +44,7 @@ class FinetuneOptions:
     mertool/peft_methods. size: bottleneck width, rank or number of prompts; None is the method's default.
     budget: trainable parameters, which set the size. folds: a number or a file of folds.
     epochs: at most; patience: epochs without a better development loss before the end. batch: labelled clips a step.
-    learning_rate: the peak; None is the method's own.
+    learning_rate: the peak of the adapters; None is the method's own.
     mask_target: what hidden frames are compared with, of `target_layer` (None: three quarters of the way up).
     unlabelled: clips of the split `unlabelled` that join the masked loss, at most.
     prefix_cache: start from stored frames below the first adapted block; else run every block each time.
