@@ -66,7 +66,8 @@ def finetune(
     ] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Labelled clips per step.", rich_help_panel=TRAINING)] = 16,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate of the adapters; default: the method's own.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option(help="Peak learning rate of the adapters; default: the method's own.", rich_help_panel=TRAINING),
     ] = None,
     prefix_cache: Annotated[
         bool,
