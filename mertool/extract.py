@@ -332,6 +332,8 @@ def _read_adapter(folder: Path | None, encoder: str, weights: str) -> Run | None
     if folder is None:
         return None
     run = Run.read(folder, "finetune", "encoder", "adapter_of_clip")
+    if not run.is_whole:
+        raise MertoolError(f"{folder} is damaged, a file of it is missing or cut: run `mertool finetune` again")
     if run.info["encoder"]["weights"] != weights:
         raise MertoolError(
             f"{folder} adapts encoder '{run.info['encoder']['name']}' (weights {run.info['encoder']['weights'][:12]}), "

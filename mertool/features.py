@@ -93,7 +93,10 @@ def parse_layers(text: str, count: int) -> tuple[int, ...]:
         else:
             first, _, last = piece.partition("-")
             if not first.isdecimal() or not (last.isdecimal() or "-" not in piece):
-                raise MertoolError(f"layers '{text}' cannot be read; {suggest(text, [LAST_FOUR])}{valid}")
+                likely = suggest(text, [LAST_FOUR]) if text != LAST_FOUR else ""
+                raise MertoolError(f"layers '{text}' cannot be read; {likely}{valid}")
+            if last and int(last) < int(first):
+                raise MertoolError(f"layers '{text}': {piece} runs backwards, write {last}-{first}")
             chosen += range(int(first), int(last or first) + 1)
     if not chosen or max(chosen) > count:
         raise MertoolError(f"layers '{text}' are not in this encoder; {valid}")

@@ -82,6 +82,8 @@ class FinetuneOptions:
             raise MertoolError("--size and --budget both say how large the adapter is: give one of them")
         if self.size is not None and self.size < 1:
             raise MertoolError(f"--size {self.size}: give at least 1")
+        if self.size is not None and self._method.SIZE is None:
+            raise MertoolError(f"--method {self.method} has no size: leave out --size")
         if self.unlabelled < 0:
             raise MertoolError(f"--unlabelled {self.unlabelled}: give 0 (none) or more")
         self.describe_method((1,))
@@ -90,10 +92,12 @@ class FinetuneOptions:
     @property
     def schedule(self) -> Schedule:
         """How adapters are trained; checks it."""
-        rate = self.learning_rate
-        if rate is None:
-            rate = float(registry.load(peft_methods.PACKAGE, "PEFT method", self.method).RATE)
+        rate = float(self._method.RATE) if self.learning_rate is None else self.learning_rate
         return Schedule(self.epochs, self.batch, rate, patience=self.patience, seed=self.seed)
+
+    @property
+    def _method(self) -> Any:
+        return registry.load(peft_methods.PACKAGE, "PEFT method", self.method)
 
     def describe_method(self, layers: tuple[int, ...]) -> Method:
         """The options of one adapter; checks them."""
@@ -132,7 +136,8 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     key = _key(plan, manifest, options)
     if found := reuse(output, "finetune", key, options.overwrite):
         return found, True
-    get_folds(options.folds, plan.examples, options.seed)  # faults show before the long work
+    # Faults show before the long work; which clips have no sound, and need no fold, shows after it.
+    get_folds(options.folds, plan.examples, options.seed, whole=False)
     accelerator = start(plan.device, plan.dtype)
     main = accelerator.is_main_process
     encoder = encoders.load("audio", plan.source, accelerator.device, torch.float32)
@@ -169,7 +174,9 @@ def compare(
     for method in methods:
         # A method without a size has but one; the table says how many parameters that is.
         sized = registry.load(peft_methods.PACKAGE, "PEFT method", method).SIZE is not None
-        chosen = replace(options, method=method, budget=options.budget if sized else None)
+        chosen = replace(
+            options, method=method, budget=options.budget if sized else None, size=options.size if sized else None
+        )
         made[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), chosen, progress)
     key = make_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
     if found := reuse(output, "compare", key, options.overwrite):

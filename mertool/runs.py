@@ -27,6 +27,16 @@ from mertool.files import check_writable, clear_write_errors, content_digest, di
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
+class OtherStage(MertoolError):
+    """A run was given where one of another stage is needed."""
+
+    def __init__(self, folder: Path, found: str, stage: str):
+        super().__init__(
+            f"{folder} is a run of {found}, one of {stage} is needed: give the -o folder of `mertool {stage}`"
+        )
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Run:
     """A complete run: its folder and what `run.json` says."""
@@ -46,17 +56,28 @@ class Run:
             found = info["stage"]
             _ = [info[name] for name in ("key", *(needs if found == stage else ()))]
         except (ValueError, KeyError, TypeError) as error:
-            raise MertoolError(f"{file} cannot be read ({error}): run `mertool {stage}` again") from error
-        if found != stage:
             raise MertoolError(
-                f"{folder} is a run of {found}, one of {stage} is needed: give the -o folder of `mertool {stage}`"
-            )
+                f"{file} cannot be read ({error}): run `mertool {stage}` again with --overwrite"
+            ) from error
+        if found != stage:
+            raise OtherStage(folder, found, stage)
         return cls(folder, info)
 
     @property
     def metrics(self) -> dict[str, Any]:
         """What `metrics.json` says."""
-        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        file = self.folder / "metrics.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MertoolError(f"{file} cannot be read ({error}): the run is damaged, make it again") from error
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file is there, and as long as it was written."""
+        sizes = self.info.get("sizes", {})
+        found = [(self.folder / name, size) for name, size in sizes.items()]
+        return all(file.is_file() and file.stat().st_size == size for file, size in found)
 
     def digest(self) -> str:
         """Digest of the trained parts (all safetensors), or of the key where there are none."""
@@ -75,8 +96,8 @@ def make_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str
 def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
     """The run in `folder` if it is the one asked for; raises if `folder` is something else's.
 
-    A run of the same options on data that changed is made anew. One of other options is an error: what was typed
-    may be a slip, and the run may be hours of work.
+    A run of the same options on data that changed is made anew, and so is one of which a file is missing or cut. One
+    of other options is an error: what was typed may be a slip, and the run may be hours of work.
     """
     if not folder.exists():
         check_writable(folder)
@@ -87,11 +108,18 @@ def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
         if any(folder.iterdir()):
             raise MertoolError(f"{folder} is not empty and not a run of mertool: give another -o")
         return None
-    found = Run.read(folder, stage)
+    try:
+        found = Run.read(folder, stage)
+    except OtherStage as error:
+        raise MertoolError(f"{folder} holds a run of {error.found}: give another -o") from None
+    except MertoolError:
+        if overwrite:
+            return None
+        raise
     if overwrite:
         return None
     if found.info["key"] == key:
-        return found
+        return found if found.is_whole else None
     if found.info.get("mertool") == __version__ and found.info["key"].split("-")[0] != key.split("-")[0]:
         raise MertoolError(
             f"{folder} holds a run of {stage} with other options: give --overwrite to replace it, or another -o"
@@ -120,6 +148,8 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
             draft_folder.mkdir()
         yield draft
         _write_json(draft_folder / "metrics.json", draft.metrics)
+        files = sorted(file for file in draft_folder.rglob("*") if file.is_file())
+        draft.info["sizes"] = {file.relative_to(draft_folder).as_posix(): file.stat().st_size for file in files}
         _write_json(draft_folder / "run.json", draft.info)
         with clear_write_errors(folder):
             old = target.with_name(f".{target.name}.old-{os.getpid()}")

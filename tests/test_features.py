@@ -92,7 +92,12 @@ def test_layers_that_cannot_be_read(text):
         parse_layers(text, 24)
 
 
-@pytest.mark.parametrize("text", ["25", "20-30", "6-3"])
+def test_layers_that_run_backwards():
+    with pytest.raises(MertoolError, match="layers '1,6-3': 6-3 runs backwards, write 3-6"):
+        parse_layers("1,6-3", 24)
+
+
+@pytest.mark.parametrize("text", ["25", "20-30"])
 def test_layers_that_are_not_there(text):
     with pytest.raises(MertoolError, match="are not in this encoder; valid"):
         parse_layers(text, 24)

@@ -41,7 +41,8 @@ def finetune(invoke, tiny_encoders, tmp_path, monkeypatch, keep_a_trained_epoch)
     keep_a_trained_epoch(monkeypatch)
 
     def run(source, name="run", *options, encoder="hubert_group"):
-        given = ["--encoder", tiny_encoders[encoder], "--layers", "2-3", "--size", 4, "--folds", 2, "--epochs", 1]
+        size = [] if {"ia3", "bitfit", "full"} & set(options) else ["--size", 4]
+        given = ["--encoder", tiny_encoders[encoder], "--layers", "2-3", *size, "--folds", 2, "--epochs", 1]
         result = invoke("finetune", source, "-o", tmp_path / name, *given, "--json", *options)
         assert result.exit_code == 0, (result.exception, result.stderr)
         return json.loads(result.stdout)
@@ -282,6 +283,8 @@ def test_a_comparison_of_methods(manifest, invoke, tiny_encoders, tmp_path):
         (["--compare", "lora"], "two methods or more"),
         (["--compare", "lora,adapters"], "unknown PEFT method 'adapters'"),
         (["--budget", "lots"], "lots"),
+        (["--budget", "900M"], "more than the"),
+        (["--method", "bitfit", "--size", 8], "--method bitfit has no size"),
         (["--mask-target", "pixels"], "units"),
         (["--class-weights", "some"], "balanced"),
         (["--target-layer", 9], "layers 0 to 4"),

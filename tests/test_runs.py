@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_a_run_of_another_stage(tmp_path):
     words = r"is a run of align, one of fuse is needed: give the -o folder of `mertool fuse`"
     with pytest.raises(MertoolError, match=words):
         Run.read(tmp_path / "run", "fuse")
-    with pytest.raises(MertoolError, match=words):
+    with pytest.raises(MertoolError, match="holds a run of align: give another -o"):
         reuse(tmp_path / "run", "fuse", "k1", True)
 
 
@@ -192,8 +193,26 @@ def test_a_folder_that_is_no_run(tmp_path):
 def test_a_damaged_run(content, tmp_path):
     make(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(MertoolError, match=r"run\.json cannot be read .*run `mertool fuse` again"):
+    with pytest.raises(MertoolError, match=r"run\.json cannot be read .*run `mertool fuse` again with --overwrite"):
         reuse(tmp_path / "run", "fuse", "k1", False)
+    assert reuse(tmp_path / "run", "fuse", "k1", True) is None
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "model.safetensors"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
+def test_a_run_of_which_a_file_is_missing_or_cut_is_made_anew(name, harm, tmp_path):
+    run = make(tmp_path / "run", tensors={"model": torch.ones(3)})
+    assert run.is_whole
+    harm(run.folder / name)
+    assert not run.is_whole
+    assert reuse(tmp_path / "run", "fuse", "k1", False) is None
+
+
+def test_metrics_that_are_gone_are_one_line(tmp_path):
+    run = make(tmp_path / "run")
+    (run.folder / "metrics.json").unlink()
+    with pytest.raises(MertoolError, match="the run is damaged, make it again"):
+        _ = run.metrics
 
 
 def test_damaged_tensors(tmp_path):

@@ -117,6 +117,7 @@ def finetune(
     from mertool import finetune as stage
     from mertool import peft_methods
 
+    given = layers is not None
     encoder, layers = _from_probe(probe, encoder, layers)
     options = stage.FinetuneOptions(
         encoder,
@@ -166,7 +167,7 @@ def finetune(
         else:
             _show(run.metrics)
             adapter, plots = output, [output / "losses.png", output / "layers.png"]
-        if probe is not None:
+        if probe is not None and not given:
             note("note: the probe chose the layers on these same clips, so the scores lean optimistic by that choice")
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
         say(f"plots: {', '.join(map(str, plots))}")

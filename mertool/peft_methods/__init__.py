@@ -131,6 +131,9 @@ def size_for_budget(
     None for a method without a size. The count is affine in the size. Raises MertoolError if the smallest is too large.
     """
     module = registry.load(PACKAGE, "PEFT method", method)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    if budget > whole:
+        raise MertoolError(f"--budget {budget:,} is more than the {whole:,} parameters of the encoder: give less")
     smallest = _count(model, blocks, layers, method, module.SIZE and 1)
     if smallest > budget:
         least = f"at least {smallest:,}" if module.SIZE else f"{smallest:,}"

@@ -83,9 +83,9 @@ def speaker_groups(examples: Examples) -> np.ndarray | None:
 # ---------------------------------------------------------------- folds of a file
 
 
-def get_folds(given: int | Path, examples: Examples, seed: int) -> Folds:
-    """What `--folds` asks for: so many folds made here, or those of a file."""
-    return read_folds(given, examples) if isinstance(given, Path) else make_folds(examples, given, seed)
+def get_folds(given: int | Path, examples: Examples, seed: int, whole: bool = True) -> Folds:
+    """What `--folds` asks for: so many folds made here, or those of a file (`whole`: it must name every example)."""
+    return read_folds(given, examples, whole) if isinstance(given, Path) else make_folds(examples, given, seed)
 
 
 def folds_key(given: int | Path | None) -> int | str | None:
@@ -107,17 +107,17 @@ def write_folds(path: Path, examples: Examples, folds: Folds) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def read_folds(path: Path, examples: Examples) -> Folds:
+def read_folds(path: Path, examples: Examples, whole: bool = True) -> Folds:
     """Folds of a file, for these examples; they are numbered from 0 in the order of their names.
 
     The file is a CSV with the columns `clip,fold`, a run of mertool (its folder or run.json), or EmoBox's
     CSV (`fold,split,file`), whose test parts must part the files. Clips of the file that are no examples
     are passed over; an example without a fold is an error. A run may lack a few clips, those without its modality:
-    they go where their speaker is.
+    they go where their speaker is; without `whole` any file may.
     """
     file = _file_of(path)
     found = _from_run(file) if file.suffix == ".json" else _from_csv(file, examples.clips)
-    if file.suffix == ".json" and 2 * sum(clip in found for clip in examples.clips) > len(examples):
+    if (file.suffix == ".json" or not whole) and 2 * sum(clip in found for clip in examples.clips) > len(examples):
         found = place_all(found, examples)
     without = [clip for clip in examples.clips if clip not in found]
     if without:

@@ -27,9 +27,11 @@ class Plan:
 
     @property
     def shuffles(self) -> list[Folds]:
-        """The repetitions that differ in their folds."""
-        first = self.members[0]
-        return [first, *(folds for folds in self.members[1:] if folds is not first)]
+        """The repetitions that differ in their folds: few speakers can be parted in few ways, or in one."""
+        found: dict[tuple[int, ...], Folds] = {}
+        for folds in self.members:
+            found.setdefault(_partition(folds), folds)
+        return list(found.values())
 
     @property
     def member_seeds(self) -> list[int]:
@@ -52,6 +54,12 @@ class Probed:
     weighed: np.ndarray
     speakers: SpeakerReadout | None
     groups: np.ndarray | None
+
+
+def _partition(folds: Folds) -> tuple[int, ...]:
+    """Which clips stand together, whatever their folds are called."""
+    names = {fold: number for number, fold in enumerate(dict.fromkeys(folds.of.tolist()))}
+    return tuple(names[fold] for fold in folds.of.tolist())
 
 
 def probe_all(values: np.ndarray, examples: Examples, plan: Plan, progress: Progress) -> Probed:

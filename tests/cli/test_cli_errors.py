@@ -219,7 +219,7 @@ def test_a_run_in_place_of_a_run_of_another_stage(fails, fuse_run, audio_store, 
     other = tmp_path / "other"
     shutil.copytree(fuse_run, other)
     message = fails("probe-layers", audio_store, "-m", manifest, "-o", other, "--overwrite")
-    assert "is a run of fuse, one of probe-layers is needed" in message
+    assert "holds a run of fuse: give another -o" in message
 
 
 # ---------------------------------------------------------------- names and choices

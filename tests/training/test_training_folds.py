@@ -9,7 +9,7 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.training.examples import Examples, keep
-from mertool.training.folds import folds_key, get_folds, make_folds, read_folds, speaker_groups, write_folds
+from mertool.training.folds import Folds, folds_key, get_folds, make_folds, read_folds, speaker_groups, write_folds
 
 RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"
 
@@ -134,6 +134,15 @@ def test_clips_that_a_run_lacks_go_where_their_speaker_is(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"folds": few}))
     with pytest.raises(MertoolError, match="80 of 120 labelled clips have no fold"):  # of another corpus
         read_folds(tmp_path, data)
+
+
+def test_a_file_may_lack_clips_until_it_is_known_that_they_have_features(tmp_path):
+    data = examples()
+    folds = make_folds(data, 5, 0)
+    write_folds(tmp_path / "folds.csv", keep(data, np.arange(120) != 7), Folds(np.delete(folds.of, 7), 5, ""))
+    with pytest.raises(MertoolError, match="1 of 120 labelled clips have no fold"):
+        get_folds(tmp_path / "folds.csv", data, 0)
+    assert get_folds(tmp_path / "folds.csv", data, 0, whole=False).of.tolist() == folds.of.tolist()
 
 
 @pytest.mark.parametrize("name", ["run", "run/run.json"])

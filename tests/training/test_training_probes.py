@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mertool.training.folds import Folds
 from mertool.training.layer_weights import WeightSchedule, train_layer_weights
 from mertool.training.mlp import MlpSchedule, train_mlp
+from mertool.training.probes import Plan
 from mertool.training.speakers import probe_speakers
 
 COUNT, LAYERS, CHANNELS, CLASSES = 80, 3, 8, 3
@@ -111,3 +113,10 @@ def test_a_speaker_with_one_clip_is_left_out():
     found = probe_speakers(values, np.array(list("aaabbbc")), 5, 0, torch.device("cpu"), lambda *_: None)
     assert found.rows.tolist() == [0, 1, 2, 3, 4, 5]
     assert probe_speakers(values, np.array(list("aaaaabc")), 5, 0, torch.device("cpu"), lambda *_: None) is None
+
+
+def test_the_same_parts_under_other_names_are_no_other_shuffle():
+    first, renamed, other = (Folds(np.array(of), 2, "") for of in ([0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 1]))
+    plan = Plan([first, renamed, other], [0, 1, 2], 2, "ridge", True, torch.device("cpu"))
+    assert plan.shuffles == [first, other]
+    assert plan.member_seeds == [0, 0, 1, 1, 2, 2]
