@@ -75,7 +75,7 @@ class Run:
     @property
     def is_whole(self) -> bool:
         """Whether every file is there, and as long as it was written."""
-        sizes = self.info.get("sizes", {})
+        sizes = self.info.get("bytes_of_files", {})
         found = [(self.folder / name, size) for name, size in sizes.items()]
         return all(file.is_file() and file.stat().st_size == size for file, size in found)
 
@@ -149,7 +149,7 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
         yield draft
         _write_json(draft_folder / "metrics.json", draft.metrics)
         files = sorted(file for file in draft_folder.rglob("*") if file.is_file())
-        draft.info["sizes"] = {file.relative_to(draft_folder).as_posix(): file.stat().st_size for file in files}
+        draft.info["bytes_of_files"] = {file.relative_to(draft_folder).as_posix(): file.stat().st_size for file in files}
         _write_json(draft_folder / "run.json", draft.info)
         with clear_write_errors(folder):
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
