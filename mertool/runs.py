@@ -148,8 +148,9 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
             draft_folder.mkdir()
         yield draft
         _write_json(draft_folder / "metrics.json", draft.metrics)
-        files = sorted(file for file in draft_folder.rglob("*") if file.is_file())
-        draft.info["bytes_of_files"] = {file.relative_to(draft_folder).as_posix(): file.stat().st_size for file in files}
+        files = [file for file in sorted(draft_folder.rglob("*")) if file.is_file()]
+        names = [file.relative_to(draft_folder).as_posix() for file in files]
+        draft.info["bytes_of_files"] = {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
         _write_json(draft_folder / "run.json", draft.info)
         with clear_write_errors(folder):
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
