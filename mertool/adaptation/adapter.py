@@ -20,6 +20,7 @@ from mertool.adaptation.clips import Clips
 from mertool.adaptation.loop import History, Rows, Schedule, fit
 from mertool.adaptation.masked import Target, span_mask
 from mertool.devices import seed_everything
+from mertool.encoders.blocks import drop_above
 from mertool.errors import MertoolError, choose
 from mertool.training.checkpoint import Checkpoint
 from mertool.training.linear import STRENGTH, Probes, fit_probes
@@ -30,6 +31,7 @@ AT_ONCE = {"cpu": 1600}
 AT_ONCE_ON_GPU = 16_000
 CLASS_WEIGHTS = ("none", "balanced")
 HEAD_RATE = 2e-4  # peak learning rate: the head begins at its optimum, and large steps only throw it off
+SHIFT_CLIPS = 500  # of which an adapter's mean shift is taken; clips differ little in it
 UNLABELLED = -100  # the label of clips without one, which cross-entropy leaves out
 
 
@@ -100,6 +102,7 @@ class Adaptation:
         self.method, self.classes, self.accelerator = method, classes, accelerator
         self.encoder, self.clips, self.labels = encoder, clips, labels
         self.parameters = sum(p.numel() for p in encoder.model.parameters())
+        self.above = tuple(encoder.blocks[max(method.layers) :])  # which only the mean shift of adapters needs
         self.body = Body(encoder, method.layers, exact)
         self.inputs = clips.inputs[0 if exact else self.body.first - 1]
         self.lengths = clips.lengths()
@@ -126,7 +129,23 @@ class Adaptation:
         history = fit(task, rows, schedule, self.accelerator, checkpoint, progress)
         if self.accelerator.is_main_process:
             peft_methods.save_adapter(peft, folder, name)
+        shift = self._shift(body, np.union1d(part.train, part.develop), schedule.seed)
+        if self.accelerator.is_main_process:
+            peft_methods.save_shift(folder / name, shift)
         return self._judge(body, task.head, part, history, trainable)
+
+    def _shift(self, body: Body, learned: np.ndarray, seed: int) -> torch.Tensor:
+        """(layers + 1, D): what the adapter in `body` adds to each layer, in the mean over clips it learned from."""
+        rows = np.random.default_rng(seed).permutation(learned)[:SHIFT_CLIPS]
+        layers = tuple(range(body.first, self.encoder.layers + 1))
+        means = []
+        for one in (self.body, body):
+            one.blocks.extend(self.above)
+            means.append(self.pool(one, rows, layers).mean(1))
+            drop_above(one.blocks, body.last)
+        shift = torch.zeros(self.encoder.layers + 1, self.encoder.channels, device=self.device)
+        shift[body.first :] = means[1] - means[0]
+        return shift
 
     def _judge(self, body: Body, head: "Head", part: Part, history: History, trainable: int) -> Trained:
         labelled = np.flatnonzero(self.labels != UNLABELLED)

@@ -9,6 +9,7 @@ from mertool import encoders, peft_methods
 from mertool.encoders.aligner import Aligner
 from mertool.encoders.blocks import drop_above
 from mertool.encoders.packed import pack
+from mertool.engine.adapted import Adapted
 from mertool.engine.batch import Limit, budget
 from mertool.engine.kernels import use_kernels
 from mertool.engine.pipeline import Work, keep_frames, mean_pool
@@ -55,10 +56,9 @@ def assemble_several(
     limit = Limit(budget(first.modality, device.type) if most is None else most)
     work = Work(encoder, keep, finish, limit, device)
     if given.adapters:
-        model = peft_methods.load_adapters(encoder.model, given.adapters).to(device)
-        encoder.model = model
+        adapted = Adapted(encoder, given.adapters, device)
+        work.encoder, work.select = adapted, adapted.select
         work.variant = lambda clip: given.adapter_of_clip.get(clip, peft_methods.FINAL)
-        work.select = model.set_adapter
     drop_above(encoder.blocks, keep[-1])
     if device.type == "cpu":
         pack(encoder.model)

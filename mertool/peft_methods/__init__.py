@@ -4,6 +4,10 @@ All are saved in PEFT's own format (adapter_config.json, adapter_model.safetenso
 what it is put on by endings of module names inside a block ("" is the block itself), `SIZE` is its default size:
 a width, a rank, a number of vectors, or None where the model alone says how much is trained; `RATE` is its usual
 peak learning rate.
+
+Beside the two files of PEFT lies shift.safetensors: what the adapter adds to the features of all clips alike, the
+mean over clips it learned from. Adapters of different folds differ in it, and it tells them apart better than any
+emotion; so it is taken off whatever they make (see engine/adapted.py).
 """
 
 import re
@@ -20,9 +24,12 @@ from torch import nn
 
 from mertool import registry
 from mertool.errors import MertoolError
+from mertool.files import write_atomic
+from mertool.runs import load_tensors
 
 PACKAGE = "peft_methods"
 FINAL = "final"  # the adapter trained on all folds
+SHIFT = "shift"
 # An adapter on a projection inside gets no gradient: this attention reads the weights instead of calling the module.
 READS_WEIGHTS = ("WavLMAttention",)
 EVERY_BLOCK = "feed_forward"  # what blocks of the wav2vec 2.0 kind have; no other kind is adapted
@@ -92,6 +99,22 @@ def save_adapter(model: Any, folder: Path, name: str) -> None:
         model.save_pretrained(draft, selected_adapters=[FINAL])
         folder.mkdir(exist_ok=True)
         (Path(draft) / FINAL).rename(folder / name)
+
+
+def save_shift(folder: Path, shift: torch.Tensor) -> None:
+    """Save the mean shift (layers + 1, D) of the adapter in `folder`, layer 0 being the embedding."""
+    from safetensors.torch import save
+
+    write_atomic(folder / f"{SHIFT}.safetensors", save({SHIFT: shift.float().cpu().contiguous()}))
+
+
+def load_shifts(folder: Path) -> dict[str, torch.Tensor]:
+    """The mean shift (layers + 1, D) of every adapter in `folder`, by name."""
+    adapters = [path.parent for path in sorted(folder.glob("*/adapter_config.json"))]
+    try:
+        return {adapter.name: load_tensors(adapter / f"{SHIFT}.safetensors")[SHIFT] for adapter in adapters}
+    except KeyError as error:
+        raise MertoolError(f"an adapter in {folder} has no mean shift: make the adapters again") from error
 
 
 def target_names(
