@@ -114,7 +114,7 @@ def align(
         _check(sound, sight, aligned)
         labels = _read_labels(manifest, sight, options) if manifest else None
         key = _key(sound, sight, manifest, options)
-        found = reuse(output, "align", key, options.overwrite)
+        found = reuse(output, "align", key, options)
         accelerator = start(device, torch.float32)
         if not found:
             _train(sound, sight, labels, output, key, options, accelerator, progress)

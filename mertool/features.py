@@ -111,6 +111,11 @@ def format_layers(layers: tuple[int, ...] | list[int]) -> str:
     return ",".join(map(str, numbers))
 
 
+def name_layers(layers: str) -> str:
+    """What `format_layers` gives with its noun: `layer 3`, `layers 16-21`."""
+    return f"layer{'' if layers.isdecimal() else 's'} {layers}"
+
+
 def unaligned_frames(recipe: Recipe) -> Recipe:
     """The recipe of the frame store that an aligner of this video recipe is trained on."""
     return replace(recipe, pool="none", aligner=None)

@@ -13,22 +13,23 @@ import numpy as np
 import torch
 
 from mertool import encoders, peft_methods, registry
-from mertool.adaptation.adapter import UNLABELLED, Adaptation, Method, Trained
+from mertool.adaptation.adapter import Adaptation, Method, Trained
 from mertool.adaptation.body import check_adaptable
 from mertool.adaptation.clips import CACHE, Clips, Progress, Wanted, choose_unlabelled, only, read_clips
 from mertool.adaptation.folds import ADAPTERS, Job, Unfinished, held_out, plan_jobs, train_jobs
 from mertool.adaptation.loop import Schedule
 from mertool.adaptation.masked import TARGETS
+from mertool.adaptation.objective import UNLABELLED
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.encoders.blocks import find_blocks
 from mertool.engine.decode import Limits
 from mertool.engine.plan import item_digest
 from mertool.errors import MertoolError, choose
-from mertool.features import format_layers, parse_layers
+from mertool.features import format_layers, name_layers, parse_layers
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import mcnemar, paired_bootstrap, score_json
 from mertool.predictions import Predictions
-from mertool.runs import Run, RunDraft, make_key, new_run, reuse
+from mertool.runs import FREE, Run, RunDraft, make_key, new_run, reuse
 from mertool.training.examples import Examples, keep, labelled_examples
 from mertool.training.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
 from mertool.training.launch import start
@@ -86,6 +87,9 @@ class FinetuneOptions:
             raise MertoolError(f"--method {self.method} has no size: leave out --size")
         if self.unlabelled < 0:
             raise MertoolError(f"--unlabelled {self.unlabelled}: give 0 (none) or more")
+        if self.target_layer is not None and (self.mask_weight == 0 or self.mask_target == "logmel"):
+            why = "--mask-weight 0 hides nothing" if self.mask_weight == 0 else "--mask-target logmel reads no layer"
+            raise MertoolError(f"--target-layer {self.target_layer}: {why}, leave it out")
         self.describe_method((1,))
         _ = self.schedule
 
@@ -112,8 +116,7 @@ class FinetuneOptions:
         )
 
 
-# Options that say where and how fast, but do not change what comes out.
-FREE = ("device", "workers", "clip_timeout", "overwrite", "encoder", "folds")
+NAMED = ("encoder", "folds")  # options that stand in a run's key by their content
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     """Train the adapters; the run, and whether it was there already."""
     plan = _make_plan(manifest, options)
     key = _key(plan, manifest, options)
-    if found := reuse(output, "finetune", key, options.overwrite):
+    if found := reuse(output, "finetune", key, options):
         return found, True
     # Faults show before the long work; which clips have no sound, and need no fold, shows after it.
     get_folds(options.folds, plan.examples, options.seed, whole=False)
@@ -166,10 +169,6 @@ def compare(
     manifest: Manifest, output: Path, methods: tuple[str, ...], options: FinetuneOptions, progress: Progress
 ) -> tuple[Run, bool]:
     """Train several methods alike, each a run beside `output`, named after it; the run of their comparison."""
-    for method in methods:
-        registry.check(peft_methods.PACKAGE, "PEFT method", method)
-    if len(set(methods)) < max(2, len(methods)):
-        raise MertoolError("--compare takes two methods or more, each once, as bottleneck,lora,bitfit")
     made = {}
     for method in methods:
         # A method without a size has but one; the table says how many parameters that is.
@@ -179,7 +178,7 @@ def compare(
         )
         made[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), chosen, progress)
     key = make_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
-    if found := reuse(output, "compare", key, options.overwrite):
+    if found := reuse(output, "compare", key, options):
         return found, True
     if not start(resolve_device(options.device), torch.float32).is_main_process:
         return Run(output, {}), False
@@ -191,7 +190,7 @@ def compare(
         bars = {"frozen": draft.metrics["frozen"]} | {
             name: scores["adapted"] for name, scores in draft.metrics["methods"].items()
         }
-        title = f"Adapters on layers {draft.metrics['layers']}, held-out clips"
+        title = f"Adapters on {name_layers(draft.metrics['layers'])}, held-out clips"
         score_bars(
             draft.folder / "methods", {name: tuple(score["waf"].values()) for name, score in bars.items()}, title
         )
@@ -245,7 +244,7 @@ def _key(plan: _Plan, manifest: Manifest, options: FinetuneOptions) -> str:
     digests = [item_digest(clip, "audio") for clip in plan.manifest.clips]
     return make_key(
         "finetune",
-        {name: value for name, value in asdict(options).items() if name not in FREE}
+        {name: value for name, value in asdict(options).items() if name not in (*FREE, *NAMED)}
         | {"folds": folds_option(options.folds)},
         {
             "weights": plan.weights,
@@ -307,7 +306,7 @@ def _write(
         output,
         "finetune",
         key,
-        {**asdict(options), "size": adaptation.method.size, "folds": str(options.folds)},
+        {**asdict(options), "size": adaptation.method.size},
         seed=options.seed,
         classes=list(options.classes),
         encoder={**plan.source.to_json(), "weights": plan.weights},
@@ -374,9 +373,9 @@ def _draw(draft: RunDraft, window: tuple[int, ...]) -> None:
     from mertool.plots import adaptation_curve, training_curves
 
     metrics = draft.metrics
-    title = f"{metrics['method']} on layers {metrics['layers']}"
+    title = f"{metrics['method']} on {name_layers(metrics['layers'])}"
     losses = {
-        name: (history["label_loss"], [history["start_loss"], *history["development_loss"]])
+        name: (history["label_loss"], [history["start_loss"], *history["development_loss"]], history["best_epoch"])
         for name, history in metrics["history"].items()
     }
     training_curves(draft.folder / "losses", losses, title)

@@ -24,7 +24,7 @@ from mertool.files import digest_json
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import confusion
 from mertool.predictions import Predictions
-from mertool.runs import Run, RunDraft, make_key, new_run, reuse
+from mertool.runs import FREE, Run, RunDraft, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.adapter_folds import folds_of_adapters
 from mertool.training.batches import Features
@@ -170,7 +170,7 @@ def fuse(
         others = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
         key = make_key(
             "fuse",
-            {k: v for k, v in asdict(options).items() if k not in ("device", "overwrite", "unlabelled")}
+            {k: v for k, v in asdict(options).items() if k not in (*FREE, "unlabelled")}
             | {"folds": folds_option(options.folds)},
             {
                 "folds": folds_key(options.folds),
@@ -179,7 +179,7 @@ def fuse(
                 "manifest": manifest.digest(),
             },
         )
-        if found := reuse(output, "fuse", key, options.overwrite):
+        if found := reuse(output, "fuse", key, options):
             return found, True
         check_parts(parts)
         others = match_stores(opened, others) if others else []
@@ -272,11 +272,7 @@ def _save(
         output,
         "fuse",
         key,
-        {
-            **asdict(options),
-            "folds": None if options.folds is None else str(options.folds),
-            "unlabelled": list(map(str, options.unlabelled)),
-        },
+        asdict(options),
         seed=options.seed,
         settings=asdict(settings),
         selection=selection,

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from mertool.files import write_atomic
 
 BLUE, ORANGE, GREY, YELLOW = "#0072B2", "#D55E00", "#999999", "#F0C000"
+MOST_TICKS = 26
 Bars = dict[str, tuple[float, float, float]]  # name -> value, low, high
 
 
@@ -23,30 +24,28 @@ def layer_curve(
     window: tuple[int, int],
     chance: float | Bars,
     mlp: Bars | None = None,
-    interval: str = "95 % interval",
+    interval: str = "95 % intervals",
 ) -> None:
     """Weighted F1 by layer with intervals, the recommended window shaded, shuffled labels dashed.
 
     `chance` is one value or, as `mlp`, has one for each layer.
     """
-    values = np.array([scores[str(layer)] for layer in layers]) * 100
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=YELLOW, alpha=0.25, lw=0, label="recommended window")
-    axes.fill_between(layers, values[:, 1], values[:, 2], color=BLUE, alpha=0.2, lw=0, label=interval)
-    axes.plot(layers, values[:, 0], "o-", color=BLUE, ms=4.5, label="linear probe")
-    if mlp is not None:
-        curve = np.array([mlp[str(layer)] for layer in layers]) * 100
-        axes.fill_between(layers, curve[:, 1], curve[:, 2], color=ORANGE, alpha=0.12, lw=0)
-        axes.plot(layers, curve[:, 0], "s--", color=ORANGE, ms=3.5, lw=1.2, label="small MLP")
+    heads = [("linear probe", scores, "o-", BLUE, -0.08 if mlp else 0)]
+    heads += [("small MLP", mlp, "s--", ORANGE, 0.08)] if mlp else []
+    for name, bars, style, colour, shift in heads:
+        _with_bars(axes, np.array(layers) + shift, [bars[str(layer)] for layer in layers], style, colour, name)
     if isinstance(chance, dict):
         floor = np.array([chance[str(layer)] for layer in layers]) * 100
         axes.fill_between(layers, floor[:, 1], floor[:, 2], color=GREY, alpha=0.2, lw=0)
-        axes.plot(layers, floor[:, 0], ":", color=GREY, label="chance (shuffled labels)")
+        axes.plot(layers, floor[:, 0], ".:", color=GREY, label="chance (shuffled labels)")
     else:
         axes.axhline(100 * chance, color=GREY, ls="--", label="chance (shuffled labels)")
-    axes.set(xlabel="layer (0 = embedding)", ylabel="weighted F1, %", title="What each layer knows of emotion")
+    axes.set(xlabel="layer (0 = embedding)", ylabel=f"weighted F1, % ({interval})")
+    axes.set_title("What each layer knows of emotion")
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _tick_layers(axes, layers)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     _save(figure, path)
@@ -62,7 +61,7 @@ def recall_map(path: Path, layers: list[int], recall: dict[str, dict[str, float]
     picture = axes.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for row, column in np.ndindex(shares.shape):
         colour = "black" if shares[row, column] > 60 else "white"
-        axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=7)
+        axes.text(column, row, f"{int(shares[row, column] + 0.5)}", ha="center", va="center", color=colour, fontsize=7)
     inside = [place for place, layer in enumerate(layers) if window[0] <= layer <= window[1]]
     corner, size = (inside[0] - 0.5, -0.5), (len(inside), len(classes))
     axes.add_patch(plt.Rectangle(corner, *size, fill=False, ec=ORANGE, lw=2.5, clip_on=False, label="window"))
@@ -153,16 +152,19 @@ def recall_bars(path: Path, scores: dict[str, Any], title: str) -> None:
     _save(figure, path)
 
 
-def training_curves(path: Path, losses: dict[str, tuple[list[float], list[float]]], title: str) -> None:
-    """Training (solid) and development loss (dashed, from before the first epoch), a colour for each adapter."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(losses)))
-    for colour, (name, (training, development)) in zip(colours, losses.items(), strict=True):
-        axes.plot(range(1, len(training) + 1), training, color=colour, label=name)
-        axes.plot(range(len(development)), development, "--", color=colour)
-    axes.set(xlabel="epoch", ylabel="cross-entropy (dashed: development part)", title=title)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
+def training_curves(path: Path, losses: dict[str, tuple[list[float], list[float], int]], title: str) -> None:
+    """Training loss of each adapter, and its development loss from before the first epoch; the epoch kept is marked."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True, sharex=True)
+    for number, (name, (training, development, best)) in enumerate(losses.items()):
+        colour = f"C{number % 10}"
+        left.plot(range(1, len(training) + 1), training, ".-", color=colour, label=name)
+        right.plot(range(len(development)), development, ".-", color=colour)
+        right.plot(best, development[best], "o", ms=9, mfc="none", mec=colour)
+    left.set(xlabel="epoch", ylabel="cross-entropy", title="training part")
+    right.set(xlabel="epoch (0: the start)", title="development part (circle: the epoch kept)")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(fontsize=8)
+    figure.suptitle(title)
     _save(figure, path)
 
 
@@ -170,15 +172,31 @@ def adaptation_curve(path: Path, layers: list[int], probes: dict[str, Any], titl
     """Weighted F1 of a probe of every adapted layer before and after, and how alike the layer stayed (CKA)."""
     figure, (axes, alike) = plt.subplots(2, figsize=(7, 5), layout="constrained", sharex=True, height_ratios=[3, 1])
     for name, colour, shift, style in (("frozen", GREY, -0.06, "s--"), ("adapted", BLUE, 0.06, "o-")):
-        values = np.array([list(probes[str(layer)][name]["waf"].values()) for layer in layers]) * 100
-        places, errors = np.array(layers) + shift, np.abs(values[:, 1:] - values[:, :1]).T
-        axes.errorbar(places, values[:, 0], errors, fmt=style, color=colour, capsize=3, lw=1.2, label=f"probe, {name}")
+        values = [tuple(probes[str(layer)][name]["waf"].values()) for layer in layers]
+        _with_bars(axes, np.array(layers) + shift, values, style, colour, f"probe, {name}")
     axes.set(ylabel="weighted F1, % (bars: 95 %)", title=title)
     axes.legend(fontsize=8)
-    alike.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "D-", color=ORANGE)
-    alike.set(xlabel="layer", ylabel="linear CKA", ylim=(0, 1.05))
-    alike.xaxis.set_major_locator(MaxNLocator(integer=True))
+    alike.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "D-", color=ORANGE, clip_on=False)
+    alike.set(xlabel="layer", ylabel="linear CKA", ylim=(0, 1), xlim=(min(layers) - 0.6, max(layers) + 0.6))
+    _tick_layers(alike, layers)
     _save(figure, path)
+
+
+def _with_bars(
+    axes: Any, places: np.ndarray, scores: list[tuple[float, float, float]], style: str, colour: str, label: str
+) -> None:
+    """A curve of scores (value, low, high) in per cent with their intervals."""
+    values = np.array(scores) * 100
+    errors = np.abs(values[:, 1:] - values[:, :1]).T
+    axes.errorbar(places, values[:, 0], errors, fmt=style, color=colour, ms=4.5, lw=1.4, elinewidth=0.9, label=label)
+
+
+def _tick_layers(axes: Any, layers: list[int]) -> None:
+    """A tick at every layer, at some of very many."""
+    if len(layers) > MOST_TICKS:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xticks(layers)
 
 
 def _save(figure: Any, path: Path) -> None:

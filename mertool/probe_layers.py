@@ -13,10 +13,10 @@ import numpy as np
 
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
-from mertool.features import format_layers
+from mertool.features import format_layers, name_layers
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import confusion, per_class, score_json
-from mertool.runs import Run, make_key, new_run, reuse
+from mertool.runs import FREE, Run, make_key, new_run, reuse
 from mertool.store import FeatureStore
 from mertool.training.examples import Examples, keep, labelled_examples, present_in
 from mertool.training.folds import Folds, folds_key, folds_option, get_folds, write_folds
@@ -58,10 +58,6 @@ class ProbeOptions:
         if self.seeds < 1:
             raise MertoolError(f"{self.seeds} seeds: give --seeds 1 or more")
 
-    def to_json(self) -> dict[str, Any]:
-        """As stored with the run."""
-        return {**asdict(self), "folds": str(self.folds) if isinstance(self.folds, Path) else self.folds}
-
 
 def probe_layers(
     store_path: Path, manifest: Manifest, output: Path, options: ProbeOptions, progress: "Progress"
@@ -70,17 +66,16 @@ def probe_layers(
     with FeatureStore(store_path) as store:
         if not store.pooled:
             raise MertoolError(f"{store_path} holds frames: probe-layers reads a pooled store (--pool mean)")
-        free = {"device", "overwrite"}
         key = make_key(
             "probe-layers",
-            {k: v for k, v in options.to_json().items() if k not in free} | {"folds": folds_option(options.folds)},
+            {k: v for k, v in asdict(options).items() if k not in FREE} | {"folds": folds_option(options.folds)},
             {
                 "folds": folds_key(options.folds),
                 "store": [store.fingerprint, store.digests()],
                 "manifest": manifest.digest(),
             },
         )
-        if found := reuse(output, "probe-layers", key, options.overwrite):
+        if found := reuse(output, "probe-layers", key, options):
             return found, True
         examples = labelled_examples(manifest, options.classes)
         examples = keep(examples, present_in(store, examples))
@@ -117,7 +112,7 @@ def probe_layers(
         output,
         "probe-layers",
         key,
-        options.to_json(),
+        asdict(options),
         seed=options.seed,
         classes=list(options.classes),
         folds=folds.to_json(examples),
@@ -137,8 +132,9 @@ def _weigh_injection(metrics: dict[str, Any], window: Window) -> Window:
     read_out = next(one for one in metrics["injection"] if one["window"] == [window.first, window.last])
     if best is read_out or read_out["against_best"]["p"] >= CERTAIN:
         return window
-    reason = f"adapters there score best after a short training; layers {metrics['window']['layers']} read out best"
-    metrics["window"]["read_out"] = metrics["window"]["layers"]
+    read_best = metrics["window"]["layers"]
+    reason = f"adapters there score best after a short training; {name_layers(read_best)} read out best"
+    metrics["window"]["read_out"] = read_best
     metrics["window"] |= {"layers": best["layers"], "reason": reason}
     first, last = best["window"]
     return Window(first, last, reason)
@@ -245,14 +241,17 @@ def _judge_speakers(found: SpeakerReadout, layers: list[int], seed: int) -> dict
 
 
 def _draw(folder: Path, metrics: dict[str, Any], layers: list[int], window: Window, options: ProbeOptions) -> None:
-    from mertool.plots import layer_curve, recall_map
+    from mertool.plots import layer_curve, recall_map, score_bars
 
     def bars(head: str | None) -> dict[str, tuple[float, float, float]]:
         found = {layer: (scores[head] if head else scores)["waf"] for layer, scores in metrics["layers"].items()}
         return {layer: (waf["value"], waf["low"], waf["high"]) for layer, waf in found.items()}
 
     span, mlp = (window.first, window.last), bars("mlp") if options.mlp else None
-    over = f"95 % interval over {metrics['intervals']}"
+    over = f"95 % intervals over {metrics['intervals']}"
     layer_curve(folder / "layers", layers, bars(None), span, bars("control"), mlp, over)
     recall = {layer: scores["recall"] for layer, scores in metrics["layers"].items()}
     recall_map(folder / "recall", layers, recall, span)
+    if "injection" in metrics:
+        windows = {name_layers(one["layers"]): tuple(one["waf"].values()) for one in metrics["injection"]}
+        score_bars(folder / "injection", windows, "A short adapter in each window, held-out clips")

@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from mertool import __version__
 from mertool.errors import MertoolError
 from mertool.files import check_writable, clear_write_errors, content_digest, digest_json, make_folder, write_atomic
 
+# Options that say where and how fast, but do not change what comes out.
+FREE = ("device", "workers", "clip_timeout", "overwrite")
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
@@ -93,12 +95,14 @@ def make_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str
     return f"{own[:16]}-{whole[:48]}"
 
 
-def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
+def reuse(folder: Path, stage: str, key: str, options: Any) -> Run | None:
     """The run in `folder` if it is the one asked for; raises if `folder` is something else's.
 
     A run of the same options on data that changed is made anew, and so is one of which a file is missing or cut. One
-    of other options is an error: what was typed may be a slip, and the run may be hours of work.
+    of other `options` (a dataclass) is an error, unless they say `overwrite`: what was typed may be a slip, and the run
+    may be hours of work.
     """
+    overwrite = bool(options.overwrite)
     if not folder.exists():
         check_writable(folder)
         return None
@@ -122,9 +126,23 @@ def reuse(folder: Path, stage: str, key: str, overwrite: bool) -> Run | None:
         return found if found.is_whole else None
     if found.info.get("mertool") == __version__ and found.info["key"].split("-")[0] != key.split("-")[0]:
         raise MertoolError(
-            f"{folder} holds a run of {stage} with other options: give --overwrite to replace it, or another -o"
+            f"{folder} holds a run of {stage} with other options{_differing(found.info['options'], options)}: give "
+            "--overwrite to replace it, or another -o"
         )
     return None
+
+
+def _differing(there: dict[str, Any], options: Any) -> str:
+    """` (epochs: 3 there, 5 here)`, of those that were given and change the result."""
+    given = {name: value for name, value in asdict(options).items() if value is not None and name not in FREE}
+    changed = {name: value for name, value in _plain(given).items() if there.get(name, value) != value}
+    found = [f"{name}: {there[name]} there, {value} here" for name, value in changed.items()]
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _plain(value: Any) -> Any:
+    """Options as JSON holds them."""
+    return json.loads(json.dumps(value, default=str))
 
 
 @contextmanager
@@ -137,7 +155,7 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
     info = {
         "stage": stage,
         "key": key,
-        "options": options,
+        "options": _plain(options),
         "mertool": __version__,
         "versions": _versions(),
         **facts,

@@ -18,15 +18,23 @@ def words_as_text(monkeypatch):
 DRAWN = {
     "layers": (
         lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), 0.2),
-        ["recommended window", "95 % interval", "chance", "layer (0 = embedding)"],
+        ["recommended window", "95 % intervals", "chance", "layer (0 = embedding)"],
     ),
     "layers and mlp": (
-        lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), SCORES, SCORES, "95 % interval over speakers"),
+        lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), SCORES, SCORES, "95 % intervals over speakers"),
         ["small MLP", "over speakers", "chance"],
     ),
+    "one layer": (
+        lambda path: plots.layer_curve(path, [1], SCORES, (1, 1), SCORES, SCORES),
+        ["linear probe", "small MLP"],
+    ),
+    "adapters": (
+        lambda path: plots.training_curves(path, {"fold0": ([2.0, 1.0], [2.1, 1.8, 1.9], 1)}, "lora on layer 3"),
+        ["fold0", "development part (circle: the epoch kept)", "lora on layer 3"],
+    ),
     "recall": (
-        lambda path: plots.recall_map(path, [0, 1], {"0": {"calm": 0.4}, "1": {"calm": 0.83}}, (1, 1)),
-        ["calm", "83", "recall", "recommended window"],
+        lambda path: plots.recall_map(path, [0, 1], {"0": {"calm": 0.125}, "1": {"calm": 0.83}}, (1, 1)),
+        ["calm", "13", "83", "recall", "recommended window"],
     ),
     "scores": (
         lambda path: plots.score_bars(path, {"audio": SCORES["0"], "fusion": SCORES["1"]}, "Fusion", 0.2),

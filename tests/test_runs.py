@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ import torch
 
 from mertool.errors import MertoolError
 from mertool.runs import Run, load_tensors, make_key, new_run, reuse
+
+
+@dataclass
+class Options:
+    overwrite: bool = False
+    width: int | None = None
+    device: str = "cpu"
+    folds: int | Path = 5
 
 
 def make(folder, key="k1", score=1, stage="fuse", tensors=None, **facts) -> Run:
@@ -108,26 +117,27 @@ def test_a_relative_folder(tmp_path, monkeypatch):
 
 def test_the_same_key_finds_its_run(tmp_path):
     make(tmp_path / "run")
-    assert reuse(tmp_path / "run", "fuse", "k1", False).info["key"] == "k1"
-    assert reuse(tmp_path / "run", "fuse", "k1", True) is None
+    assert reuse(tmp_path / "run", "fuse", "k1", Options(False)).info["key"] == "k1"
+    assert reuse(tmp_path / "run", "fuse", "k1", Options(True)) is None
 
 
 def test_a_run_of_other_options_is_not_replaced_unasked(tmp_path):
     run = tmp_path / "run"
     key = make_key("probe-layers", {"width": 2}, {"store": "a"})
-    with new_run(run, "probe-layers", key, {}):
+    with new_run(run, "probe-layers", key, asdict(Options(width=2, folds=Path("a.csv")))):
         pass
-    with pytest.raises(MertoolError, match="with other options: give --overwrite to replace it, or another -o"):
-        reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), overwrite=False)
-    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), overwrite=True) is None
+    options = Options(width=3, device="cuda", folds=Path("a.csv"))
+    with pytest.raises(MertoolError, match=r"options \(width: 2 there, 3 here\): give --overwrite to replace it, or"):
+        reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), options)
+    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), Options(True)) is None
     # Data that changed make it anew: a pipeline is run again.
-    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 2}, {"store": "b"}), overwrite=False) is None
+    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 2}, {"store": "b"}), Options(False)) is None
 
 
 def test_a_free_place_has_no_run(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert reuse(tmp_path / "nowhere", "fuse", "k1", False) is None
-    assert reuse(tmp_path / "empty", "fuse", "k1", False) is None
+    assert reuse(tmp_path / "nowhere", "fuse", "k1", Options(False)) is None
+    assert reuse(tmp_path / "empty", "fuse", "k1", Options(False)) is None
 
 
 def test_a_key_names_stage_options_and_inputs():
@@ -166,13 +176,13 @@ def test_adapters_that_change_places_have_another_digest(tmp_path):
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(MertoolError, match="is not empty and not a run of mertool: give another -o"):
-        reuse(tmp_path, "fuse", "k", True)
+        reuse(tmp_path, "fuse", "k", Options(True))
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "run").write_text("x")
     with pytest.raises(MertoolError, match="is a file: give a folder for the run"):
-        reuse(tmp_path / "run", "fuse", "k", False)
+        reuse(tmp_path / "run", "fuse", "k", Options(False))
 
 
 def test_a_run_of_another_stage(tmp_path):
@@ -181,7 +191,7 @@ def test_a_run_of_another_stage(tmp_path):
     with pytest.raises(MertoolError, match=words):
         Run.read(tmp_path / "run", "fuse")
     with pytest.raises(MertoolError, match="holds a run of align: give another -o"):
-        reuse(tmp_path / "run", "fuse", "k1", True)
+        reuse(tmp_path / "run", "fuse", "k1", Options(True))
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -194,8 +204,8 @@ def test_a_damaged_run(content, tmp_path):
     make(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(MertoolError, match=r"run\.json cannot be read .*run `mertool fuse` again with --overwrite"):
-        reuse(tmp_path / "run", "fuse", "k1", False)
-    assert reuse(tmp_path / "run", "fuse", "k1", True) is None
+        reuse(tmp_path / "run", "fuse", "k1", Options(False))
+    assert reuse(tmp_path / "run", "fuse", "k1", Options(True)) is None
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "model.safetensors"])
@@ -205,7 +215,7 @@ def test_a_run_of_which_a_file_is_missing_or_cut_is_made_anew(name, harm, tmp_pa
     assert run.is_whole
     harm(run.folder / name)
     assert not run.is_whole
-    assert reuse(tmp_path / "run", "fuse", "k1", False) is None
+    assert reuse(tmp_path / "run", "fuse", "k1", Options(False)) is None
 
 
 def test_metrics_that_are_gone_are_one_line(tmp_path):

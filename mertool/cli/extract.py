@@ -243,8 +243,8 @@ def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> 
             say(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
     if result.out_of_fold is not None:
         say(
-            f"adapters: {result.out_of_fold} training clips got that of the fold which held them out, "
-            f"{result.clips - result.out_of_fold} others the final one"
+            f"adapters: {result.out_of_fold} training clips got that of the fold which held them out, all others the "
+            "final one; what each adds to all clips alike is taken off"
         )
     if result.transcripts:
         say(f"transcripts: {result.transcripts}")

@@ -32,6 +32,7 @@ from mertool.cli.common import (
     table,
 )
 from mertool.errors import MertoolError
+from mertool.features import name_layers
 from mertool.manifest import Manifest, parse_classes
 
 EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
@@ -47,7 +48,9 @@ def finetune(
         str | None, typer.Option(help="Blocks to adapt, counted from 1, as 16-21; instead of --probe's window.")
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Table name, hub id or folder; default: --probe's.")] = None,
-    method: Annotated[str, typer.Option(help=f"PEFT method: {METHODS}.")] = "bottleneck",
+    method: Annotated[
+        str | None, typer.Option(help=f"PEFT method: {METHODS}; default: bottleneck, the paper's.")
+    ] = None,
     size: Annotated[
         int | None, typer.Option(min=1, help="Bottleneck width, LoRA rank or prompts; default: the method's own.")
     ] = None,
@@ -112,17 +115,18 @@ def finetune(
     Layer n is the output of transformer block n, counted from 1. A killed run goes on where it was. Several GPUs:
     accelerate launch -m mertool finetune ... (or torchrun).
     """
-    parts = parse_folds(folds)
+    parts, given = parse_folds(folds), layers is not None
+    # What can be wrong is looked at before the libraries load that take seconds.
+    methods = _methods(method, compare)
+    encoder, layers = _from_probe(probe, encoder, layers)
     labelled = Manifest.read(source)
     from mertool import finetune as stage
     from mertool import peft_methods
 
-    given = layers is not None
-    encoder, layers = _from_probe(probe, encoder, layers)
     options = stage.FinetuneOptions(
         encoder,
         layers,
-        method,
+        method or "bottleneck",
         size,
         peft_methods.parse_budget(budget) if budget is not None else None,
         parts,
@@ -152,7 +156,6 @@ def finetune(
         return progress(title, hidden, unit)
 
     if compare is not None:
-        methods = tuple(name.strip() for name in compare.split(",") if name.strip())
         run, reused = stage.compare(labelled, output, methods, options, shown)
     else:
         run, reused = stage.finetune(labelled, output, options, shown)
@@ -178,7 +181,7 @@ def _show(metrics: dict[str, Any]) -> None:
     size = f" of size {metrics['size']}" if metrics["size"] else ""
     share = metrics["trainable"] / metrics["parameters"]
     adapted = f"{metrics['trainable']:,} trainable parameters ({share:.2%})"
-    say(f"{metrics['method']}{size} on layers {metrics['layers']}: {adapted}")
+    say(f"{metrics['method']}{size} on {name_layers(metrics['layers'])}: {adapted}")
     rows = [
         [name, *(show_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
         for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted, with its head"))
@@ -230,6 +233,18 @@ def _title(metrics: dict[str, Any]) -> str:
     )
 
 
+def _methods(method: str | None, compare: str | None) -> tuple[str, ...]:
+    """The methods to train; an unknown one is an error."""
+    if compare is not None and method is not None:
+        raise MertoolError("--compare names the methods to train: leave out --method")
+    named = (method or "bottleneck",) if compare is None else tuple(filter(None, map(str.strip, compare.split(","))))
+    for name in named:
+        registry.check("peft_methods", "PEFT method", name)
+    if compare is not None and len(set(named)) < max(2, len(named)):
+        raise MertoolError("--compare takes two methods or more, each once, as bottleneck,lora,bitfit")
+    return named
+
+
 def _from_probe(probe: Path | None, encoder: str | None, layers: str | None) -> tuple[str, str]:
     """The encoder and the layers, from the options or the probe run; a contradiction is an error."""
     if probe is None:
@@ -242,6 +257,11 @@ def _from_probe(probe: Path | None, encoder: str | None, layers: str | None) -> 
     probed = run.info["origin"]["encoder"]
     if run.info["recipe"]["modality"] != "audio":
         raise MertoolError(f"{probe} probed {run.info['recipe']['modality']} features: finetune adapts speech encoders")
+    if run.info["recipe"]["adapter"]:
+        raise MertoolError(
+            f"{probe} probed adapted features, but finetune adapts the frozen encoder: give a probe of features "
+            "extracted without --adapter"
+        )
     first, last = run.info["window"]
     named = (probed["name"], probed["checkpoint"])
     if encoder and encoder not in named and Path(encoder).resolve() != Path(probed["checkpoint"]):

@@ -26,6 +26,7 @@ from mertool.cli.common import (
     show_score,
     table,
 )
+from mertool.features import name_layers
 from mertool.manifest import Manifest, parse_classes
 
 EXAMPLE = "Example: mertool probe-layers features/audio.h5 --manifest clips.csv -o runs/probe"
@@ -72,10 +73,15 @@ def probe_layers(
         print_json({"run": str(output), "reused": reused, **metrics})
     elif not quiet:
         _show(metrics, run.info["window"])
+        more = ["injection"] if "injection" in metrics else []
         say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plots: {output / 'layers.png'} {output / 'recall.png'}")
+        say(f"plots: {', '.join(str(output / f'{name}.png') for name in ('layers', 'recall', *more))}")
         say(f"folds: {output / 'folds.csv'}")
-        follow("finetune", manifest, "--probe", output, "-o", "runs/acoustic")
+        recipe = run.info["recipe"]
+        if recipe["modality"] == "audio" and not recipe["adapter"]:
+            follow("finetune", manifest, "--probe", output, "-o", "runs/acoustic")
+        else:
+            follow("fuse", store, "OTHER_STORES", "--manifest", manifest, "-o", "runs/fusion")
 
 
 def _show(metrics: dict[str, Any], window: list[int]) -> None:
@@ -109,9 +115,9 @@ def _show(metrics: dict[str, Any], window: list[int]) -> None:
     if "injection" in metrics:
         _show_injection(metrics["injection"])
     chosen = metrics["window"]
-    say(f"recommended window: layers {chosen['layers']} ({chosen['reason']})")
+    say(f"recommended window: {name_layers(chosen['layers'])} ({chosen['reason']})")
     how = "on clips that did not choose it" if metrics["nested"] else f"chosen {chosen['choice']}"
-    what = f"layers {chosen['read_out']}, chosen by read-out" if "read_out" in chosen else "a window chosen so"
+    what = f"{name_layers(chosen['read_out'])}, chosen by read-out" if "read_out" in chosen else "a window chosen so"
     say(f"{what}, {how}: weighted F1 {show_score(chosen['waf'])}")
 
 

@@ -49,10 +49,11 @@ def make_folds(examples: Examples, count: int, seed: int) -> Folds:
         )
     groups = speaker_groups(examples)
     if groups is not None:
-        speakers = len(set(examples.speakers))
-        count = min(count, speakers)
+        asked, speakers = count, len(set(examples.speakers))
+        count = min(asked, speakers)
         splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-        kind = f"{count} folds, speaker-disjoint ({speakers} speakers)"
+        fewer = f", too few for the {asked} asked for" if asked > speakers else ""
+        kind = f"{count} folds, speaker-disjoint ({speakers} speakers{fewer})"
     else:
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
         kind = f"{count} folds, speakers not known for all clips, so not kept apart"
@@ -187,7 +188,9 @@ def _from_csv(file: Path, clips: Iterable[str]) -> dict[str, str]:
             lines = [[cell.strip() for cell in row] for row in csv.reader(opened) if any(map(str.strip, row))]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MertoolError(f"{file} cannot be read as a CSV in UTF-8 ({error}): give {FORMS}") from error
-    header = [name.lower() for name in lines[0]] if lines else []
+    if not lines:
+        raise MertoolError(f"{file} is empty: give {FORMS}")
+    header = [name.lower() for name in lines[0]]
     uneven = [number for number, row in enumerate(lines, start=1) if len(row) != len(header)]
     if uneven:
         raise MertoolError(f"{file}: row {uneven[0]} has {len(lines[uneven[0] - 1])} cells, the header {len(header)}")

@@ -91,7 +91,10 @@ def probe_linear(
     device: torch.device,
     progress: Progress,
 ) -> Readout:
-    """Probe layers values (N, L, D) for labels (N,), and for `shuffled` labels with the penalties of the true ones."""
+    """Probe layers values (N, L, D) for labels (N,), and with the same penalties for the control.
+
+    That is `shuffled` labels (S, N), other ones for each of the S `shuffles` of the folds.
+    """
     parts = [
         _Part(number, without, np.flatnonzero(np.isin(folds.of, without)))
         for number, folds in enumerate(shuffles)
@@ -147,7 +150,7 @@ def _fit_logistic(task: _Task, take: Take, progress: Progress) -> int:
     trains = torch.ones(len(task.parts) + len(outer), clips, device=device)
     for row, part in enumerate([*task.parts, *outer]):
         trains[row, torch.as_tensor(part.rows, device=device)] = 0
-    labels = torch.cat([task.labels.expand(len(task.parts), -1), task.shuffled.expand(len(outer), -1)])
+    labels = torch.cat([task.labels.expand(len(task.parts), -1), task.shuffled[[part.shuffle for part in outer]]])
     solver = Logistic(task.features, labels, trains, task.classes)
     theta, unsolved = None, 0
     for number, strength in enumerate(task.penalties):
@@ -165,8 +168,9 @@ def _fit_logistic(task: _Task, take: Take, progress: Progress) -> int:
 def _fit_ridge(task: _Task, take: Take, progress: Progress) -> int:
     """The same in closed form; the control is more columns of the same system."""
     device, done = task.features.device, 0
-    targets = torch.cat([class_targets(given, task.classes) for given in (task.labels, task.shuffled)], 1)
     for shuffle, folds in enumerate(task.shuffles):
+        both = (task.labels, task.shuffled[shuffle])
+        targets = torch.cat([class_targets(given, task.classes) for given in both], 1)
         ridge = Ridge(task.features, targets, torch.as_tensor(folds.of, device=device), folds.count)
         for part in (part for part in task.parts if part.shuffle == shuffle):
             weights = ridge.solve(part.without, task.penalties)

@@ -43,7 +43,7 @@ class Plan:
 class Probed:
     """What all probes said of clips they did not train on.
 
-    shuffled (N,): labels of the control. mlp (S, L, N): classes guessed. weights (M, L) and weighed (S, N): learned
+    shuffled (S, N): labels of the control. mlp (S, L, N): classes guessed. weights (M, L) and weighed (S, N): learned
     layer weights of M members, and their guess. groups (N,): speakers.
     """
 
@@ -66,7 +66,8 @@ def probe_all(values: np.ndarray, examples: Examples, plan: Plan, progress: Prog
     """Fit everything on values (N, L, D)."""
     labels, groups, seed = examples.labels, speaker_groups(examples), plan.seeds[0]
     shares = _shares(values.shape, plan, groups is not None, progress)
-    shuffled = np.random.default_rng(seed).permutation(labels)
+    random = np.random.default_rng(seed)
+    shuffled = np.stack([random.permutation(labels) for _ in plan.shuffles])
     linear = probe_linear(values, labels, shuffled, plan.shuffles, plan.classes, plan.estimator, plan.device, shares[0])
     mlp = _guess_mlp(values, labels, plan, shares[1]) if plan.mlp else None
     weights, weighed = _weigh_layers(values, labels, plan, shares[2])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.adaptation.adapter import Objective
 from mertool.adaptation.masked import SHARE, SPAN, Target, log_mel, span_mask
+from mertool.adaptation.objective import Objective
 
 
 def test_about_the_share_is_hidden_in_spans():

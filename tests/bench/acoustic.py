@@ -8,7 +8,8 @@ held-out actors is heard, too, so this is no estimate for a corpus never heard).
 layers are probed; each method adapts the recommended window under one budget; all blocks are fine-tuned; the same
 model with random weights is probed. Every clip is scored once, by what never learned from its actor. The window was
 chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that. UA is that of an adapted
-encoder with its head; "of a probe" is that of a new linear probe of its features, as later stages read them.
+encoder with its head; "of a probe" that of a new linear probe of the last adapted layer in the store that
+`extract --adapter` makes, as later stages read it: each clip's features come from the adapter that held it out.
 
 The loss is cross-entropy; MASKED adds the reconstruction of hidden frames. Adapters learn with ten times their usual
 rates, which are for models whose hidden states are smaller: on development parts ten times is better (sum of the
@@ -62,7 +63,12 @@ def main() -> None:
         run = PLACE / f"run-{name.replace(', ', '-').replace(' ', '-')}"
         weight = 0.1 if name == MASKED else 0
         mertool("finetune", manifest, "-o", run, *jobs[name], "--mask-weight", weight, *common)
-        say(f"trained: {name}")
+        store, (first, last) = run.with_suffix(".h5"), layers_of(run)
+        given = ["--encoder", models["hubert"], "--adapter", run, "--layers", f"{first},{last}"]
+        mertool("extract", "audio", manifest, "-o", store, *given, "-q")
+        probe = PLACE / f"probe-{run.name}"
+        mertool("probe-layers", store, "-m", manifest, "-o", probe, "--folds", folds, "--no-mlp", *CLASSES, "-q")
+        say(f"trained and probed: {name}")
         return run
 
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -108,6 +114,12 @@ def make_models(models: dict[str, Path], options: argparse.Namespace) -> None:
         Wav2Vec2FeatureExtractor.from_pretrained(models["hubert"]).save_pretrained(models["random"])
 
 
+def layers_of(run: Path) -> tuple[int, int]:
+    """The first and the last layer that a run adapts."""
+    layers = json.loads((run / "run.json").read_text())["layers"]
+    return min(layers), max(layers)
+
+
 def count_blocks(model: Path) -> int:
     return int(json.loads((model / "config.json").read_text())["num_hidden_layers"])
 
@@ -136,17 +148,19 @@ def collect(runs: dict[str, Path]) -> list[Row]:
     probes = {name: json.loads((PLACE / f"probe-{name}" / "metrics.json").read_text()) for name in ("random", "hubert")}
     frozen = next(found for name, found in metrics.items() if name != EVERY)["frozen"]
     base = frozen["uar"]["value"]
+    window_end = str(max(layers_of(run)[1] for name, run in runs.items() if name != EVERY))
     rows = [
         make_row("random weights, probe, nested", probes["random"]["window"], base),
         make_row("frozen, probe, nested", probes["hubert"]["window"], base),
-        make_row("frozen, last layer of the window", frozen, base),
+        make_row("frozen, last layer of the window", frozen, base, features=probes["hubert"]["layers"][window_end]),
     ]
     truth, guesses = read_guesses(runs)
     for name, found in metrics.items():
         share = found["trainable"] / found["parameters"]
         extra = {"trainable": found["trainable"], "share": share, "size": found["size"], "layers": found["layers"]}
         extra["waf_gain_over_frozen"] = found["gain"]
-        extra["features"] = list(found["probes"].values())[-1]["adapted"]
+        probe = json.loads((PLACE / f"probe-{runs[name].name}" / "metrics.json").read_text())
+        extra["features"] = probe["layers"][str(layers_of(runs[name])[1])]
         if name != EVERY:
             extra["waf_gain_over_full"] = paired(truth, guesses[EVERY], guesses[name])
         rows.append(make_row(name, found["adapted"], base, **extra))

@@ -27,8 +27,13 @@ def shuffle(labels, count, seed=0):
     return make_folds(Examples(tuple(f"c{n}" for n in range(len(labels))), labels, (None,) * len(labels)), count, seed)
 
 
+def permuted(labels, count):
+    random = np.random.default_rng(3)
+    return np.stack([random.permutation(labels) for _ in range(count)])
+
+
 def probe(values, labels, shuffles, estimator="logistic"):
-    control = np.random.default_rng(3).permutation(labels)
+    control = permuted(labels, len(shuffles))
     return probe_linear(values, labels, control, shuffles, CLASSES, estimator, CPU, lambda *_: None)
 
 
@@ -50,7 +55,7 @@ def test_planted_layers_are_read_and_shuffled_labels_are_not(data, estimator):
     assert right.shape == (2, LAYERS)
     assert (right[:, 1:3] > 0.6).all()
     assert (right[:, [0, 3]] < 0.5).all()
-    control = np.random.default_rng(3).permutation(labels)
+    control = permuted(labels, 2)[:, None]  # each shuffle of the folds has shuffled labels of its own
     assert abs((found.control.argmax(-1) == control).mean() - 1 / CLASSES) < 0.1
     assert found.unsolved == 0
 
@@ -128,7 +133,7 @@ def test_the_best_of_many_useless_layers_scores_at_chance_when_nested():
         values = rng.normal(0, 1, (120, 25, 6)).astype(np.float32)
         labels = rng.permutation(np.arange(120) % 2)
         folds = shuffle(labels, 5, seed)
-        found = probe_linear(values, labels, labels, [folds], 2, "ridge", CPU, lambda *_: None)
+        found = probe_linear(values, labels, labels[None], [folds], 2, "ridge", CPU, lambda *_: None)
         guess = found.logits[0].argmax(-1)
         windows = nested_windows(range(25), labels, folds, found.inner[0], guess, 2, 1, None, 0)
         nested.append((window_guess(range(25), folds, found.logits[0], windows, "ridge") == labels).mean())
