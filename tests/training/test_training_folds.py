@@ -229,7 +229,7 @@ FAULTS = {
     "an empty cell": ("clip,fold\na,\n", "row 2: fold is empty"),
     "an unknown form": ("name,part\na,1\n", "has the columns 'name,part': give a CSV with the columns clip,fold"),
     "a short row": ("clip,fold\na\n", "row 2 has 1 cells, the header 2"),
-    "nothing": ("", "has the columns ''"),
+    "nothing": ("", "is empty"),
     "twice tested": (
         "fold,split,file\n1,test,a.wav\n2,test,a.wav\n",
         "a.wav is in the test part of fold 1 and of fold 2",
