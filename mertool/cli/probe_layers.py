@@ -111,7 +111,8 @@ def _show(metrics: dict[str, Any], window: list[int]) -> None:
     weights = metrics["layer_weights"]
     top = sorted(weights["mean"], key=weights["mean"].get, reverse=True)[:3]
     shares = ", ".join(f"{layer} ({_share(weights, layer)})" for layer in top)
-    say(f"learned layer weights: most on layers {shares}; weighted F1 {show_score(weights['waf'])}")
+    on = f"layer{'s' * (len(top) > 1)} {shares}"
+    say(f"learned layer weights: most on {on}; weighted F1 {show_score(weights['waf'])}")
     if "injection" in metrics:
         _show_injection(metrics["injection"])
     chosen = metrics["window"]

@@ -39,7 +39,8 @@ def choose_window(layers: Sequence[int], wafs: np.ndarray, error: float, width: 
         near.insert(0, near[0] - 1)
     while near[-1] + 1 in places and wafs[near[-1] + 1] >= wafs[best] - error:
         near.append(near[-1] + 1)
-    reason = f"neighbours of the best layer, {layers[best]}, within one standard error ({100 * error:.1f} points) of it"
+    who = "with the neighbours" if len(near) > 1 else "no neighbour is"
+    reason = f"the best layer, {layers[best]}, {who} within one standard error ({100 * error:.1f} points) of it"
     most = max(1, round(len(places) / MOST_SHARE))
     if len(near) > most:
         starts = range(max(near[0], best - most + 1), min(near[-1] - most + 1, best) + 1)

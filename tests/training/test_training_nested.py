@@ -152,7 +152,7 @@ def test_the_width_is_that_of_the_layers_as_good_as_the_best():
     wafs = np.array([0.9, 0.2, 0.3, 0.58, 0.6, 0.59, 0.3, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1])
     found = choose_window(range(13), wafs, 0.03, None)
     assert (found.first, found.last) == (3, 5)
-    assert "best layer, 4, within one standard error (3.0 points)" in found.reason
+    assert "best layer, 4, with the neighbours within one standard error (3.0 points)" in found.reason
 
 
 def test_a_window_holds_a_third_of_the_layers_at_most():
