@@ -31,9 +31,15 @@ Folds = Annotated[int, typer.Option(min=2, help="Parts of the cross-validation; 
 FoldsOrFile = Annotated[
     str, typer.Option("--folds", help="Parts of the cross-validation (by speaker where all are known), or their file.")
 ]
-Classes = Annotated[str, typer.Option(help="Class names in index order, comma-separated.")]
-
 MER_CLASSES = "neutral,angry,happy,sad,worried,surprise"
+# Written out with spaces: a narrow terminal would cut the default.
+Classes = Annotated[
+    str,
+    typer.Option(
+        help=f"Class names in index order, comma-separated; default: {MER_CLASSES.replace(',', ', ')}.",
+        show_default=False,
+    ),
+]
 LINE_EVERY = 15.0  # seconds between lines of progress where there is no terminal
 
 

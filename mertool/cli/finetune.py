@@ -58,7 +58,7 @@ def finetune(
         str | None, typer.Option(help="Trainable parameters, as 1.6M or 800k: sets the size of the method.")
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(help="Several methods, comma-separated: trains each, and tests them against another.")
+        str | None, typer.Option(help="Several methods, comma-separated: trains each, and tests them against the best.")
     ] = None,
     folds: FoldsOrFile = "5",
     epochs: Annotated[
