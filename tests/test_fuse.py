@@ -248,7 +248,10 @@ def test_the_bundle_holds_what_predict_needs(fuse_run, workspace):
     assert [part["modality"] for part in facts["parts"]] == ["audio", "video", "video", "text"]
     assert facts["classes"] == list(EMOTIONS)
     assert len(list((fuse_run / "encoders").glob("*/config.json"))) == 3  # both visual parts have one encoder
-    assert (fuse_run / "part0" / "adapters" / "final" / "adapter_model.safetensors").exists()
+    assert {file.stem for file in (fuse_run / "part0" / "adapters" / "final").glob("*.safetensors")} == {
+        "adapter_model",
+        "shift",
+    }
     assert (fuse_run / "part2" / "aligner" / "aligner.safetensors").exists()
     metrics = json.loads((fuse_run / "metrics.json").read_text())
     assert metrics["clips"] == 24

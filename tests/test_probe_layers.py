@@ -292,6 +292,7 @@ def test_injection_ranks_windows_beside_the_read_out(workspace, audio_store, inv
     result = invoke(*given, *options)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert "a short adapter in each window" in result.stdout
+    assert (tmp_path / "run" / "injection.png").exists()
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     ranking = metrics["injection"]
     blocks = max(map(int, metrics["layers"]))
