@@ -156,7 +156,9 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     adaptation = Adaptation(encoder, clips, labels, len(options.classes), method, not options.prefix_cache, accelerator)
     unfinished = Unfinished(output, key, main)
     accelerator.wait_for_everyone()
-    with progress("adapters", "steps") as update:
+    before = sum(unfinished.read(job.name) is not None for job in jobs)
+    title = f"adapters ({before} of {len(jobs)} were trained before)" if before else "adapters"
+    with progress(title, "steps") as update:
         trained = list(train_jobs(adaptation, jobs, options.schedule, unfinished, update))
     if main:
         _write(output, key, options, plan, adaptation, examples, folds, jobs, trained, unfinished)

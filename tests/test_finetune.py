@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -334,7 +335,15 @@ def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(manifest, finetune, 
         finetune(manifest(), "killed", "--epochs", 3)
     assert not (tmp_path / "killed").exists()
     assert (tmp_path / ".killed.unfinished" / "adapters" / "fold0").is_dir()
+    titles = []
+
+    def shown(title, *_):
+        titles.append(title)
+        return nullcontext(lambda *_: None)
+
+    monkeypatch.setattr("mertool.cli.finetune.progress", shown)
     resumed = finetune(manifest(), "killed", "--epochs", 3)
+    assert titles[-1] == "adapters (1 of 3 were trained before)"
     assert begun == [f"{name}.training.safetensors" for name in ("fold0", "fold1", "fold1", "final")]
     assert resumed["history"] == whole["history"]
     for name in ("fold0", "fold1", "final"):
