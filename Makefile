@@ -21,7 +21,7 @@ help:
 	@echo "make bench   extraction against a plain script, into build/bench/extract.json (about 12 min)"
 	@echo "make bench-memory   peak memory for 1,000 and 10,000 clips (about 10 min)"
 	@echo "make bench-probe   probes of all layers against scikit-learn, into build/bench/probe.json (about 5 min)"
-	@echo "make bench-finetune   training from the stored prefix against every block, into build/bench/finetune.json (about 5 min)"
+	@echo "make bench-finetune   training from the stored prefix against every block, into build/bench/finetune.json (about 8 min)"
 	@echo "make bench-acoustic   a small HuBERT pre-trained, probed, adapted on RAVDESS, into build/bench/acoustic.json (about 3 h)"
 	@echo "make bench-align   alignment over a store of 20,000 clips: memory and speed, into build/bench/align.json"
 	@echo "make bench-fuse   the official protocol, all models at once against one at a time, into build/bench/fuse.json"
