@@ -105,18 +105,46 @@ def test_pickle_is_imported_by_the_restricted_unpickler_alone():
     assert using == {"interop/mertools.py"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["extract", "audio", "--help"]])
-def test_help_starts_without_heavy_libraries(arguments):
+def heavy_after(arguments, cwd):
+    """What a command printed, its exit code, and the heavy libraries it loaded."""
     code = (
         "import sys, json; from mertool.cli import main; sys.argv = ['mertool', *sys.argv[1:]]\n"
         "try: main()\n"
-        "except SystemExit as stop: assert not stop.code, stop.code\n"
-        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]), file=sys.stderr)"
+        "except SystemExit as stop: status = stop.code or 0\n"
+        f"print(json.dumps([status, [name for name in {HEAVY!r} if name in sys.modules]]), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert "Usage: mertool" in done.stdout
-    assert json.loads(done.stderr.splitlines()[-1]) == []
+    status, heavy = json.loads(done.stderr.splitlines()[-1])
+    return done.stdout + done.stderr, status, heavy
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["extract", "audio", "--help"]])
+def test_help_starts_without_heavy_libraries(arguments, tmp_path):
+    said, status, heavy = heavy_after(arguments, tmp_path)
+    assert (status, heavy) == (0, [])
+    assert "Usage: mertool" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("probe-layers no.h5 -m clips.csv -o run", "store no.h5 does not exist"),
+        ("fuse no.h5 nor.h5 -m clips.csv -o run", "stores: 2 faults: store no.h5 does not exist"),
+        ("align --audio no.h5 --video nor.h5 -o run", "store nor.h5 does not exist"),
+        ("finetune clips.csv --layers 1 --method lorra -o run", "did you mean 'lora'?"),
+        ("finetune clips.csv --probe no -o run", "no is not a run"),
+        ("extract audio clips.csv -o a.h5 --adapter no", "no is not a run"),
+        ("predict no clips.csv -o p.csv", "no is not a run"),
+    ],
+)
+def test_what_is_not_there_is_told_before_heavy_libraries_load(command, message, tmp_path):
+    (tmp_path / "clips.csv").write_text("clip,path,label\na,a.wav,sad\n", encoding="utf-8")
+    said, status, heavy = heavy_after(command.split(), tmp_path)
+    assert status == 1
+    assert set(heavy) <= {"h5py"}  # which is quick, and reads stores
+    assert message in said
 
 
 def test_every_stage_has_a_command_of_the_same_name():

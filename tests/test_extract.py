@@ -518,7 +518,6 @@ def test_sound_files_have_no_faces(sounds, invoke, tmp_path):
     [
         (["--fps", 3], "was made with other settings"),
         (["--fps", 0], "fps 0 is not in the range"),
-        (["--fps", 1, "--pool", "none", "--aligner", "nowhere"], "leave out --pool none"),
         (["--fps", 1, "--aligner", "nowhere"], "nowhere is not a run"),
     ],
 )
@@ -527,6 +526,12 @@ def test_video_options_that_do_not_fit(options, words, invoke, workspace, faces_
     result = invoke("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *given)
     assert isinstance(result.exception, MertoolError)
     assert words in str(result.exception)
+
+
+def test_an_aligner_pools_by_itself(invoke, workspace, faces_store, align_run, tiny_encoders, tmp_path):
+    given = ["--encoder", tiny_encoders["clip"], "--faces", faces_store, "--fps", 1, "--aligner", align_run]
+    result = invoke("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *given, "--pool", "none")
+    assert "leave out --pool none" in str(result.exception)
 
 
 def test_faces_must_be_a_store_of_faces(invoke, workspace, audio_store, tiny_encoders, tmp_path):

@@ -328,10 +328,11 @@ def test_unlabelled_stores_of_another_recipe(made, others, invoke, tmp_path):
         (["--prior"], "give their --unlabelled stores"),
         (["--rounds", 5], "give rounds of self-training on --unlabelled stores"),
         (["--learning-rate", 100], "give a number between 0 and 1"),
-        (["--unlabelled", "x.h5", "--rounds", 0], "--unlabelled with --rounds 0 does nothing"),
+        (["--unlabelled", "audio", "--rounds", 0], "--unlabelled with --rounds 0 does nothing"),
     ],
 )
 def test_options_that_need_other_clips(made, invoke, tmp_path, options, words):
+    options = [made[0].get(option, option) for option in options]  # a store by its name
     result = invoke("fuse", made[0]["audio"], "-m", made[1], "-o", tmp_path / "run", *options)
     assert words in str(result.exception)
 

@@ -15,6 +15,7 @@ from mertool.cli.common import (
     Quiet,
     RunOutput,
     Seed,
+    check_stores,
     follow,
     is_first_process,
     print_json,
@@ -85,6 +86,7 @@ def align(
     where it was. Several GPUs: accelerate launch -m mertool align ... (or torchrun).
     """
     labelled = Manifest.read(manifest) if manifest else None
+    check_stores(audio, video)
     from mertool.align import AlignOptions
     from mertool.align import align as run_stage
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mertool.errors import MertoolError, faults_in
+
 Source = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
 RunOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run to write.")]
@@ -50,6 +52,21 @@ def parse_folds(text: str) -> int | Path:
     if int(text) < 2:
         raise typer.BadParameter(f"{text}: give at least 2, or a file of folds", param_hint="'--folds'")
     return int(text)
+
+
+def check_stores(*stores: Path) -> None:
+    """Raise one error for all that cannot be opened, before the libraries load that take seconds."""
+    from mertool.store import FeatureStore
+
+    faults = []
+    for path in stores:
+        try:
+            with FeatureStore(path):
+                pass
+        except MertoolError as error:
+            faults.append(str(error))
+    if faults:
+        raise faults_in("stores", faults) if len(faults) > 1 else MertoolError(faults[0])
 
 
 def is_first_process() -> bool:

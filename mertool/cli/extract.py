@@ -28,6 +28,7 @@ from mertool.cli.common import (
     show_time,
 )
 from mertool.manifest import Manifest
+from mertool.runs import Run
 
 app = typer.Typer(help="Features of every clip into an HDF5 store.", no_args_is_help=True)
 
@@ -185,6 +186,9 @@ def _extract(modality: str, given: dict[str, Any]) -> None:
     apart = ("source", "output", "max_failed", "dry_run", "seed", "quiet", "as_json")
     source, output, max_failed, dry_run, seed, quiet, as_json = (given[name] for name in apart)
     manifest = Manifest.read(source)
+    for name, stage in (("adapter", "finetune"), ("aligner", "align")):
+        if given.get(name):
+            Run.read(given[name], stage)
     from mertool.devices import seed_everything
     from mertool.extract import ExtractOptions, estimate, extract
 

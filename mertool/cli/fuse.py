@@ -16,6 +16,7 @@ from mertool.cli.common import (
     Quiet,
     RunOutput,
     Seed,
+    check_stores,
     follow,
     note,
     parse_folds,
@@ -92,6 +93,7 @@ def fuse(
     """
     parts = None if folds is None else parse_folds(folds)
     labelled = Manifest.read(manifest)
+    check_stores(*stores, *(unlabelled or ()))
     from mertool.fuse import FuseOptions
     from mertool.fuse import fuse as run_stage
 

@@ -22,6 +22,7 @@ from mertool.cli.common import (
     table,
 )
 from mertool.manifest import Manifest
+from mertool.runs import Run
 
 EXAMPLE = "Example: mertool predict runs/fusion folder-of-videos -o predictions.csv"
 
@@ -55,6 +56,7 @@ def predict(
     from the bundle's own speech recogniser, or from --asr; without any a clip does without.
     """
     clips = Manifest.read(source)
+    Run.read(bundle, "fuse")
     from dataclasses import asdict
 
     from mertool.devices import seed_everything

@@ -16,6 +16,7 @@ from mertool.cli.common import (
     Quiet,
     RunOutput,
     Seed,
+    check_stores,
     follow,
     note,
     parse_folds,
@@ -61,6 +62,7 @@ def probe_layers(
     """
     parts = parse_folds(folds)
     labelled = Manifest.read(manifest)
+    check_stores(store)
     from mertool.probe_layers import ProbeOptions
     from mertool.probe_layers import probe_layers as run_stage
 

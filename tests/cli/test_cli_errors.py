@@ -195,8 +195,8 @@ def test_a_run_that_cannot_be_written_is_refused_before_the_work(blocker, manife
     fails("probe-layers", audio_store, "-m", manifest, "--folds", 3, "-o", blocker / "run")
 
 
-def test_predictions_and_scores_below_a_file(fails, blocker, manifest, tmp_path):
-    assert "cannot write" in fails("predict", tmp_path / "bundle", manifest, "-o", blocker / "p.csv")
+def test_predictions_and_scores_below_a_file(fails, blocker, manifest, fuse_run, tmp_path):
+    assert "cannot write" in fails("predict", fuse_run, manifest, "-o", blocker / "p.csv")
     predictions = tmp_path / "p.csv"
     predictions.write_text("clip,label,p_a,p_b,modalities\nx,a,0.9,0.1,audio\n")
     assert "cannot write" in fails("evaluate", predictions, "-l", manifest, "-o", blocker / "m.json")
