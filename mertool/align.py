@@ -29,7 +29,7 @@ from mertool.errors import MertoolError, choose, faults_in
 from mertool.features import Recipe
 from mertool.files import check_writable
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.runs import Run, make_key, new_run, reuse
+from mertool.runs import FREE, Run, make_key, new_run, reuse
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
 from mertool.training.checkpoint import Checkpoint
 from mertool.training.examples import Examples, keep, labelled_examples, present_in
@@ -152,7 +152,7 @@ def _read_labels(manifest: Manifest, sight: FeatureStore, options: AlignOptions)
 
 
 def _key(sound: FeatureStore, sight: FeatureStore, manifest: Manifest | None, options: AlignOptions) -> str:
-    free = ("device", "overwrite") if manifest else ("device", "overwrite", "classes")
+    free = FREE if manifest else (*FREE, "classes")
     return make_key(
         "align",
         {name: value for name, value in asdict(options).items() if name not in free},
