@@ -17,24 +17,24 @@ from accelerate import Accelerator
 
 from mertool import registry
 from mertool.alignment import losses
-from mertool.alignment.anchors import read_anchors, shared_clips, split
-from mertool.alignment.embedding import embed_shared, embed_stored
-from mertool.alignment.negatives import KINDS, Negatives
-from mertool.alignment.stream import Frames
-from mertool.alignment.training import History, Pairs, Schedule, fit
-from mertool.alignment.validation import probe_folds, probe_gain, validate
+from mertool.alignment.data import Frames
+from mertool.alignment.encoding import embed_shared, embed_stored
+from mertool.alignment.evaluation import probe_folds, probe_gain, validate
+from mertool.alignment.false_negatives import KINDS, Negatives
+from mertool.alignment.targets import read_anchors, shared_clips, split
+from mertool.alignment.trainer import History, Pairs, Schedule, fit
 from mertool.devices import resolve_device, seed_everything
 from mertool.encoders.aligner import HEADS, MOST_FRAMES, Aligner
 from mertool.errors import MertoolError, choose, faults_in
 from mertool.features import Recipe
 from mertool.files import check_writable
+from mertool.learning.accelerator import start
+from mertool.learning.checkpoint import Checkpoint
+from mertool.learning.folds import Folds
+from mertool.learning.labelled_clips import Examples, keep, labelled_examples, present_in
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.runs import FREE, Run, make_key, new_run, reuse
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
-from mertool.training.checkpoint import Checkpoint
-from mertool.training.examples import Examples, keep, labelled_examples, present_in
-from mertool.training.folds import Folds
-from mertool.training.launch import start
 
 Progress = Callable[[int, int], None]
 WIDTH, BLOCKS = 256, 2

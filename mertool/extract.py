@@ -11,14 +11,14 @@ import torch
 
 from mertool import encoders
 from mertool.devices import dtype_name, resolve_device, resolve_dtype
-from mertool.engine import pipeline
-from mertool.engine.assemble import Parts, assemble
-from mertool.engine.crops import crops_beside
-from mertool.engine.decode import Limits
-from mertool.engine.estimate import Estimate, estimate_fill
-from mertool.engine.fill import ENGINES, Filled, Job, fill_store
-from mertool.engine.transcribe import transcribe_clips, transcripts_beside
 from mertool.errors import ABSENT, MertoolError, choose
+from mertool.extraction import pipeline
+from mertool.extraction.decoding import Limits
+from mertool.extraction.encode_spec import Parts, assemble
+from mertool.extraction.estimate import Estimate, estimate_fill
+from mertool.extraction.face_crops import crops_beside
+from mertool.extraction.job import ENGINES, Filled, Job, fill_store
+from mertool.extraction.transcripts import transcribe_clips, transcripts_beside
 from mertool.features import (
     LAST_FOUR,
     POOLS,

@@ -12,27 +12,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from mertool import encoders, peft_methods, registry
-from mertool.adaptation.adapter import Adaptation, Method, Trained
-from mertool.adaptation.body import check_adaptable
-from mertool.adaptation.clips import CACHE, Clips, Progress, Wanted, choose_unlabelled, only, read_clips
-from mertool.adaptation.folds import ADAPTERS, Job, Unfinished, held_out, plan_jobs, train_jobs
-from mertool.adaptation.loop import Schedule
-from mertool.adaptation.masked import TARGETS
-from mertool.adaptation.objective import UNLABELLED
+from mertool import encoders, registry
+from mertool.adapters import methods as peft_methods
+from mertool.adapters.adapter import Adaptation, Method, Trained
+from mertool.adapters.blocks import check_adaptable
+from mertool.adapters.cross_validation import ADAPTERS, Job, Unfinished, held_out, plan_jobs, train_jobs
+from mertool.adapters.data import CACHE, Clips, Progress, Wanted, choose_unlabelled, only, read_clips
+from mertool.adapters.masked_prediction import TARGETS
+from mertool.adapters.model import UNLABELLED
+from mertool.adapters.trainer import Schedule
 from mertool.devices import resolve_device, resolve_dtype
-from mertool.encoders.blocks import find_blocks
-from mertool.engine.decode import Limits
-from mertool.engine.plan import item_digest
+from mertool.encoders.hidden_states import find_blocks
 from mertool.errors import MertoolError, choose
+from mertool.extraction.decoding import Limits
+from mertool.extraction.plan import item_digest
 from mertool.features import format_layers, name_layers, parse_layers
+from mertool.learning.accelerator import start
+from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
+from mertool.learning.labelled_clips import Examples, keep, labelled_examples
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import mcnemar, paired_bootstrap, score_json
 from mertool.predictions import Predictions
 from mertool.runs import FREE, Run, RunDraft, make_key, new_run, reuse
-from mertool.training.examples import Examples, keep, labelled_examples
-from mertool.training.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
-from mertool.training.launch import start
 
 HELD_OUT = "held_out.csv"
 

@@ -16,29 +16,30 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from mertool import fusion, registry
+from mertool import registry
 from mertool.bundle import check_parts, make_part, write
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
 from mertool.files import digest_json
+from mertool.fusion import heads as fusion
+from mertool.fusion.batches import Features
+from mertool.fusion.correcting import correct
+from mertool.fusion.cross_validation import MERTOOLS, NESTED, OPTIMISTIC, PROTOCOLS, Settings, System, train_system
+from mertool.fusion.hyperparameters import Draw, shuffled_folds
+from mertool.fusion.pseudo_labels import SelfTraining
+from mertool.fusion.scoring import against_best, largest_class, score_system
+from mertool.fusion.self_training import self_train_system
+from mertool.fusion.trainer import Schedule
+from mertool.fusion.unlabelled import match_stores, unlabelled_clips
+from mertool.learning.adapter_folds import folds_of_adapters
+from mertool.learning.cached_features import gather
+from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups
+from mertool.learning.labelled_clips import Examples, labelled_examples, present_in
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import confusion
 from mertool.predictions import Predictions
 from mertool.runs import FREE, Run, RunDraft, make_key, new_run, reuse
 from mertool.store import FeatureStore
-from mertool.training.adapter_folds import folds_of_adapters
-from mertool.training.batches import Features
-from mertool.training.correcting import correct
-from mertool.training.examples import Examples, labelled_examples, present_in
-from mertool.training.folds import Folds, folds_key, folds_option, get_folds, speaker_groups
-from mertool.training.gather import gather
-from mertool.training.pseudo import SelfTraining
-from mertool.training.scoring import against_best, largest_class, score_system
-from mertool.training.search import Draw, shuffled_folds
-from mertool.training.self_training import self_train_system
-from mertool.training.stacked import Schedule
-from mertool.training.system import MERTOOLS, NESTED, OPTIMISTIC, PROTOCOLS, Settings, System, train_system
-from mertool.training.unlabelled import match_stores, unlabelled_clips
 
 FOLDS, ROUNDS = 5, 3
 HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"

@@ -11,9 +11,9 @@ from mertool import encoders
 from mertool.bundle import Bundle
 from mertool.bundle.extraction import Extraction, extract_parts, score_blocks
 from mertool.devices import resolve_device
-from mertool.engine.decode import Limits
-from mertool.engine.pipeline import Progress
 from mertool.errors import ABSENT, MertoolError, choose
+from mertool.extraction.decoding import Limits
+from mertool.extraction.pipeline import Progress
 from mertool.files import check_writable, write_atomic
 from mertool.interop.mertools import SUBMISSIONS, check_candidates, read_candidates, write_submission
 from mertool.manifest import Manifest

@@ -14,19 +14,19 @@ import numpy as np
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError, choose
 from mertool.features import format_layers, name_layers
+from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, write_folds
+from mertool.learning.labelled_clips import Examples, keep, labelled_examples, present_in
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import confusion, per_class, score_json
+from mertool.probing.nested_cv import PENALTIES
+from mertool.probing.probes import Plan, Probed, probe_all
+from mertool.probing.speakers import SpeakerReadout
+from mertool.probing.window import Window, choose_by_guess, nested_windows, window_guess
 from mertool.runs import FREE, Run, make_key, new_run, reuse
 from mertool.store import FeatureStore
-from mertool.training.examples import Examples, keep, labelled_examples, present_in
-from mertool.training.folds import Folds, folds_key, folds_option, get_folds, write_folds
-from mertool.training.nested import PENALTIES
-from mertool.training.probes import Plan, Probed, probe_all
-from mertool.training.speakers import SpeakerReadout
-from mertool.training.window import Window, choose_by_guess, nested_windows, window_guess
 
 if TYPE_CHECKING:
-    from mertool.adaptation.clips import Progress
+    from mertool.adapters.data import Progress
 
 CERTAIN = 0.05
 
@@ -99,8 +99,8 @@ def probe_layers(
     metrics, window = _judge(probed, plan, examples, layers, options)
     if options.injection:
         # Encoders take seconds to load, and plain probes need none.
-        from mertool.adaptation.clips import CACHE
-        from mertool.adaptation.injection import Injection, candidates, rank_windows
+        from mertool.adapters.data import CACHE
+        from mertool.adapters.window_ablation import Injection, candidates, rank_windows
 
         known = Injection(
             recipe, checkpoint, plan.classes, options.seed, options.device, output.absolute().parent / CACHE

@@ -638,7 +638,7 @@ def probe_run(workspace: Workspace, audio_store: Path, call: Any) -> Path:
 @pytest.fixture(scope="session")
 def keep_a_trained_epoch() -> Callable[[pytest.MonkeyPatch], None]:
     """Adapters of random encoders rarely get better than their start, and tests need ones that changed something."""
-    name = "mertool.adaptation.loop.best_epoch"
+    name = "mertool.adapters.trainer.best_epoch"
     return lambda patch: patch.setattr(name, lambda start, losses: int(np.argmin(losses)) + 1)
 
 
@@ -689,11 +689,12 @@ def make_bundle() -> Callable[..., Path]:
     def make(folder: Path, stores: list[Path], head: str = "attention", classes: Any = None) -> Path:
         import torch
 
-        from mertool import bundle, fusion
+        from mertool import bundle
+        from mertool.fusion import heads as fusion
+        from mertool.learning.cached_features import gather
         from mertool.manifest import EMOTIONS
         from mertool.runs import new_run
         from mertool.store import FeatureStore
-        from mertool.training.gather import gather
 
         names = list(classes or EMOTIONS)
         parts, features = [], []

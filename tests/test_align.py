@@ -219,8 +219,8 @@ def test_features_of_the_probe_are_those_of_the_stores(
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(call, paired, tmp_path, monkeypatch):
-    from mertool.alignment import training
-    from mertool.training import checkpoint
+    from mertool.alignment import trainer as training
+    from mertool.learning import checkpoint
 
     given = ["align", "--audio", paired[0], "--video", paired[1], "--width", 8, "--epochs", 4, "--batch", 16, "-q"]
     call(*given, "-o", tmp_path / "whole", "--aligned", tmp_path / "w.h5")

@@ -1,4 +1,4 @@
-"""The house rules by ast: floors, rooms, what may be imported where, and what stands nowhere."""
+"""The rules of the architecture, checked by ast: import tiers, no circles, and calls that are not allowed."""
 
 import ast
 import json
@@ -11,73 +11,109 @@ import pytest
 import mertool
 
 ROOT = Path(mertool.__file__).parent
-FLOORS = {
-    7: ("cli", "__main__"),
-    6: ("extract", "probe_layers", "finetune", "align", "fuse", "predict", "evaluate"),
-    5: ("adaptation", "alignment", "bundle"),
-    4: ("engine",),
-    3: ("encoders", "peft_methods", "training"),
-    2: ("store", "media", "faces", "runs", "predictions", "metrics", "plots", "devices", "interop", "fusion"),
+# Packages and modules of each import tier; a module imports only from tiers below its own.
+TIERS = {
+    8: ("cli", "__main__"),
+    7: ("extract", "probe_layers", "finetune", "align", "fuse", "predict", "evaluate"),
+    6: ("bundle",),
+    5: ("adapters", "alignment", "fusion"),
+    4: ("extraction", "probing"),
+    3: ("encoders", "adapters.methods", "learning"),
+    2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
     1: ("manifest", "features", "registry"),
     0: ("errors", "files"),
 }
-FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-# Where each other may be seen within one floor: `python -m mertool` is the command line, and the writers
-# of files turn an OSError into an error of the user's.
-NEIGHBOURS = {("__main__", "cli"), ("files", "errors")}
+TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
+# Imports allowed within one tier: `python -m mertool` is the command line, the writers of files turn an
+# OSError into a user's error, and noise blurs the frames of a face track.
+SAME_TIER = {("__main__", "cli"), ("files", "errors"), ("noise", "faces")}
 FILES = sorted(ROOT.rglob("*.py"))
+MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 HEAVY = ("torch", "transformers", "h5py", "matplotlib", "scipy", "sklearn", "av", "decord")
 
 
-def room_of(file: Path) -> str:
-    """The room a file belongs to: the package folder, or its own name."""
-    return file.relative_to(ROOT).with_suffix("").parts[0]
+def package_of(module: str) -> str:
+    """The entry of TIERS that a dotted name below `mertool` belongs to: `adapters.methods.lora` is of `adapters.methods`."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in TIER_OF else parts[0]
+
+
+def module_of(file: Path) -> str:
+    """The dotted name of a file below `mertool`."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports_of(file: Path) -> set[str]:
-    """Dotted names that a file imports, anywhere in it."""
-    found = set()
+    """Dotted names that a file imports, anywhere in it, also below `if TYPE_CHECKING`."""
+    names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            names |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-    return found
+            names |= {f"{node.module}.{name.name}" for name in node.names}
+    return names
 
 
-def rooms_imported(file: Path) -> set[str]:
-    """Rooms of mertool that a file imports; `from mertool import __version__` is none."""
-    parts = [name.split(".") for name in imports_of(file)]
-    return {p[1] for p in parts if p[0] == "mertool" and len(p) > 1 and p[1] != "__version__"}
+def modules_imported(file: Path) -> set[str]:
+    """Modules of mertool that a file imports, as dotted names below `mertool`."""
+    modules = set()
+    for name in imports_of(file):
+        top, _, rest = name.partition(".")
+        if top == "mertool" and rest != "__version__":
+            # `from mertool.store import FeatureStore` imports the module `store`, not `store.FeatureStore`.
+            modules.add(rest if rest in MODULES else rest.rpartition(".")[0])
+    return modules - {""}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())
-def test_a_module_imports_only_from_floors_below(file):
-    room = room_of(file)
-    if room == "__init__":
+def test_a_module_imports_only_from_tiers_below(file):
+    package = package_of(module_of(file))
+    if package == "__init__":
         assert imports_of(file) == set(), "mertool/__init__.py imports nothing"
         return
-    assert room in FLOOR_OF, f"{file} has no floor: give it a room of FLOORS, or add one"
+    assert package in TIER_OF, f"{file} has no tier: add its package to TIERS"
     wrong = {
         other
-        for other in rooms_imported(file)
-        if other != room and (room, other) not in NEIGHBOURS and FLOOR_OF.get(other, 9) >= FLOOR_OF[room]
+        for other in map(package_of, modules_imported(file))
+        if other != package and (package, other) not in SAME_TIER and TIER_OF.get(other, 9) >= TIER_OF[package]
     }
-    assert not wrong, f"{room} (floor {FLOOR_OF[room]}) imports {sorted(wrong)}"
+    assert not wrong, f"{package} (tier {TIER_OF[package]}) imports {sorted(wrong)}"
 
 
-def test_every_room_on_the_list_is_there():
-    assert {room_of(file) for file in FILES} - {"__init__"} == set(FLOOR_OF)
+def test_every_package_of_the_tiers_exists():
+    assert {package_of(module) for module in MODULES} - {"__init__"} == set(TIER_OF)
+
+
+@pytest.mark.xfail(strict=True, reason="job and ray_backend, adapter and model still need each other")
+def test_there_is_no_import_circle():
+    """Circles between modules, those hidden below `if TYPE_CHECKING` included.
+
+    A package's `__init__` may import its own modules, so it is a node only where others import the package.
+    """
+    graph = {module: modules_imported(file) - {module} for module, file in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, "import circle: " + " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(graph[module]):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
 
 
 def test_only_the_store_imports_h5py():
-    rooms = {room_of(file) for file in FILES if any(name.split(".")[0] == "h5py" for name in imports_of(file))}
-    assert rooms == {"store"}
+    using = {
+        package_of(module_of(file)) for file in FILES if any(name.split(".")[0] == "h5py" for name in imports_of(file))
+    }
+    assert using == {"store"}
 
 
 def test_only_the_command_line_prints():
-    printing = {room_of(file) for file in FILES for call in calls_in(file) if call == "print"}
+    printing = {package_of(module_of(file)) for file in FILES for call in calls_in(file) if call == "print"}
     assert printing == {"cli"}
 
 
@@ -149,4 +185,4 @@ def test_what_is_not_there_is_told_before_heavy_libraries_load(command, message,
 
 def test_every_stage_has_a_command_of_the_same_name():
     commands = {file.stem for file in (ROOT / "cli").glob("*.py")}
-    assert set(FLOORS[6]) <= commands
+    assert set(TIERS[7]) <= commands

@@ -209,7 +209,7 @@ def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
     import torch
 
     from mertool.bundle import Bundle
-    from mertool.training.gather import gather
+    from mertool.learning.cached_features import gather
 
     opened, clips = Bundle.open(bundle), Predictions.read(path).clips
     stores = [FeatureStore(cache_beside(path) / f"{part['name']}.h5") for part in opened.parts]
@@ -242,7 +242,7 @@ def test_clips_with_nothing_left_are_not_guessed(
 
 
 def test_in_noise(robust, invoke, tmp_path, monkeypatch):
-    from mertool.engine import together
+    from mertool.extraction import shared as together
     from mertool.predictions import cache_beside
     from mertool.store import FeatureStore
 

@@ -173,7 +173,7 @@ def largest_difference(one, other):
 @pytest.fixture
 def batch_sizes(monkeypatch):
     """Numbers of clips per batch, as they are encoded."""
-    from mertool.engine import pipeline
+    from mertool.extraction import pipeline
 
     sizes, real = [], pipeline._Encoded
 
@@ -211,7 +211,7 @@ def test_texts_in_batches_have_the_same_values(
     encoder, call, demo_rows, write_manifest, tiny_encoders, batch_sizes, monkeypatch, tmp_path
 ):
     """Several texts share a batch also on a CPU."""
-    from mertool.engine import batch
+    from mertool.extraction import batching as batch
 
     texts = [row for row in demo_rows.values() if row["text"]][:12]
     manifest = write_manifest(tmp_path / "m.csv", [*texts, {**texts[0], "clip": "one", "text": "wow"}])

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 import torch
 
+from mertool.adapters.methods import load_shifts
 from mertool.errors import MertoolError
-from mertool.peft_methods import load_shifts
 from mertool.predictions import Predictions
 from mertool.runs import load_tensors
 from mertool.store import FeatureStore
@@ -313,8 +313,8 @@ def test_wrong_options(options, message, manifest, invoke, tiny_encoders, tmp_pa
 
 
 def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(manifest, finetune, tmp_path, monkeypatch):
-    from mertool.adaptation import adapter as module
-    from mertool.training import checkpoint
+    from mertool.adapters import adapter as module
+    from mertool.learning import checkpoint
 
     monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
     whole = finetune(manifest(), "whole", "--epochs", 3)
@@ -392,7 +392,7 @@ def manual(folder, name, tiny_encoders, wave):
     import peft
     from transformers import AutoFeatureExtractor, AutoModel
 
-    import mertool.peft_methods.bottleneck  # noqa: F401
+    import mertool.adapters.methods.bottleneck  # noqa: F401
 
     model = AutoModel.from_pretrained(tiny_encoders["hubert"])
     model = peft.PeftModel.from_pretrained(model, str(folder / "adapters" / name)).eval()
@@ -430,7 +430,7 @@ def test_what_an_adapter_adds_to_all_clips_it_learned_from_is_taken_off(
     exact, encoder, manifest, finetune, demo_rows, load_tiny, tmp_path
 ):
     """In the layers of the adapters and in those above them, which training never runs."""
-    from mertool.engine.adapted import Adapted
+    from mertool.extraction.multi_adapter import Adapted
     from mertool.media import read_audio
 
     finetune(manifest(), "run", "--learning-rate", 0.02, "--dtype", "float32", *exact, encoder=encoder)
@@ -549,7 +549,7 @@ def test_with_random_labels_fusion_on_adapted_features_stays_at_chance(
     tones, call, invoke, tiny_encoders, tmp_path, monkeypatch
 ):
     """Even of adapters that know their clips by heart; and would not if each clip had that of all clips."""
-    monkeypatch.setattr("mertool.adaptation.folds._split", lambda examples, rows, seed: (rows, rows))
+    monkeypatch.setattr("mertool.adapters.cross_validation._split", lambda examples, rows, seed: (rows, rows))
     encoder = tiny_encoders["wav2vec2"]
     given = ["--encoder", encoder, "--layers", "1-4", "--method", "full", "--folds", 3, "--mask-weight", 0, "-q"]
     learn = ["--epochs", 40, "--learning-rate", 2e-3, "--batch", 20]

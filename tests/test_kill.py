@@ -25,7 +25,7 @@ SERVER = """
 import json, os, sys, traceback
 sys.path.insert(0, sys.argv[1])
 import mertool.extract, mertool.faces, mertool.encoders.speech, mertool.encoders.vision
-import mertool.engine.pipeline, peft, pydantic, pydantic.fields, test_kill
+import mertool.extraction.pipeline, peft, pydantic, pydantic.fields, test_kill
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, CLIPImageProcessor, CLIPVisionModel
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
 from mertool.cli import common, main

@@ -148,7 +148,7 @@ def test_json_lines_say_the_same(bundle, clips, call, tmp_path):
 def test_the_probabilities_are_those_of_the_mean_logits(bundle, clips, call, tmp_path):
     import torch
 
-    from mertool import fusion
+    from mertool.fusion import heads as fusion
     from mertool.runs import load_tensors
     from mertool.store import FeatureStore
 

@@ -38,7 +38,7 @@ def test_the_help_of_a_path_is_no_choice(package):
             registry.check(package, "head", name)
 
 
-@pytest.mark.parametrize("room", ["fusion", "peft_methods"])
+@pytest.mark.parametrize("room", ["fusion.heads", "adapters.methods"])
 def test_names_of_the_package_are_known_without_importing(room):
     before = set(sys.modules)
     assert registry.names(room)
@@ -46,4 +46,4 @@ def test_names_of_the_package_are_known_without_importing(room):
 
 
 def test_a_choice_is_loaded_by_its_name():
-    assert registry.load("fusion", "head", "concat").__name__ == "mertool.fusion.concat"
+    assert registry.load("fusion.heads", "head", "concat").__name__ == "mertool.fusion.heads.concat"

@@ -17,7 +17,7 @@ changes a prediction.
 from mertool.bundle.layout import COPY_BYTES
 from mertool.bundle.reader import Bundle
 from mertool.bundle.writer import check_parts, make_part, write
-from mertool.training.calibration import Correction
-from mertool.training.system import Members
+from mertool.fusion.calibration import Correction
+from mertool.fusion.cross_validation import Members
 
 __all__ = ["COPY_BYTES", "Bundle", "Correction", "Members", "check_parts", "make_part", "write"]

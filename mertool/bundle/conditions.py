@@ -16,13 +16,13 @@ from mertool.bundle.extraction import Extraction, extract_parts, recipe_under, s
 from mertool.bundle.reader import Bundle
 from mertool.devices import resolve_device
 from mertool.encoders import find
-from mertool.engine.decode import Limits
-from mertool.engine.noise import Noise
-from mertool.engine.pipeline import Progress
-from mertool.engine.transcribe import read_rows
 from mertool.errors import MertoolError
+from mertool.extraction.decoding import Limits
+from mertool.extraction.pipeline import Progress
+from mertool.extraction.transcripts import read_rows
 from mertool.files import digest_json
 from mertool.manifest import Manifest
+from mertool.noise import Noise
 from mertool.predictions import cache_beside
 from mertool.store import FeatureStore
 

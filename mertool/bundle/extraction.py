@@ -16,18 +16,18 @@ import torch
 
 from mertool.bundle.reader import Bundle
 from mertool.encoders import Source
-from mertool.engine.assemble import Parts, assemble, assemble_several
-from mertool.engine.decode import Limits, Outcome
-from mertool.engine.fill import Job, fill_store
-from mertool.engine.noise import Noise
-from mertool.engine.pipeline import Progress, Work
-from mertool.engine.together import Group, Listener, Reading, Target, fill_together, in_turn
-from mertool.engine.transcribe import Transcribed, left_to_hear, load_recogniser, transcribe
 from mertool.errors import MertoolError
+from mertool.extraction.decoding import Limits, Outcome
+from mertool.extraction.encode_spec import Parts, assemble, assemble_several
+from mertool.extraction.job import Job, fill_store
+from mertool.extraction.pipeline import Progress, Work
+from mertool.extraction.shared import Group, Listener, Reading, Target, fill_together, in_turn
+from mertool.extraction.transcripts import Transcribed, left_to_hear, load_recogniser, transcribe
 from mertool.features import Recipe
+from mertool.learning.cached_features import gather
 from mertool.manifest import Manifest
+from mertool.noise import Noise
 from mertool.store import FeatureStore, parts_folder
-from mertool.training.gather import gather
 
 CLIPS_AT_ONCE = 1024
 Part = dict[str, Any]

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from mertool import fusion
 from mertool.bundle.layout import encoder_folder, file_digest, part_folder, seal_of
 from mertool.encoders import Source, find
 from mertool.errors import MertoolError, faults_in
 from mertool.features import Recipe
+from mertool.fusion import heads as fusion
+from mertool.fusion.batches import Features
+from mertool.fusion.calibration import Correction, apply_correction
+from mertool.fusion.ensemble import member_logits
 from mertool.runs import Run, load_tensors
-from mertool.training.batches import Features
-from mertool.training.calibration import Correction, apply_correction
-from mertool.training.members import member_logits
 
 NEEDS = ("parts", "members", "correction", "classes", "files", "seal")
 Heads = list[tuple[fusion.Head, dict[str, torch.Tensor]]]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mertool import peft_methods
+from mertool.adapters import methods as peft_methods
 from mertool.bundle.layout import (
     COPY_BYTES,
     encoder_files,
@@ -17,11 +17,11 @@ from mertool.bundle.layout import (
 from mertool.encoders import Source
 from mertool.errors import MertoolError, faults_in
 from mertool.files import clear_write_errors
+from mertool.fusion.calibration import Correction
+from mertool.fusion.cross_validation import Members
+from mertool.learning.cached_features import shape_of, spans_of
 from mertool.runs import Run, RunDraft
 from mertool.store import FeatureStore
-from mertool.training.calibration import Correction
-from mertool.training.gather import shape_of, spans_of
-from mertool.training.system import Members
 
 
 def make_part(store: FeatureStore) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from mertool.cli.common import Json, Quiet, print_json, say, table
+from mertool.cli.console import Json, Quiet, print_json, say, table
 
 EXAMPLE = "Example: mertool doctor"
 NEEDED = {
@@ -67,7 +67,7 @@ def _torch_facts() -> dict[str, Any]:
     from huggingface_hub import constants
 
     from mertool.devices import dtype_name, resolve_device, resolve_dtype
-    from mertool.engine.decode import worker_count
+    from mertool.extraction.decoding import worker_count
 
     device = resolve_device("auto")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.cli.common import (
+from mertool.cli.console import (
     ClipTimeout,
     Device,
     Dtype,

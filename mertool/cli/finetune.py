@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mertool import registry
-from mertool.cli.common import (
+from mertool.cli.console import (
     MER_CLASSES,
     Classes,
     ClipTimeout,
@@ -36,7 +36,7 @@ from mertool.features import name_layers
 from mertool.manifest import Manifest, parse_classes
 
 EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
-METHODS = ", ".join(registry.names("peft_methods"))
+METHODS = ", ".join(registry.names("adapters.methods"))
 LOSS, TRAINING = "Loss", "Training"
 
 
@@ -121,7 +121,7 @@ def finetune(
     encoder, layers = _from_probe(probe, encoder, layers)
     labelled = Manifest.read(source)
     from mertool import finetune as stage
-    from mertool import peft_methods
+    from mertool.adapters import methods as peft_methods
 
     options = stage.FinetuneOptions(
         encoder,
@@ -239,7 +239,7 @@ def _methods(method: str | None, compare: str | None) -> tuple[str, ...]:
         raise MertoolError("--compare names the methods to train: leave out --method")
     named = (method or "bottleneck",) if compare is None else tuple(filter(None, map(str.strip, compare.split(","))))
     for name in named:
-        registry.check("peft_methods", "PEFT method", name)
+        registry.check("adapters.methods", "PEFT method", name)
     if compare is not None and len(set(named)) < max(2, len(named)):
         raise MertoolError("--compare takes two methods or more, each once, as bottleneck,lora,bitfit")
     return named

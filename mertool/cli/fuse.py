@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mertool import registry
-from mertool.cli.common import (
+from mertool.cli.console import (
     MER_CLASSES,
     Classes,
     Device,
@@ -40,7 +40,7 @@ def fuse(
     output: RunOutput,
     head: Annotated[
         str | None,
-        typer.Option(help=f"Fusion head: {', '.join(registry.names('fusion'))}; default: attention."),
+        typer.Option(help=f"Fusion head: {', '.join(registry.names('fusion.heads'))}; default: attention."),
     ] = None,
     folds: Annotated[
         str | None, typer.Option(help="Parts of the cross-validation, or their file; default: the adapters', else 5.")

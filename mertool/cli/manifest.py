@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.common import MER_CLASSES, Classes, Json, Quiet, follow, note, print_json, say, table
+from mertool.cli.console import MER_CLASSES, Classes, Json, Quiet, follow, note, print_json, say, table
 from mertool.errors import MertoolError
 from mertool.files import check_writable
 from mertool.manifest import Manifest, parse_classes, with_facts

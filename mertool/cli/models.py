@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.common import Json, Quiet, follow, print_json, table
+from mertool.cli.console import Json, Quiet, follow, print_json, table
 from mertool.errors import choose
 
 EXAMPLE = "Example: mertool models --modality audio"

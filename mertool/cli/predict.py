@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.common import (
+from mertool.cli.console import (
     ClipTimeout,
     Device,
     Json,

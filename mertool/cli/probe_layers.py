@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.cli.common import (
+from mertool.cli.console import (
     MER_CLASSES,
     Classes,
     Device,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.cli.common import Json, Quiet, StoreOutput, note, print_json, say, table
+from mertool.cli.console import Json, Quiet, StoreOutput, note, print_json, say, table
 from mertool.errors import MertoolError
 from mertool.features import format_layers
 
@@ -81,7 +81,7 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
 @app.command("merge", epilog="Example: mertool store merge part1.h5 part2.h5 -o audio.h5")
 def merge(stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json: Json = False) -> None:
     """Join stores of one recipe, and the transcripts beside them; of a clip that stands in several, the last wins."""
-    from mertool.engine.transcribe import read_rows, transcripts_beside, write_rows
+    from mertool.extraction.transcripts import read_rows, transcripts_beside, write_rows
     from mertool.files import check_writable
     from mertool.store import merge_stores
 

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, Whispe
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from mertool.devices import send
-from mertool.encoders.checkpoint import load_model
+from mertool.encoders.loading import load_model
 from mertool.errors import choose
 from mertool.features import SAMPLE_RATE
 

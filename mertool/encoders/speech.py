@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from mertool.devices import send
-from mertool.encoders.blocks import find_blocks, fold_parametrizations, stack, tap
-from mertool.encoders.checkpoint import load_model
+from mertool.encoders.hidden_states import find_blocks, fold_parametrizations, stack, tap
+from mertool.encoders.loading import load_model
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 

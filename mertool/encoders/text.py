@@ -8,8 +8,8 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
 from mertool.devices import send
-from mertool.encoders.blocks import find_blocks, stack, tap
-from mertool.encoders.checkpoint import load_model
+from mertool.encoders.hidden_states import find_blocks, stack, tap
+from mertool.encoders.loading import load_model
 from mertool.errors import ClipError
 
 MOST_TOKENS = 512

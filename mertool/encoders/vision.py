@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModel, CLIPVisionModel, SiglipVisionModel
 
 from mertool.devices import send
-from mertool.encoders.blocks import find_blocks, stack, tap
-from mertool.encoders.checkpoint import load_model
+from mertool.encoders.hidden_states import find_blocks, stack, tap
+from mertool.encoders.loading import load_model
 
 # Frames in one forward pass. On a CPU more than a few do not fit its caches: 14 at once are a quarter slower.
 FRAMES_AT_ONCE = {"cpu": 4}

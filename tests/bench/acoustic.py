@@ -32,7 +32,8 @@ import numpy as np
 import pretrain
 from report import ROOT, Row, publish, say
 
-from mertool import peft_methods, registry
+from mertool import registry
+from mertool.adapters import methods as peft_methods
 
 PLACE = ROOT / "build" / "bench" / "acoustic"
 RESULT = ROOT / "build" / "bench" / "acoustic.json"

@@ -114,7 +114,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
 
 def whole_frames() -> Any:
     """`Frames` with every frame of the store in memory, as it is stored."""
-    from mertool.alignment.stream import Frames
+    from mertool.alignment.data import Frames
     from mertool.encoders.aligner import evenly
 
     held: dict[Path, list[np.ndarray]] = {}

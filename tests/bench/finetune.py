@@ -49,14 +49,14 @@ def measure(place: Path, layers: tuple[int, ...], options: argparse.Namespace) -
     import torch
 
     from mertool import encoders
-    from mertool.adaptation.adapter import Adaptation, Method, Part
-    from mertool.adaptation.clips import Wanted, read_clips
-    from mertool.adaptation.loop import Schedule
+    from mertool.adapters.adapter import Adaptation, Method, Part
+    from mertool.adapters.data import Wanted, read_clips
+    from mertool.adapters.trainer import Schedule
     from mertool.devices import resolve_device, resolve_dtype
-    from mertool.engine.decode import Limits
+    from mertool.extraction.decoding import Limits
+    from mertool.learning.accelerator import start
+    from mertool.learning.checkpoint import Checkpoint
     from mertool.manifest import Manifest
-    from mertool.training.checkpoint import Checkpoint
-    from mertool.training.launch import start
 
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)

@@ -29,11 +29,11 @@ import torch
 from report import ROOT, Row, others, publish, say
 from torch import nn
 
-from mertool import fusion
+from mertool.fusion import heads as fusion
+from mertool.fusion.ensemble import Member, Schedule, at_once, train_members
+from mertool.fusion.hyperparameters import make_draws
+from mertool.learning.folds import Folds
 from mertool.metrics import confusion, scores_of
-from mertool.training.folds import Folds
-from mertool.training.members import Member, Schedule, at_once, train_members
-from mertool.training.search import make_draws
 
 RESULT = ROOT / "build" / "bench" / "fuse.json"
 HEAD, CLASSES, FOLDS, EPOCHS, BATCH, DROPOUT = "attention-mertools", 6, 5, 100, 32, 0.3

@@ -22,12 +22,13 @@ import soundfile
 import torch
 from report import ROOT, Row, publish, say
 
-from mertool import fusion, registry
+from mertool import registry
 from mertool.fuse import FuseOptions
+from mertool.fusion import heads as fusion
+from mertool.fusion.cross_validation import logits_by_fold, train_system
+from mertool.learning.folds import make_folds
+from mertool.learning.labelled_clips import Examples
 from mertool.metrics import confusion, paired_bootstrap, scores_of
-from mertool.training.examples import Examples
-from mertool.training.folds import make_folds
-from mertool.training.system import logits_by_fold, train_system
 
 RESULT = ROOT / "build" / "bench" / "fuse-options.json"
 OPTIONS = {
@@ -45,7 +46,7 @@ OPTIONS = {
     "contrast-0.1": {"contrast": 0.1},
     "epochs-20": {"epochs": 20},
     "learning-rate-0.0003": {"learning_rate": 3e-4},
-    **{head: {"head": head} for head in registry.names("fusion") if head != "attention"},
+    **{head: {"head": head} for head in registry.names("fusion.heads") if head != "attention"},
 }
 
 

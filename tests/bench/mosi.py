@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from report import ROOT, Row, publish, say
 
-from mertool import fusion
+from mertool.fusion import heads as fusion
+from mertool.fusion.cross_validation import Settings, logits_by_fold, train_system
+from mertool.fusion.hyperparameters import Draw
+from mertool.learning.folds import make_folds
+from mertool.learning.labelled_clips import Examples
 from mertool.metrics import paired_bootstrap, score
-from mertool.training.examples import Examples
-from mertool.training.folds import make_folds
-from mertool.training.search import Draw
-from mertool.training.system import Settings, logits_by_fold, train_system
 
 RESULT = ROOT / "build" / "bench" / "mosi.json"
 MODALITIES = ("text", "audio", "video")

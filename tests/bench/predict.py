@@ -126,11 +126,12 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     """A bundle of five untrained heads over the stores."""
     import torch
 
-    from mertool import bundle, fusion
+    from mertool import bundle
+    from mertool.fusion import heads as fusion
+    from mertool.learning.cached_features import gather
     from mertool.manifest import EMOTIONS
     from mertool.runs import new_run
     from mertool.store import FeatureStore
-    from mertool.training.gather import gather
 
     parts, features = [], []
     for path in stores:

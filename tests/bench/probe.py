@@ -130,8 +130,8 @@ def _ours_logistic(tolerance: float, values: Any, labels: Any, fold_of: Any) -> 
     """Logits of each clip by the probe that held it out, layers in groups that fit the memory."""
     import torch
 
-    from mertool.training.logistic import Logistic
-    from mertool.training.nested import layer_chunks
+    from mertool.probing.logistic import Logistic
+    from mertool.probing.nested_cv import layer_chunks
 
     trains = torch.stack([(fold_of != fold).float() for fold in range(FOLDS)])
     clips, layers, channels = values.shape
@@ -153,7 +153,7 @@ def ours_ridge(penalties: tuple[float, ...]) -> Callable[[Any, Any, Any], np.nda
     def fit(values: Any, labels: Any, fold_of: Any) -> np.ndarray:
         import torch
 
-        from mertool.training.ridge import Ridge, class_targets
+        from mertool.probing.ridge import Ridge, class_targets
 
         clips, layers, _ = values.shape
         found = np.zeros((len(penalties), layers, clips, CLASSES), np.float32)
@@ -270,7 +270,7 @@ def gap(model: Any, x: np.ndarray, labels: np.ndarray, strength: float, toleranc
     """(ours - theirs) / theirs of the objective on the same features; ours is fitted once more, alone."""
     import torch
 
-    from mertool.training.logistic import Logistic
+    from mertool.probing.logistic import Logistic
 
     trains = torch.ones(1, len(x))
     solver = Logistic(torch.as_tensor(x)[None], torch.as_tensor(labels)[None], trains, CLASSES)

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch.func import stack_module_state
 
-from mertool import bundle, fusion
+from mertool import bundle
 from mertool.bundle import Bundle, Correction, Members
 from mertool.bundle.layout import encoder_folder
 from mertool.encoders import Source
 from mertool.errors import MertoolError
 from mertool.features import Recipe
+from mertool.fusion import heads as fusion
 from mertool.runs import Run, make_key, new_run
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter
 

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from conftest import DULL, HIGH, LOW, RATE, tone
 
-from mertool.engine.transcribe import COLUMNS
 from mertool.errors import MertoolError
+from mertool.extraction.transcripts import COLUMNS
 from mertool.predictions import Predictions
 from mertool.store import FeatureStore
 

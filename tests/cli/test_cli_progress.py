@@ -3,7 +3,7 @@
 import pytest
 
 from mertool.cli import common
-from mertool.cli.common import Pace, progress, show_bytes, show_time
+from mertool.cli.console import Pace, progress, show_bytes, show_time
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_kept_layers_come_in_the_order_asked(load_tiny, wave):
 
 
 def test_layers_above_the_highest_kept_change_nothing(load_tiny, wave):
-    from mertool.encoders.blocks import drop_above
+    from mertool.encoders.hidden_states import drop_above
 
     encoder = load_tiny("hubert", "audio")
     whole = encoder.encode([wave], (2, 5))[0]

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from mertool import fusion, registry
+from mertool import registry
 from mertool.errors import MertoolError
-from mertool.fusion import stack
+from mertool.fusion import heads as fusion
+from mertool.fusion.heads import stack
 
-HEADS = registry.names("fusion")
+HEADS = registry.names("fusion.heads")
 SHAPES = [(3, 8), (1, 5), (2, 4)]
 each_head = pytest.mark.parametrize("name", HEADS)
 UNSCALED = {"attention-mertools"}  # takes features as they are

@@ -1,0 +1,60 @@
+"""Scores of trained systems on the clips that their members held out."""
+
+from typing import Any
+
+import numpy as np
+
+from mertool.fusion.cross_validation import System
+from mertool.learning.folds import speaker_groups
+from mertool.learning.labelled_clips import Examples
+from mertool.metrics import confusion, mcnemar, paired_bootstrap, score_json, scores_of
+
+AFTERWARDS = "the best part was chosen after the fact, by the scores above"
+
+
+def score_system(system: System, here: np.ndarray, examples: Examples, classes: int, seed: int) -> dict[str, Any]:
+    """Scores on the examples `here` (N,): a clip without a modality gives that part nothing to judge by."""
+    guess, groups = system.held_out.argmax(1), _speakers(examples, here)
+    return {"clips": int(here.sum()), **score_json(examples.labels[here], guess[here], classes, seed, groups)}
+
+
+def against_best(
+    systems: dict[str, tuple[System, np.ndarray]], examples: Examples, classes: int, seed: int
+) -> dict[str, Any]:
+    """The last system against the best of the others, on the examples that this one has features of."""
+    *parts, last = systems
+    tables = {
+        name: confusion(examples.labels[here], _guess(systems, name)[here], classes)
+        for name, (_, here) in systems.items()
+    }
+    best = max(parts, key=lambda name: scores_of(tables[name])["waf"])
+    here = systems[best][1]
+    truth, first, second = (values[here] for values in (examples.labels, _guess(systems, best), _guess(systems, last)))
+    return {
+        "part": best,
+        "note": AFTERWARDS,
+        "clips": int(here.sum()),
+        **paired_bootstrap(truth, first, second, classes, seed, _speakers(examples, here)),
+        "mcnemar": mcnemar(truth, first, second),
+    }
+
+
+def largest_class(labels: np.ndarray, classes: int) -> float:
+    """Weighted F1 of always guessing the largest class."""
+    always = np.full_like(labels, np.bincount(labels).argmax())
+    return float(scores_of(confusion(labels, always, classes))["waf"])
+
+
+def _waf(system: System, here: np.ndarray, examples: Examples, classes: int) -> float:
+    table = confusion(examples.labels[here], system.held_out.argmax(1)[here], classes)
+    return float(scores_of(table)["waf"])
+
+
+def _guess(systems: dict[str, tuple[System, np.ndarray]], name: str) -> np.ndarray:
+    return systems[name][0].held_out.argmax(1)
+
+
+def _speakers(examples: Examples, here: np.ndarray) -> np.ndarray | None:
+    """Whom intervals draw anew: the speakers of some clips where all are known, else the clips (None)."""
+    groups = speaker_groups(examples)
+    return None if groups is None else groups[here]

@@ -1,0 +1,49 @@
+"""What the tests of the PEFT methods share: quick copies of tiny encoders, adapters on them, their outputs."""
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+
+from mertool.adapters import methods as peft_methods
+
+WAVE = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (2, 3000)).astype(np.float32))  # 8 frames each
+LOADED = {}
+
+
+def fresh(load_tiny, name):
+    """An encoder of its own, without reading it anew each time."""
+    if name not in LOADED:
+        LOADED[name] = load_tiny(name, "audio")
+    return deepcopy(LOADED[name])
+
+
+def adapt(encoder, method, layers=(2, 3), size=4):
+    """The PeftModel, and its encoder, which uses it."""
+    torch.manual_seed(0)
+    encoder.model = peft_methods.add_adapter(encoder.model, encoder.blocks, layers, method, size)
+    return encoder.model, encoder
+
+
+def trainable(model):
+    """The trainable parameters by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def shake(model, seed=0):
+    """Give every trainable parameter other values than its first ones."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def output(model):
+    """The last hidden state for WAVE."""
+    with torch.no_grad():
+        return model.eval()(WAVE).last_hidden_state
+
+
+def close(found, expected):
+    """Whether two tensors are equal but for rounding, by their norms."""
+    return float((found - expected).norm()) <= 1e-4 * float(expected.norm())

@@ -1,0 +1,230 @@
+"""Decoder processes that hang, die or fail cost their own clip alone."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mertool.errors import ClipError
+from mertool.extraction import decoding as decode
+from mertool.extraction.decoding import (
+    Decoded,
+    Decoders,
+    Limits,
+    decode_audio,
+    decode_faces,
+    decode_several,
+    decode_text,
+    worker_count,
+)
+from mertool.extraction.plan import WorkItem
+from mertool.manifest import Clip
+
+
+def obey(path, start, end):
+    """A decoder that does what the file's name says."""
+    what = path.stem.split("-")[0]
+    if what == "hang":
+        time.sleep(60)
+    if what == "die":
+        os._exit(7)
+    if what == "refuse":
+        raise ClipError("no_audio", "none here")
+    if what == "value":
+        raise ValueError("odd bytes")
+    if what == "memory":
+        raise MemoryError("huge frame")
+    if what == "key":
+        raise KeyError("codec")
+    return Decoded(np.full(4, float(path.stem.split("-")[1])))
+
+
+def slow_then(path, start, end):
+    """Clip 0 takes until another one is done, however slowly the processes start."""
+    ended = time.monotonic() + 20
+    while path.stem == "0" and not path.with_name("done").exists() and time.monotonic() < ended:
+        time.sleep(0.01)
+    path.with_name("done").touch()
+    time.sleep(0.3 if path.stem == "0" else 0.0)
+    return Decoded(int(path.stem))
+
+
+def with_settings(path, start, end, fps, most):
+    return Decoded((start, end, fps, most))
+
+
+def items(tmp_path, *names):
+    return [WorkItem(Clip(name, tmp_path / f"{name}.mp4"), "") for name in names]
+
+
+def first_decoder_fails(path, start, end, decoder="auto"):
+    """Hangs or dies, but not with the second decoder; one file defeats that, too."""
+    if decoder == "auto" or path.stem.endswith("always"):
+        if path.stem.startswith("hang"):
+            time.sleep(60)
+        if path.stem.startswith("die"):
+            os._exit(7)
+    return Decoded(decoder)
+
+
+def outcomes(jobs, read=obey, workers=2, timeout=30.0, **settings):
+    with Decoders(Limits(workers, timeout)) as decoders:
+        return {item.clip.clip: found for item, found in decoders.read(jobs, read, **settings)}
+
+
+@pytest.fixture(scope="module")
+def trouble(tmp_path_factory):
+    """Bad clips among good ones, with one time limit for all."""
+    names = ["ok-1", "hang-1", "ok-2", "die-1", "ok-3", "refuse-1", "value-1", "memory-1", "ok-4", "die-2", "ok-5"]
+    began = time.monotonic()
+    found = outcomes(items(tmp_path_factory.mktemp("clips"), *names), timeout=4.0)
+    return found, time.monotonic() - began
+
+
+def test_good_clips_survive_bad_ones(trouble):
+    found, _ = trouble
+    assert [found[f"ok-{n}"].content[0] for n in range(1, 6)] == [1, 2, 3, 4, 5]
+    assert len(found) == 11
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "message"),
+    [
+        ("hang-1", "timeout", "longer than 4 s"),
+        ("die-1", "crashed", "exit code 7"),
+        ("die-2", "crashed", "exit code 7"),
+        ("refuse-1", "no_audio", "none here"),
+        ("value-1", "unreadable", "ValueError: odd bytes"),
+        ("memory-1", "unreadable", "MemoryError"),
+    ],
+)
+def test_each_bad_clip_has_its_reason(name, reason, message, trouble):
+    error = trouble[0][name]
+    assert isinstance(error, ClipError)
+    assert error.reason == reason
+    assert message in error.message
+
+
+def test_a_hanging_decoder_is_killed_at_the_limit(trouble):
+    assert trouble[1] < 30
+
+
+def test_an_unforeseen_error_of_a_decoder_is_not_swallowed(tmp_path):
+    """A KeyError in our own code is a bug, and keeps its traceback."""
+    with pytest.raises(KeyError):
+        outcomes(items(tmp_path, "key-1"))
+
+
+def test_a_slow_clip_does_not_hold_the_others_up(tmp_path):
+    jobs = items(tmp_path, *map(str, range(12)))
+    with Decoders(Limits(2, 30.0)) as decoders:
+        found = [(item.clip.clip, out.content) for item, out in decoders.read(jobs, slow_then)]
+    assert sorted(found) == sorted((str(n), n) for n in range(12))
+    assert found[0][0] != "0"
+
+
+def test_the_second_decoder_takes_over(tmp_path, monkeypatch):
+    monkeypatch.setitem(decode.SECOND_TRY, first_decoder_fails, {"decoder": "pyav"})
+    jobs = items(tmp_path, "ok", "hang-once", "die-once", "hang-always", "die-always")
+    found = outcomes(jobs, first_decoder_fails, timeout=3.0)
+    assert [found[name].content for name in ("ok", "hang-once", "die-once")] == ["auto", "pyav", "pyav"]
+    assert [found[name].reason for name in ("hang-always", "die-always")] == ["timeout", "crashed"]
+    assert "with both decoders" in found["hang-always"].message
+
+
+def test_frames_have_a_second_decoder_and_sound_has_one():
+    assert {decode_faces: {"decoder": "pyav"}} == decode.SECOND_TRY
+
+
+def test_decoders_read_again_after_they_have_read(tmp_path):
+    with Decoders(Limits(2, 30.0)) as decoders:
+        decoders.start()
+        for name in ("ok-1", "ok-2"):
+            assert [out.content[0] for _, out in decoders.read(items(tmp_path, name), obey)] == [int(name[-1])]
+
+
+def test_decoders_that_read_nothing(tmp_path):
+    with Decoders(Limits(2, 30.0)) as decoders:
+        assert list(decoders.read([], obey)) == []
+
+
+def test_the_part_of_the_clip_and_the_settings_reach_the_decoder(tmp_path):
+    job = WorkItem(Clip("a", tmp_path / "a.mp4", start=1.0, end=2.5), "")
+    assert outcomes([job], with_settings, fps=4.0, most=8)["a"].content == (1.0, 2.5, 4.0, 8)
+
+
+def test_no_more_than_a_few_clips_are_decoded_ahead(tmp_path):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield items(tmp_path, str(number))[0]
+
+    with Decoders(Limits(1, 30.0)) as decoders:
+        next(decoders.read(endless(), slow_then))
+        assert taken < 50
+
+
+def test_leaving_early_stops_the_processes(tmp_path):
+    class Stop(BaseException):
+        pass
+
+    began = time.monotonic()
+    with pytest.raises(Stop), Decoders(Limits(2, 60.0)) as decoders:
+        next(decoders.read(items(tmp_path, "ok-1", "hang-1", "hang-2", "hang-3"), obey))
+        raise Stop
+    assert time.monotonic() - began < 20
+
+
+def test_sound_of_a_real_clip(demo):
+    decoded = decode_audio(demo / "clips" / "spk01_001.mp4", 0.5, 1.5)
+    assert decoded.content.shape == (16_000,)
+    assert decoded.seconds == 1.0
+
+
+def test_face_of_a_real_clip(demo):
+    decoded = decode_faces(demo / "clips" / "spk01_001.mp4", None, None, 2.0, 3)
+    assert decoded.content.shape == (3, 224, 224, 3)
+    assert (decoded.frames_seen, decoded.face_share) == (3, 1.0)
+    assert decoded.spent["decode"] > 0 < decoded.spent["faces"]
+
+
+def test_an_empty_transcript_is_an_absent_modality(tmp_path):
+    clips = [Clip("a", tmp_path, text=" wow "), Clip("b", tmp_path, text="  "), Clip("c", tmp_path)]
+    found = [out for _, out in decode_text((WorkItem(clip, "") for clip in clips), {"c": "unreadable"})]
+    assert found[0].content == "wow"
+    assert [error.reason for error in found[1:]] == ["no_text", "unreadable"]
+
+
+def test_workers_are_those_asked_for_or_the_cores_up_to_eight(monkeypatch):
+    assert worker_count(3) == 3
+    for cores, workers in ((1, 1), (4, 4), (64, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+        assert worker_count() == workers
+
+
+def test_what_a_decoder_of_sound_imports_has_no_torch():
+    """It would cost each process seconds."""
+    code = "import sys, mertool.extraction.decoding, mertool.media; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_settings_of_one_clip_stand_beside_those_of_all(tmp_path):
+    jobs = items(tmp_path, "a", "bb")
+    with Decoders(Limits(1, 30.0)) as decoders:
+        read = decoders.read(jobs, with_settings, lambda clip: {"most": len(clip.clip)}, fps=4.0)
+        found = {item.clip.clip: out.content for item, out in read}
+    assert found == {"a": (None, None, 4.0, 1), "bb": (None, None, 4.0, 2)}
+
+
+def test_of_several_readings_one_that_fails_costs_none_of_the_others(tmp_path):
+    readings = [(obey, {}), (with_settings, {"fps": 1.0, "most": 2})]
+    for name, reason in (("refuse-1", "no_audio"), ("value-1", "unreadable")):
+        failed, read = decode_several(tmp_path / f"{name}.mp4", None, None, readings).content
+        assert isinstance(failed, ClipError) and failed.reason == reason
+        assert read.content == (None, None, 1.0, 2)

@@ -1,0 +1,224 @@
+"""From decoded clips to rows of a store, with encoders that fail."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from mertool.errors import ClipError, MertoolError
+from mertool.extraction.batching import Limit
+from mertool.extraction.decoding import Decoded
+from mertool.extraction.pipeline import Work, keep_frames, mean_pool, run
+from mertool.extraction.plan import WorkItem
+from mertool.features import Recipe
+from mertool.manifest import Clip
+from mertool.store import FeatureStore, StoreWriter
+
+
+class FakeEncoder:
+    """Takes numbers; a layer l of clip x is (3 frames, 2 channels) of x + l. Larger batches do not fit."""
+
+    def __init__(self, fits: int = 100, bad: float | None = None, huge: float | None = None):
+        self.fits, self.bad, self.huge = fits, bad, huge
+        self.sizes: list[int] = []
+
+    def prepare(self, item):
+        if item == self.bad:
+            raise ClipError("too_short", "a bad one")
+        return item
+
+    def cost(self, item):
+        return 1.0
+
+    def encode_prepared(self, items, keep):
+        self.sizes.append(len(items))
+        if len(items) > self.fits or self.huge in items:
+            raise torch.OutOfMemoryError("does not fit")
+        return [torch.stack([torch.full((3, 2), float(item + layer)) for layer in keep]) for item in items]
+
+
+def extract(tmp_path, encoder, contents, *, finish=mean_pool, pool="mean", layers=(0, 1), most=8.0, **work):
+    recipe = Recipe("audio", "fake", "w", layers, pool, storage_dtype="float32")
+    jobs = [WorkItem(Clip(f"c{n}", tmp_path), f"d{n}") for n in range(len(contents))]
+    outcomes = [
+        (job, content if isinstance(content, ClipError) else Decoded(content, 2.0))
+        for job, content in zip(jobs, contents, strict=True)
+    ]
+    steps = []
+    with StoreWriter(tmp_path / "s.h5", recipe, {}) as writer:
+        report = run(
+            outcomes,
+            len(jobs),
+            Work(encoder, layers, finish, Limit(most), **work),
+            writer,
+            lambda *step: steps.append(step),
+        )
+        writer.finish(job.clip.clip for job in jobs)
+    with FeatureStore(tmp_path / "s.h5") as store:
+        failures = {failure.clip: failure for failure in store.failures()}
+        values = {clip: store.read([clip])[0] if store.pooled else store.frames(clip) for clip in store.ids}
+    return report, values, failures, steps
+
+
+def test_every_clip_gets_its_own_values(tmp_path):
+    _, values, failures, _ = extract(tmp_path, FakeEncoder(), [3, 1, 2, 9, 5])
+    assert not failures
+    assert {clip: value[:, 0].tolist() for clip, value in values.items()} == {
+        "c0": [3, 4],
+        "c1": [1, 2],
+        "c2": [2, 3],
+        "c3": [9, 10],
+        "c4": [5, 6],
+    }
+
+
+def test_what_does_not_fit_is_tried_in_halves(tmp_path):
+    encoder = FakeEncoder(fits=2)
+    report, values, failures, _ = extract(tmp_path, encoder, list(range(8)))
+    assert [values[f"c{n}"][0, 0] for n in range(8)] == list(range(8))
+    assert (report.extracted, failures) == (8, {})
+    assert encoder.sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def test_what_did_not_fit_is_not_tried_again_in_that_size(tmp_path):
+    encoder = FakeEncoder(fits=2)
+    extract(tmp_path, encoder, list(range(200)))
+    assert encoder.sizes.count(8) <= 4  # of batches that stood ready
+    assert encoder.sizes[-3:] == [2, 2, 2]
+
+
+def test_a_clip_that_does_not_fit_alone_is_recorded(tmp_path):
+    report, values, failures, _ = extract(tmp_path, FakeEncoder(huge=2), list(range(5)))
+    assert sorted(values) == ["c0", "c1", "c3", "c4"]
+    assert (failures["c2"].reason, failures["c2"].stage) == ("out_of_memory", "encode")
+    assert report.failed == 1
+
+
+def test_a_bad_clip_does_not_harm_its_batch(tmp_path):
+    _, values, failures, _ = extract(tmp_path, FakeEncoder(bad=3), list(range(6)))
+    assert sorted(values) == ["c0", "c1", "c2", "c4", "c5"]
+    assert (failures["c3"].reason, failures["c3"].message) == ("too_short", "a bad one")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_recorded(value, tmp_path):
+    _, values, failures, _ = extract(tmp_path, FakeEncoder(), [1.0, value, 2.0])
+    assert sorted(values) == ["c0", "c2"]
+    assert (failures["c1"].reason, failures["c1"].stage) == ("not_finite", "encode")
+
+
+def test_failures_of_decoding_are_recorded(tmp_path):
+    contents = [1, ClipError("no_audio"), ClipError("timeout", "slow"), 2]
+    report, values, failures, _ = extract(tmp_path, FakeEncoder(), contents)
+    assert sorted(values) == ["c0", "c3"]
+    assert {clip: (f.reason, f.stage, f.digest) for clip, f in failures.items()} == {
+        "c1": ("no_audio", "decode", "d1"),
+        "c2": ("timeout", "decode", "d2"),
+    }
+    assert (report.extracted, report.failed) == (2, 1)  # a clip without sound is no failure
+
+
+def test_progress_counts_every_clip_once(tmp_path):
+    _, _, _, steps = extract(tmp_path, FakeEncoder(), [1, ClipError("timeout"), 2, float("nan")])
+    assert [done for done, *_ in steps] == [1, 2, 3, 4]
+    assert {total for _, total, *_ in steps} == {4}
+    assert steps[-1] == (4, 4, 2, 4.0)
+
+
+def test_each_clip_is_encoded_with_its_adapter(tmp_path):
+    class Adapted(FakeEncoder):
+        offset = 0
+
+        def encode_prepared(self, items, keep):
+            return super().encode_prepared([item + self.offset for item in items], keep)
+
+    encoder = Adapted()
+    adapter = {"c0": "fold1", "c1": "fold2", "c2": "fold1"}
+
+    def select(name):
+        encoder.offset = {"fold1": 100, "fold2": 200, "final": 300}[name]
+
+    _, values, _, _ = extract(
+        tmp_path, encoder, [1, 2, 3, 4], variant=lambda clip: adapter.get(clip, "final"), select=select
+    )
+    assert [values[f"c{n}"][0, 0] for n in range(4)] == [101, 202, 103, 304]
+
+
+def test_frames_of_several_layers_and_of_one(tmp_path):
+    _, several, _, _ = extract(tmp_path, FakeEncoder(), [5, 7], finish=keep_frames, pool="none")
+    assert several["c1"].shape == (2, 3, 2)
+    (tmp_path / "s.h5").unlink()
+    _, one, _, _ = extract(tmp_path, FakeEncoder(), [5, 7], finish=keep_frames, pool="none", layers=(1,))
+    assert one["c1"].tolist() == [[8, 8]] * 3
+
+
+def test_pooling_is_the_mean_over_time():
+    frames = torch.arange(12.0).view(2, 3, 2)
+    np.testing.assert_allclose(mean_pool(frames), [[2, 3], [8, 9]])
+
+
+def test_the_report_adds_up_media(tmp_path):
+    report, _, _, _ = extract(tmp_path, FakeEncoder(), [1, 2, ClipError("timeout")])
+    assert report.media_seconds == 4.0
+
+
+def test_the_report_says_where_the_time_went(tmp_path):
+    class Slow(FakeEncoder):
+        def encode_prepared(self, items, keep):
+            time.sleep(0.05)
+            return super().encode_prepared(items, keep)
+
+    report, *_ = extract(tmp_path, Slow(), [1, 2, 3], most=0)
+    assert 0.15 <= report.encode <= report.wall
+    assert report.idle == pytest.approx(report.wall - report.encode)
+    assert report.write > 0
+
+
+def test_writing_does_not_hold_the_encoder_up(tmp_path, monkeypatch):
+    """While the first result is being written, others are encoded."""
+    encoder, seen = FakeEncoder(), []
+    add = StoreWriter.add
+
+    def slow_add(self, features):
+        time.sleep(0.05)
+        seen.append(len(encoder.sizes))
+        add(self, features)
+
+    monkeypatch.setattr(StoreWriter, "add", slow_add)
+    _, values, _, _ = extract(tmp_path, encoder, list(range(6)), most=0)
+    assert len(values) == 6
+    assert seen[0] > 1
+
+
+def test_an_error_of_the_writer_ends_the_run(tmp_path, monkeypatch):
+    def full(self, features):
+        raise MertoolError("the disk is full")
+
+    monkeypatch.setattr(StoreWriter, "add", full)
+    with pytest.raises(MertoolError, match="the disk is full"):
+        extract(tmp_path, FakeEncoder(), list(range(100)), most=0)
+
+
+def test_an_unforeseen_error_of_the_encoder_ends_the_run_and_keeps_what_was_done(tmp_path):
+    class Broken(FakeEncoder):
+        def encode_prepared(self, items, keep):
+            if 3 in items:
+                raise KeyError("a bug")
+            return super().encode_prepared(items, keep)
+
+    with pytest.raises(KeyError, match="a bug"):
+        extract(tmp_path, Broken(), list(range(6)), most=0)
+    recipe = Recipe("audio", "fake", "w", (0, 1), "mean", storage_dtype="float32")
+    with StoreWriter(tmp_path / "s.h5", recipe, {}) as writer:
+        assert sorted(writer.done) == ["c0", "c1", "c2"]
+
+
+def test_an_error_while_decoding_ends_the_run(tmp_path):
+    def outcomes():
+        yield WorkItem(Clip("c0", tmp_path), "d0"), Decoded(1)
+        raise KeyError("a bug")
+
+    recipe = Recipe("audio", "fake", "w", (0, 1), "mean", storage_dtype="float32")
+    with StoreWriter(tmp_path / "s.h5", recipe, {}) as writer, pytest.raises(KeyError, match="a bug"):
+        run(outcomes(), 2, Work(FakeEncoder(), (0, 1), mean_pool), writer, lambda *_: None)

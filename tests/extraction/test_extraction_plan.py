@@ -1,0 +1,91 @@
+"""What is to do: new, changed and curable clips; the rest is cached."""
+
+from dataclasses import replace
+
+import pytest
+
+from mertool.errors import ABSENT, REASONS, TRANSIENT, MertoolError
+from mertool.extraction.plan import item_digest, make_plan
+from mertool.manifest import Clip, Manifest
+from mertool.store import Failure
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.wav").write_bytes(name.encode() * 100)
+    clips = tuple(Clip(name, tmp_path / f"{name}.wav", text=f"text {name}") for name in "abc")
+    return Manifest(clips, tmp_path / "clips.csv")
+
+
+def todo(manifest, modality="audio", done=None, failed=None):
+    return [item.clip.clip for item in make_plan(manifest, modality, done or {}, failed or {}).todo]
+
+
+def digests(manifest, modality="audio"):
+    return {clip.clip: item_digest(clip, modality) for clip in manifest.clips}
+
+
+def test_everything_is_new_at_first(manifest):
+    assert todo(manifest) == ["a", "b", "c"]
+
+
+def test_what_is_done_is_cached(manifest):
+    plan = make_plan(manifest, "audio", digests(manifest), {})
+    assert (plan.todo, plan.cached) == ((), ("a", "b", "c"))
+
+
+def test_a_changed_file_is_done_again(manifest, tmp_path):
+    done = digests(manifest)
+    (tmp_path / "b.wav").write_bytes(b"x" * 100)
+    assert todo(manifest, done=done) == ["b"]
+
+
+def test_another_part_of_the_file_is_done_again(manifest):
+    done = digests(manifest)
+    cut = Manifest((replace(manifest.clips[0], end=1.5), *manifest.clips[1:]), manifest.source)
+    assert todo(cut, done=done) == ["a"]
+
+
+def test_another_transcript_matters_to_text_alone(manifest):
+    changed = Manifest((replace(manifest.clips[0], text="other"), *manifest.clips[1:]), manifest.source)
+    assert todo(changed, done=digests(manifest)) == []
+    assert todo(changed, "text", digests(manifest, "text")) == ["a"]
+
+
+@pytest.mark.parametrize("reason", sorted(REASONS))
+def test_only_failures_that_may_heal_are_tried_again(reason, manifest):
+    known = digests(manifest)
+    failure = Failure("b", known.pop("b"), "decode", reason, "")
+    assert todo(manifest, done=known, failed={"b": failure}) == (["b"] if reason in TRANSIENT else [])
+
+
+def test_a_failed_file_that_changed_is_tried_again(manifest):
+    known = digests(manifest)
+    failure = Failure("b", "another digest", "decode", "unreadable", "")
+    del known["b"]
+    assert todo(manifest, done=known, failed={"b": failure}) == ["b"]
+
+
+def test_a_file_that_came_back_is_tried_again(manifest, tmp_path):
+    (tmp_path / "b.wav").unlink()
+    failure = Failure("b", digests(manifest)["b"], "decode", "missing_file", "")
+    assert failure.digest == ""
+    (tmp_path / "b.wav").write_bytes(b"back")
+    known = {name: digest for name, digest in digests(manifest).items() if name != "b"}
+    assert todo(manifest, done=known, failed={"b": failure}) == ["b"]
+
+
+def test_not_one_file_is_an_error_about_paths(tmp_path):
+    manifest = Manifest((Clip("a", tmp_path / "a.mp4"), Clip("b", tmp_path / "b.mp4")), tmp_path / "clips.csv")
+    with pytest.raises(MertoolError, match=r"none of the 2 files .* exists .*a\.mp4.* relative to the manifest"):
+        todo(manifest)
+
+
+def test_text_needs_no_files(tmp_path):
+    manifest = Manifest((Clip("a", tmp_path / "a.mp4", text="wow"),), tmp_path / "clips.csv")
+    assert todo(manifest, "text") == ["a"]
+
+
+def test_absent_modalities_are_no_transient_failures():
+    assert not ABSENT & TRANSIENT

@@ -1,0 +1,151 @@
+"""Noise: what a clip gets is drawn by its id; the ratio of sound to noise is what was drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mertool.errors import ClipError, MertoolError
+from mertool.extraction.decoding import decode_audio, decode_faces
+from mertool.manifest import Clip, Manifest
+from mertool.noise import BLURS, SNR, VOICES, Mixture, Noise, add_noise, blurred
+
+RATE = 16_000
+
+
+def wave(seed, seconds=1.0, loud=0.1):
+    return (loud * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+def reader(sounds):
+    """Stands in for `read_audio`; what is missing cannot be read."""
+
+    def read(path):
+        if path.name not in sounds:
+            raise ClipError("no_audio")
+        return sounds[path.name]
+
+    return read
+
+
+def mixture(*names, count=1, start=0.0, snr=7.0):
+    return Mixture(tuple(map(Path, names)), count, start, snr)
+
+
+def decibels(clean, noisy):
+    return 10 * np.log10(np.mean(clean.astype(float) ** 2) / np.mean((noisy.astype(float) - clean) ** 2))
+
+
+@pytest.mark.parametrize("snr", [5.0, 10.0])
+@pytest.mark.parametrize("seconds", [0.3, 4.0])
+def test_the_ratio_is_the_one_asked_for(snr, seconds):
+    clean = wave(0)
+    noisy = add_noise(clean, mixture("n", start=0.5, snr=snr), reader({"n": wave(1, seconds, loud=3.0)}))
+    assert noisy.dtype == np.float32 and noisy.shape == clean.shape
+    assert decibels(clean, noisy) == pytest.approx(snr, abs=0.01)
+
+
+def test_several_voices_are_heard_at_the_same_level():
+    loud, soft = wave(1, loud=0.5), wave(2, loud=0.01)
+    clean = wave(0)
+    both = add_noise(clean, mixture("a", "b", count=2), reader({"a": loud, "b": soft})) - clean
+    shares = [abs(np.corrcoef(both, voice)[0, 1]) for voice in (loud, soft)]
+    assert shares == pytest.approx([np.sqrt(0.5)] * 2, abs=0.02)
+
+
+def test_files_without_sound_are_passed_over():
+    sounds = {"silent": np.zeros(RATE, np.float32), "n": wave(1)}
+    clean = wave(0)
+    noisy = add_noise(clean, mixture("gone", "silent", "n"), reader(sounds))
+    np.testing.assert_array_equal(noisy, add_noise(clean, mixture("n"), reader(sounds)))
+    with pytest.raises(ClipError, match="unreadable"):
+        add_noise(clean, mixture("gone", "silent"), reader(sounds))
+
+
+def test_silence_stays_silence():
+    silence = np.zeros(RATE, np.float32)
+    np.testing.assert_array_equal(add_noise(silence, mixture("n"), reader({"n": wave(1)})), silence)
+
+
+def test_what_would_clip_is_made_softer():
+    clean = np.clip(wave(0, loud=0.9), -1, 1)
+    noisy = add_noise(clean, mixture("n"), reader({"n": wave(1)}))
+    assert np.abs(noisy).max() == pytest.approx(1.0)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Eight clips of two speakers."""
+    clips = []
+    for number in range(8):
+        path = tmp_path / f"c{number}.wav"
+        soundfile.write(path, wave(number), RATE)
+        clips.append(Clip(path.stem, path, speaker=f"s{number % 2}"))
+    return Manifest(tuple(clips), tmp_path)
+
+
+def test_what_a_clip_gets_does_not_depend_on_the_others(corpus):
+    whole, part = (Noise.babble(manifest, seed=3) for manifest in (corpus, Manifest(corpus.clips, Path("x"))))
+    for clip in corpus.clips:
+        assert whole.sound(clip) == part.sound(clip)
+        assert whole.picture(clip) == part.picture(clip)
+    draws = [whole.sound(clip)["noise"] for clip in corpus.clips]
+    assert len({draw.snr for draw in draws}) == 8
+    assert all(SNR[0] <= draw.snr <= SNR[1] for draw in draws)
+    assert Noise.babble(corpus, seed=4).sound(corpus.clips[0]) != whole.sound(corpus.clips[0])
+
+
+def test_babble_is_of_other_clips_and_other_speakers(corpus):
+    noise = Noise.babble(corpus)
+    speakers = {clip.path: clip.speaker for clip in corpus.clips}
+    for clip in corpus.clips:
+        drawn = noise.sound(clip)["noise"]
+        assert drawn.count == VOICES
+        assert {speakers[path] for path in drawn.files} == {"s1" if clip.speaker == "s0" else "s0"}
+
+
+def test_blurs_are_those_of_the_challenge():
+    clips = [Clip(f"c{number}", Path("x")) for number in range(300)]
+    counts = np.bincount([Noise((), ()).picture(clip)["blur"] for clip in clips], minlength=5)[list(BLURS)]
+    assert counts.sum() == 300
+    assert counts.min() > 70
+
+
+def test_features_depend_on_the_sounds_and_the_seed_but_not_on_where_they_lie(corpus, tmp_path):
+    noise = Noise.from_folder(corpus.source)
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for clip in corpus.clips:
+        (copy / clip.path.name).write_bytes(clip.path.read_bytes())
+    assert Noise.from_folder(copy).to_json("audio") == noise.to_json("audio")
+    assert Noise.from_folder(copy, seed=1).to_json("video") != noise.to_json("video")
+    soundfile.write(copy / "c0.wav", wave(99), RATE)
+    assert Noise.from_folder(copy).to_json("audio") != noise.to_json("audio")
+    assert Noise.from_folder(copy).to_json("video") == noise.to_json("video")
+
+
+def test_no_folder_and_too_few_clips(tmp_path, corpus):
+    with pytest.raises(MertoolError, match=r"--noise .*gone is not a folder: give a folder of sound files, or babble"):
+        Noise.from_folder(tmp_path / "gone")
+    with pytest.raises(MertoolError, match="too few files for babble"):
+        Noise.babble(Manifest(corpus.clips[:1], Path("m.csv")))
+
+
+def test_the_decoder_mixes_and_blurs(demo, corpus):
+    clip = demo / "clips" / "spk01_001.mp4"
+    clean = decode_audio(clip, None, None).content
+    noisy = decode_audio(clip, None, None, noise=Mixture((corpus.clips[0].path,), 1, 0.0, 5.0)).content
+    assert decibels(clean, noisy) == pytest.approx(5.0, abs=0.01)
+    sharp, soft = (decode_faces(clip, None, None, 1.0, 2, blur=blur).content.astype(float) for blur in (1, 4))
+    assert np.abs(np.diff(soft[0], axis=1)).mean() < 0.8 * np.abs(np.diff(sharp[0], axis=1)).mean()
+
+
+def test_a_blurred_frame_has_its_size_and_its_brightness():
+    frame = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
+    ((moment, soft),) = blurred(iter([(0.5, frame)]), 4)
+    assert (moment, soft.shape, soft.dtype) == (0.5, frame.shape, np.uint8)
+    assert soft.mean() == pytest.approx(frame.mean(), abs=2)
+    assert soft.std() < 0.5 * frame.std()
+    ((_, same),) = blurred(iter([(0.5, frame)]), 1)
+    assert same is frame
