@@ -18,22 +18,22 @@ from accelerate import Accelerator
 from mertool import registry
 from mertool.alignment import losses
 from mertool.alignment.data import Frames
-from mertool.alignment.encoding import embed_shared, embed_stored
+from mertool.alignment.encoding import embed_stored, encode_distributed
 from mertool.alignment.evaluation import probe_folds, probe_gain, validate
-from mertool.alignment.false_negatives import KINDS, Negatives
-from mertool.alignment.targets import read_anchors, shared_clips, split
+from mertool.alignment.false_negatives import KINDS, FalseNegativeFilter
+from mertool.alignment.targets import common_clips, load_acoustic_targets, split
 from mertool.alignment.trainer import History, Pairs, Schedule, fit
 from mertool.devices import resolve_device, seed_everything
 from mertool.encoders.aligner import HEADS, MOST_FRAMES, Aligner
-from mertool.errors import MertoolError, choose, faults_in
+from mertool.errors import MertoolError, check_choice, combine_errors
 from mertool.features import Recipe
 from mertool.files import check_writable
 from mertool.learning.accelerator import start
 from mertool.learning.checkpoint import Checkpoint
 from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import Examples, keep, labelled_examples, present_in
+from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
 from mertool.manifest import EMOTIONS, Manifest
-from mertool.runs import FREE, Run, make_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, new_run, reuse
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
 
 Progress = Callable[[int, int], None]
@@ -67,7 +67,7 @@ class AlignOptions:
     def __post_init__(self) -> None:
         registry.check(losses.PACKAGE, "loss", self.loss)
         if self.false_negatives is not None:
-            choose("--false-negatives", self.false_negatives, KINDS)
+            check_choice("--false-negatives", self.false_negatives, KINDS)
             if self.false_negatives != "none" and not losses.load(self.loss).NEGATIVES:
                 raise MertoolError(
                     f"--loss {self.loss} pushes no clips apart, so it has no false negatives: leave out "
@@ -94,7 +94,7 @@ class AlignOptions:
 class _Labels:
     """Labelled clips that have frames, and their folds."""
 
-    examples: Examples
+    examples: LabelledClips
     folds: Folds
 
 
@@ -141,8 +141,8 @@ def _check(sound: FeatureStore, sight: FeatureStore, aligned: Path) -> None:
             if old.recipe.aligner is None:
                 faults.append(f"--aligned {aligned} holds features that were not aligned: give another path")
     if faults:
-        raise faults_in("align", faults) if len(faults) > 1 else MertoolError(faults[0])
-    shared_clips(sound, sight)
+        raise combine_errors("align", faults) if len(faults) > 1 else MertoolError(faults[0])
+    common_clips(sound, sight)
 
 
 def _read_labels(manifest: Manifest, sight: FeatureStore, options: AlignOptions) -> _Labels:
@@ -152,8 +152,8 @@ def _read_labels(manifest: Manifest, sight: FeatureStore, options: AlignOptions)
 
 
 def _key(sound: FeatureStore, sight: FeatureStore, manifest: Manifest | None, options: AlignOptions) -> str:
-    free = FREE if manifest else (*FREE, "classes")
-    return make_key(
+    free = OPTIONS_NOT_IN_KEY if manifest else (*OPTIONS_NOT_IN_KEY, "classes")
+    return cache_key(
         "align",
         {name: value for name, value in asdict(options).items() if name not in free},
         {
@@ -176,16 +176,16 @@ def _train(
 ) -> None:
     """Train, score, and put the run in place."""
     seed_everything(options.seed)
-    clips = shared_clips(sound, sight)
+    clips = common_clips(sound, sight)
     parts = split(len(clips), options.seed)
-    anchors = read_anchors(sound, clips, parts.train)
-    negatives = Negatives(options.negatives, anchors, parts.train, options.seed)
+    anchors = load_acoustic_targets(sound, clips, parts.train)
+    negatives = FalseNegativeFilter(options.negatives, anchors, parts.train, options.seed)
     pairs = Pairs(Frames(sight, sight.rows(clips), MOST_FRAMES), anchors, parts, negatives)
     aligner = Aligner(sight.channels, options.width, options.blocks, sound.channels, dropout=options.dropout)
     saved = _unfinished(output, key, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     history = fit(aligner, losses.load(options.loss).build(), pairs, options.schedule, accelerator, saved, progress)
-    visual = embed_shared(aligner, pairs.frames, parts.held_out, accelerator)
+    visual = encode_distributed(aligner, pairs.frames, parts.held_out, accelerator)
     if not accelerator.is_main_process:
         return
     metrics: dict[str, Any] = {

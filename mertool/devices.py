@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from mertool.errors import MertoolError, choose
+from mertool.errors import MertoolError, check_choice
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the device computes it natively, else float32."""
-    choose("dtype", name, DTYPES)
+    check_choice("dtype", name, DTYPES)
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if computes_bfloat16(device) else torch.float32
@@ -55,7 +55,7 @@ def computes_bfloat16(device: torch.device) -> bool:
     return any(probe() for probe in probes if probe)
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy to the device; to a GPU from pinned memory, so that the copy runs beside the computation."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

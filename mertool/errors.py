@@ -18,9 +18,9 @@ REASONS = {
     "out_of_memory": "the device has not enough memory for this clip alone",
     "not_finite": "the encoder gave NaN or infinity",
 }
-ABSENT = frozenset({"no_audio", "no_video", "no_face", "no_text"})
+MISSING_MODALITY_REASONS = frozenset({"no_audio", "no_video", "no_face", "no_text"})
 # Reasons that another try may cure although the file is the same.
-TRANSIENT = frozenset({"missing_file", "timeout", "crashed", "out_of_memory"})
+TRANSIENT_REASONS = frozenset({"missing_file", "timeout", "crashed", "out_of_memory"})
 
 
 class MertoolError(Exception):
@@ -47,7 +47,7 @@ def suggest(given: str, valid: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'? " if close else ""
 
 
-def choose(what: str, given: str, valid: Iterable[str]) -> str:
+def check_choice(what: str, given: str, valid: Iterable[str]) -> str:
     """Return `given` if it is one of `valid`; otherwise raise an error that lists what is."""
     names = list(valid)
     if given in names:
@@ -55,7 +55,7 @@ def choose(what: str, given: str, valid: Iterable[str]) -> str:
     raise MertoolError(f"unknown {what} '{given}': {suggest(given, names)}valid: {', '.join(names)}")
 
 
-def faults_in(where: str, faults: list[str], most: int = 20) -> MertoolError:
+def combine_errors(where: str, faults: list[str], most: int = 20) -> MertoolError:
     """One error for all faults found in one place."""
     more = f"; and {len(faults) - most} more" if len(faults) > most else ""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"

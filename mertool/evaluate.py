@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mertool.errors import MertoolError, choose
+from mertool.errors import MertoolError, check_choice
 from mertool.features import MODALITIES
 from mertool.files import check_writable, write_atomic
 from mertool.manifest import Manifest
@@ -36,7 +36,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         for modality in self.missing:
-            choose("modality", modality, MODALITIES)
+            check_choice("modality", modality, MODALITIES)
         if (self.missing or self.noise) and not self.bundle:
             raise MertoolError("--missing and --noise need the bundle that predicted: give --bundle runs/fusion")
         if self.bundle and not (self.missing or self.noise):
@@ -156,10 +156,12 @@ def _robustness(
     progress: Callable[[int, int, int, float], None],
 ) -> list[dict[str, Any]]:
     """Scores of the bundle in each condition, and the difference to how it was, on the same clips."""
-    from mertool.bundle.conditions import Conditions  # it imports torch, which scores alone do not need
+    from mertool.bundle.conditions import RobustnessEvaluator  # it imports torch, which scores alone do not need
 
     assert options.bundle is not None
-    conditions = Conditions(options.bundle, path, manifest, options.device, options.workers, options.clip_timeout)
+    conditions = RobustnessEvaluator(
+        options.bundle, path, manifest, options.device, options.workers, options.clip_timeout
+    )
     given = dict(zip(scored.clips, probabilities, strict=True))
     as_is = dict(zip(scored.clips, probabilities.argmax(1), strict=True))
     rows = []

@@ -11,17 +11,17 @@ import torch
 
 from mertool import encoders
 from mertool.devices import dtype_name, resolve_device, resolve_dtype
-from mertool.errors import ABSENT, MertoolError, choose
+from mertool.errors import MISSING_MODALITY_REASONS, MertoolError, check_choice
 from mertool.extraction import pipeline
-from mertool.extraction.decoding import Limits
-from mertool.extraction.encode_spec import Parts, assemble
+from mertool.extraction.decoding import DecoderLimits
+from mertool.extraction.encode_spec import EncoderAssets, assemble
 from mertool.extraction.estimate import Estimate, estimate_fill
 from mertool.extraction.face_crops import crops_beside
-from mertool.extraction.job import ENGINES, Filled, Job, fill_store
+from mertool.extraction.job import ENGINES, ExtractionJob, ExtractionSummary, extract_to_store
 from mertool.extraction.transcripts import transcribe_clips, transcripts_beside
 from mertool.features import (
     LAST_FOUR,
-    POOLS,
+    POOLING_MODES,
     PREPROCESSING,
     SAMPLE_RATE,
     STORAGE,
@@ -81,10 +81,10 @@ class ExtractOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        choose("modality", self.modality, MODALITIES)
-        choose("pooling", self.pool, POOLS)
-        choose("storage", self.storage, STORAGE)
-        choose("engine", self.engine, ENGINES)
+        check_choice("modality", self.modality, MODALITIES)
+        check_choice("pooling", self.pool, POOLING_MODES)
+        check_choice("storage", self.storage, STORAGE)
+        check_choice("engine", self.engine, ENGINES)
         if self.ray_address and self.engine != "ray":
             raise MertoolError("--ray-address belongs to --engine ray")
         if self.engine == "ray" and self.device.startswith("cuda:"):
@@ -146,7 +146,7 @@ def extract(manifest: Manifest, output: Path, options: ExtractOptions, progress:
     if options.asr:
         check_store(job.output, job.recipe, options.overwrite)  # before hours of listening
         manifest, job = _transcribe(manifest, job, options, progress)
-    filled = fill_store(manifest, job, progress, options.overwrite)
+    filled = extract_to_store(manifest, job, progress, options.overwrite)
     sheet = transcripts_beside(job.output)
     out_of_fold = None
     if options.adapter:
@@ -175,7 +175,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(first), int(count)
 
 
-def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple[Manifest, Job]:
+def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple[Manifest, ExtractionJob]:
     """The clips of this shard, and what is to be done with them; everything is checked here."""
     if options.modality == "text" and not options.asr and not any((clip.text or "").strip() for clip in manifest.clips):
         raise MertoolError(
@@ -196,12 +196,12 @@ def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple
     faces = _faces_store(output, options, shard)
     prepare = _prepare_faces if options.modality == "faces" else _prepare_encoder
     recipe, origin, load = prepare(options)
-    return manifest, Job(
+    return manifest, ExtractionJob(
         output,
         recipe,
         origin,
         load,
-        Limits(options.workers, options.clip_timeout),
+        DecoderLimits(options.workers, options.clip_timeout),
         faces,
         device=torch.device("cpu") if options.modality == "faces" else resolve_device(options.device),
         engine=options.engine,
@@ -210,8 +210,8 @@ def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple
 
 
 def _transcribe(
-    manifest: Manifest, job: Job, options: ExtractOptions, progress: pipeline.Progress
-) -> tuple[Manifest, Job]:
+    manifest: Manifest, job: ExtractionJob, options: ExtractOptions, progress: pipeline.Progress
+) -> tuple[Manifest, ExtractionJob]:
     """The manifest with recognised texts where it had none; the CSV beside the store keeps them."""
     source = encoders.find_recogniser(str(options.asr))
     device = resolve_device(options.device)
@@ -239,7 +239,7 @@ def _faces_store(output: Path, options: ExtractOptions, shard: str) -> Path | No
     return options.faces
 
 
-Prepared = tuple[Recipe, dict[str, Any], Callable[[], pipeline.Work | None]]
+Prepared = tuple[Recipe, dict[str, Any], Callable[[], pipeline.EncodeSpec | None]]
 
 
 def _prepare_faces(options: ExtractOptions) -> Prepared:
@@ -257,7 +257,7 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
     dtype = resolve_dtype(options.dtype, device)
     aligner = Run.read(options.aligner, "align", "video", "sizes", "origin") if options.aligner else None
     source = encoders.find(options.encoder or _usual_encoder(modality, options.adapter, aligner), modality)
-    if options.dtype == "auto" and modality == "text" and encoders.is_half(source):
+    if options.dtype == "auto" and modality == "text" and encoders.stores_half_precision(source):
         dtype = torch.bfloat16  # a large language model in float32 would need twice the memory its authors used
     weights = source.digest()
     adapter = _read_adapter(options.adapter, source.name, weights)
@@ -293,7 +293,7 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
     if options.asr:
         origin["asr"] = encoders.find_recogniser(options.asr).to_json()
 
-    parts = Parts(
+    parts = EncoderAssets(
         source,
         adapter.folder.absolute() / "adapters" if adapter else None,
         options.aligner.absolute() if options.aligner else None,
@@ -332,7 +332,7 @@ def _read_adapter(folder: Path | None, encoder: str, weights: str) -> Run | None
     if folder is None:
         return None
     run = Run.read(folder, "finetune", "encoder", "adapter_of_clip")
-    if not run.is_whole:
+    if not run.is_complete:
         raise MertoolError(f"{folder} is damaged, a file of it is missing or cut: run `mertool finetune` again")
     if run.info["encoder"]["weights"] != weights:
         raise MertoolError(
@@ -343,7 +343,7 @@ def _read_adapter(folder: Path | None, encoder: str, weights: str) -> Run | None
 
 
 def _result(
-    job: Job, manifest: Manifest, filled: Filled, transcripts: str | None, out_of_fold: int | None
+    job: ExtractionJob, manifest: Manifest, filled: ExtractionSummary, transcripts: str | None, out_of_fold: int | None
 ) -> ExtractResult:
     with FeatureStore(job.output) as store:
         layers, channels = max(1, len(store.layers)), store.channels if len(store) else 0
@@ -356,8 +356,8 @@ def _result(
         report.extracted,
         filled.cached,
         features,
-        {reason: count for reason, count in sorted(counts.items()) if reason in ABSENT},
-        {reason: count for reason, count in sorted(counts.items()) if reason not in ABSENT},
+        {reason: count for reason, count in sorted(counts.items()) if reason in MISSING_MODALITY_REASONS},
+        {reason: count for reason, count in sorted(counts.items()) if reason not in MISSING_MODALITY_REASONS},
         layers,
         channels,
         report.truncated,

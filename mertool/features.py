@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mertool.errors import MertoolError, choose, suggest
+from mertool.errors import MertoolError, check_choice, suggest
 from mertool.files import digest_json
 
 MODALITIES = ("audio", "video", "text")
 STORAGE = ("float16", "float32")
-POOLS = ("mean", "none")
+POOLING_MODES = ("mean", "none")
 SAMPLE_RATE = 16_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
 PREPROCESSING = {"audio": 1, "video": 1, "text": 1, "faces": 1}
@@ -37,7 +37,7 @@ class Recipe:
     layer_sum: bool = False
 
     def __post_init__(self) -> None:
-        choose("pooling", self.pool, POOLS)
+        check_choice("pooling", self.pool, POOLING_MODES)
 
     def to_json(self) -> dict[str, Any]:
         value = {**asdict(self), "layers": list(self.layers)}

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 
 from mertool.errors import MertoolError
 
-SPOT = 1 << 16  # bytes read at the head, the middle and the tail of a media file
+SAMPLE_BYTES = 1 << 16  # bytes read at the head, the middle and the tail of a media file
 
 
 @contextmanager
-def clear_write_errors(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a missing right or a folder in the way into one line that names the file."""
     try:
         yield
@@ -38,26 +38,26 @@ def clear_write_errors(path: Path) -> Iterator[None]:
 
 def make_folder(folder: Path) -> None:
     """Create `folder` and its parents."""
-    with clear_write_errors(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write to a temporary name, flush to the disk, rename: the old file stays until the new one is whole."""
-    with replacing(path) as file, clear_write_errors(path):
+    with atomic_open(path) as file, explain_write_errors(path):
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
     """A file under a temporary name that takes the place of `path` at the end; an error leaves the old one there."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with clear_write_errors(path):
+    with explain_write_errors(path):
         file = open(temporary, "wb")  # noqa: SIM115  closed below, on both ways
     try:
         yield file
-        with clear_write_errors(path):
+        with explain_write_errors(path):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -90,7 +90,7 @@ def check_writable(path: Path, *inputs: Path | None) -> None:
     if not folder.is_dir():
         raise MertoolError(f"cannot write {path}: {folder} is a file, not a folder. Choose another output path")
     write_probe = folder / f".{path.name}.probe-{os.getpid()}"
-    with clear_write_errors(path):
+    with explain_write_errors(path):
         write_probe.touch()
         write_probe.unlink()
 
@@ -112,9 +112,9 @@ def media_digest(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
-        for start in (0, size // 2 - SPOT // 2, size - SPOT):
+        for start in (0, size // 2 - SAMPLE_BYTES // 2, size - SAMPLE_BYTES):
             file.seek(max(0, start))
-            digest.update(file.read(SPOT))
+            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:32]
 
 

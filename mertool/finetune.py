@@ -23,17 +23,17 @@ from mertool.adapters.model import UNLABELLED
 from mertool.adapters.trainer import Schedule
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.encoders.hidden_states import find_blocks
-from mertool.errors import MertoolError, choose
-from mertool.extraction.decoding import Limits
+from mertool.errors import MertoolError, check_choice
+from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import item_digest
 from mertool.features import format_layers, name_layers, parse_layers
 from mertool.learning.accelerator import start
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
-from mertool.learning.labelled_clips import Examples, keep, labelled_examples
+from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import mcnemar, paired_bootstrap, score_json
 from mertool.predictions import Predictions
-from mertool.runs import FREE, Run, RunDraft, make_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, new_run, reuse
 
 HELD_OUT = "held_out.csv"
 
@@ -79,7 +79,7 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         registry.check(peft_methods.PACKAGE, "PEFT method", self.method)
-        choose("mask target", self.mask_target, TARGETS)
+        check_choice("mask target", self.mask_target, TARGETS)
         if self.size is not None and self.budget is not None:
             raise MertoolError("--size and --budget both say how large the adapter is: give one of them")
         if self.size is not None and self.size < 1:
@@ -124,11 +124,11 @@ NAMED = ("encoder", "folds")  # options that stand in a run's key by their conte
 class _Plan:
     """Everything that is known before the long work."""
 
-    source: encoders.Source
+    source: encoders.CheckpointRef
     weights: str
     layers: tuple[int, ...]
     target_layer: int | None
-    examples: Examples
+    examples: LabelledClips
     manifest: Manifest
     device: torch.device
     dtype: torch.dtype
@@ -180,7 +180,7 @@ def compare(
             options, method=method, budget=options.budget if sized else None, size=options.size if sized else None
         )
         made[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), chosen, progress)
-    key = make_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
+    key = cache_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
     if found := reuse(output, "compare", key, options):
         return found, True
     if not start(resolve_device(options.device), torch.float32).is_main_process:
@@ -245,9 +245,9 @@ def _make_plan(manifest: Manifest, options: FinetuneOptions) -> _Plan:
 
 def _key(plan: _Plan, manifest: Manifest, options: FinetuneOptions) -> str:
     digests = [item_digest(clip, "audio") for clip in plan.manifest.clips]
-    return make_key(
+    return cache_key(
         "finetune",
-        {name: value for name, value in asdict(options).items() if name not in (*FREE, *NAMED)}
+        {name: value for name, value in asdict(options).items() if name not in (*OPTIONS_NOT_IN_KEY, *NAMED)}
         | {"folds": folds_option(options.folds)},
         {
             "weights": plan.weights,
@@ -280,7 +280,7 @@ def _read(
         not options.prefix_cache,
         plan.dtype,
         accelerator.device,
-        Limits(options.workers, options.clip_timeout),
+        DecoderLimits(options.workers, options.clip_timeout),
     )
     with accelerator.main_process_first():
         clips = read_clips(plan.manifest, wanted, cache, encoder, progress)
@@ -297,7 +297,7 @@ def _write(
     options: FinetuneOptions,
     plan: _Plan,
     adaptation: Adaptation,
-    examples: Examples,
+    examples: LabelledClips,
     folds: Folds,
     jobs: list[Job],
     trained: list[Trained],
@@ -340,7 +340,7 @@ def _write(
 
 
 def _scores(
-    examples: Examples, jobs: list[Job], trained: list[Trained], window: tuple[int, ...], options: FinetuneOptions
+    examples: LabelledClips, jobs: list[Job], trained: list[Trained], window: tuple[int, ...], options: FinetuneOptions
 ) -> dict[str, Any]:
     """Scores of held-out clips before and after adaptation, of the head and of a probe of every block."""
     classes, seed, groups = len(options.classes), options.seed, speaker_groups(examples)
@@ -364,7 +364,7 @@ def _scores(
 
 
 def _write_held_out(
-    draft: RunDraft, examples: Examples, jobs: list[Job], trained: list[Trained], options: FinetuneOptions
+    draft: RunDraft, examples: LabelledClips, jobs: list[Job], trained: list[Trained], options: FinetuneOptions
 ) -> None:
     logits = torch.from_numpy(held_out(jobs, trained, "adapted"))
     present = tuple(("audio",) for _ in examples.clips)

@@ -19,26 +19,34 @@ from scipy.special import softmax
 from mertool import registry
 from mertool.bundle import check_parts, make_part, write
 from mertool.devices import resolve_device
-from mertool.errors import MertoolError, choose
+from mertool.errors import MertoolError, check_choice
 from mertool.files import digest_json
 from mertool.fusion import heads as fusion
 from mertool.fusion.batches import Features
 from mertool.fusion.correcting import correct
-from mertool.fusion.cross_validation import MERTOOLS, NESTED, OPTIMISTIC, PROTOCOLS, Settings, System, train_system
+from mertool.fusion.cross_validation import (
+    MERTOOLS,
+    NESTED,
+    OPTIMISTIC,
+    PROTOCOLS,
+    CrossValidatedEnsemble,
+    Settings,
+    train_system,
+)
 from mertool.fusion.hyperparameters import Draw, shuffled_folds
 from mertool.fusion.pseudo_labels import SelfTraining
-from mertool.fusion.scoring import against_best, largest_class, score_system
+from mertool.fusion.scoring import against_best, majority_class_waf, score_system
 from mertool.fusion.self_training import self_train_system
 from mertool.fusion.trainer import Schedule
 from mertool.fusion.unlabelled import match_stores, unlabelled_clips
-from mertool.learning.adapter_folds import folds_of_adapters
+from mertool.learning.adapter_folds import adapter_folds
 from mertool.learning.cached_features import gather
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups
-from mertool.learning.labelled_clips import Examples, labelled_examples, present_in
+from mertool.learning.labelled_clips import LabelledClips, labelled_examples, present_in
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import confusion
 from mertool.predictions import Predictions
-from mertool.runs import FREE, Run, RunDraft, make_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, new_run, reuse
 from mertool.store import FeatureStore
 
 FOLDS, ROUNDS = 5, 3
@@ -86,7 +94,7 @@ class FuseOptions:
     def __post_init__(self) -> None:
         if self.head is not None:
             registry.check(fusion.PACKAGE, "fusion head", self.head)
-        choose("protocol", self.protocol, list(PROTOCOLS))
+        check_choice("protocol", self.protocol, list(PROTOCOLS))
         counts = [number for number in (self.seeds, self.width, self.epochs, self.batch) if number is not None]
         if min(counts) < 1 or self.search < 0:
             raise MertoolError("--seeds, --width, --epochs and --batch must be at least 1, --search at least 0")
@@ -169,9 +177,9 @@ def fuse(
         opened = [stack.enter_context(FeatureStore(path)) for path in stores]
         parts = [make_part(store) for store in opened]
         others = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
-        key = make_key(
+        key = cache_key(
             "fuse",
-            {k: v for k, v in asdict(options).items() if k not in (*FREE, "unlabelled")}
+            {k: v for k, v in asdict(options).items() if k not in (*OPTIONS_NOT_IN_KEY, "unlabelled")}
             | {"folds": folds_option(options.folds)},
             {
                 "folds": folds_key(options.folds),
@@ -199,7 +207,9 @@ def _check_names(stores: list[Path]) -> None:
         raise MertoolError(f"two stores are named '{repeated[0]}': the file name tells them apart in the results")
 
 
-def _gather(stores: list[FeatureStore], others: list[FeatureStore], examples: Examples, device: torch.device) -> _Data:
+def _gather(
+    stores: list[FeatureStore], others: list[FeatureStore], examples: LabelledClips, device: torch.device
+) -> _Data:
     for store in stores:
         present_in(store, examples)
     features, present = gather(stores, examples.clips)
@@ -213,9 +223,9 @@ def _gather(stores: list[FeatureStore], others: list[FeatureStore], examples: Ex
     return _Data([store.path.stem for store in stores], on_device, torch.from_numpy(present).to(device), dropped)
 
 
-def _choose_folds(stores: list[FeatureStore], examples: Examples, options: FuseOptions) -> Folds:
+def _choose_folds(stores: list[FeatureStore], examples: LabelledClips, options: FuseOptions) -> Folds:
     """Those of the adapters, where there are some; else as asked."""
-    if found := folds_of_adapters(stores, examples, options.folds, options.seed):
+    if found := adapter_folds(stores, examples, options.folds, options.seed):
         return found
     asked = FOLDS if options.folds is None else options.folds
     if options.protocol == MERTOOLS and isinstance(asked, int):
@@ -223,11 +233,11 @@ def _choose_folds(stores: list[FeatureStore], examples: Examples, options: FuseO
     return get_folds(asked, examples, options.seed)
 
 
-Systems = dict[str, tuple[System, np.ndarray]]  # with each the examples (N,) that it can score
+Systems = dict[str, tuple[CrossValidatedEnsemble, np.ndarray]]  # with each the examples (N,) that it can score
 
 
 def _train(
-    data: _Data, examples: Examples, folds: Folds, options: FuseOptions, progress: Callable[[int, int], None]
+    data: _Data, examples: LabelledClips, folds: Folds, options: FuseOptions, progress: Callable[[int, int], None]
 ) -> tuple[Systems, dict[str, Any] | None]:
     """Every part alone, where there are several, and last all together; and what self-training reports."""
     several, settings = len(data.names) > 1, options.settings()
@@ -259,7 +269,7 @@ def _save(
     options: FuseOptions,
     parts: list[dict[str, Any]],
     data: _Data,
-    examples: Examples,
+    examples: LabelledClips,
     folds: Folds,
     systems: Systems,
     taught: dict[str, Any] | None,
@@ -293,7 +303,7 @@ def _save(
                     for name, (system, here) in systems.items()
                 },
                 "chosen": {name: system.chosen for name, (system, _) in systems.items() if system.chosen},
-                "always_largest_class": largest_class(examples.labels, len(options.classes)),
+                "always_largest_class": majority_class_waf(examples.labels, len(options.classes)),
                 "correction": effect,
                 "loss": last.losses,
             }
@@ -323,8 +333,8 @@ def _held_out(
     draft: RunDraft,
     parts: list[dict[str, Any]],
     data: _Data,
-    examples: Examples,
-    system: System,
+    examples: LabelledClips,
+    system: CrossValidatedEnsemble,
     classes: tuple[str, ...],
 ) -> None:
     """Predictions for the labelled clips by members that did not train on them, as `mertool evaluate` reads them.

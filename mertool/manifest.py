@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mertool.errors import MertoolError, faults_in, suggest
+from mertool.errors import MertoolError, combine_errors, suggest
 from mertool.files import digest_json, media_digest, write_atomic
 
 COLUMNS = ("clip", "path", "label", "text", "speaker", "split", "start", "end")
@@ -206,7 +206,7 @@ def _read_csv(path: Path) -> Manifest:
     header = [name.strip().lower() for name in rows[0]] if rows else []
     faults = _header_faults(header)
     if faults:
-        raise faults_in(str(path), faults)
+        raise combine_errors(str(path), faults)
     clips: list[Clip] = []
     seen: dict[str, int] = {}
     for number, row in enumerate(rows[1:], start=2):
@@ -222,7 +222,7 @@ def _read_csv(path: Path) -> Manifest:
         seen.setdefault(clip.clip, number)
         clips.append(clip)
     if faults:
-        raise faults_in(str(path), faults)
+        raise combine_errors(str(path), faults)
     if not clips:
         raise MertoolError(f"{path} holds no clip: a header and at least one row are needed")
     return Manifest(tuple(clips), path)

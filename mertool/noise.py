@@ -23,7 +23,7 @@ SPARE = 4  # files more than are needed: some may hold no sound
 
 
 @dataclass(frozen=True)
-class Mixture:
+class NoiseMix:
     """What is mixed into one clip: the first `count` of `files` that hold sound, from the share `start` of each on."""
 
     files: tuple[Path, ...]
@@ -33,7 +33,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoiseCorruption:
     """Sounds to draw from, with their speakers where those are known; `voices` of them are heard at once."""
 
     files: tuple[Path, ...]
@@ -42,7 +42,7 @@ class Noise:
     seed: int = 0
 
     @classmethod
-    def from_folder(cls, folder: Path, seed: int = 0) -> "Noise":
+    def from_folder(cls, folder: Path, seed: int = 0) -> "NoiseCorruption":
         """One file of the folder for each clip."""
         if not folder.is_dir():
             raise MertoolError(f"--noise {folder} is not a folder: give a folder of sound files, or babble")
@@ -50,7 +50,7 @@ class Noise:
         return cls(files, (None,) * len(files), 1, seed)
 
     @classmethod
-    def babble(cls, manifest: Manifest, seed: int = 0) -> "Noise":
+    def babble(cls, manifest: Manifest, seed: int = 0) -> "NoiseCorruption":
         """Several other clips of the manifest at once, of other speakers where speakers are known."""
         whole = {clip.path: clip.speaker for clip in manifest.clips if clip.path.is_file()}
         if len(whole) < 2:
@@ -64,7 +64,7 @@ class Noise:
         others = [n for n, path in enumerate(self.files) if path != clip.path]
         strangers = [n for n in others if clip.speaker is None or self.speakers[n] != clip.speaker]
         chosen = rng.permutation(strangers or others)[: self.voices + SPARE]
-        return {"noise": Mixture(tuple(self.files[n] for n in chosen), self.voices, start, snr)}
+        return {"noise": NoiseMix(tuple(self.files[n] for n in chosen), self.voices, start, snr)}
 
     def picture(self, clip: Clip) -> dict[str, Any]:
         """The setting `blur` of `decode_faces` for a clip."""
@@ -81,7 +81,7 @@ class Noise:
         return np.random.default_rng([self.seed, kind, zlib.crc32(clip.clip.encode())])
 
 
-def add_noise(wave: np.ndarray, mixture: Mixture, read: Callable[[Path], np.ndarray]) -> np.ndarray:
+def add_noise(wave: np.ndarray, mixture: NoiseMix, read: Callable[[Path], np.ndarray]) -> np.ndarray:
     """Sound (n,) with the mixture in it; `read` gives the samples of a file.
 
     Its SNR is of the mean power over the whole clip; where the sum would clip, all of it is made softer. Silence

@@ -11,8 +11,8 @@ from mertool import encoders
 from mertool.bundle import Bundle
 from mertool.bundle.extraction import Extraction, extract_parts, score_blocks
 from mertool.devices import resolve_device
-from mertool.errors import ABSENT, MertoolError, choose
-from mertool.extraction.decoding import Limits
+from mertool.errors import MISSING_MODALITY_REASONS, MertoolError, check_choice
+from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.pipeline import Progress
 from mertool.files import check_writable, write_atomic
 from mertool.interop.mertools import SUBMISSIONS, check_candidates, read_candidates, write_submission
@@ -40,7 +40,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         if self.submission:
-            choose("submission", self.submission, SUBMISSIONS)
+            check_choice("submission", self.submission, SUBMISSIONS)
         if bool(self.submission) != bool(self.candidates):
             raise MertoolError("a submission is checked against its clips: give --submission mer2024 --candidates CSV")
         if not self.clip_timeout > 0:
@@ -83,7 +83,9 @@ def predict(
     opened = Bundle.open(bundle)
     candidates = _candidates(options, manifest, opened)
     how = Extraction(
-        resolve_device(options.device), Limits(options.workers, options.clip_timeout), _recogniser(opened, options)
+        resolve_device(options.device),
+        DecoderLimits(options.workers, options.clip_timeout),
+        _recogniser(opened, options),
     )
     cache = cache_beside(output)
     paths = extract_parts(opened, opened.parts, manifest, cache, how, progress)
@@ -115,7 +117,7 @@ def _candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle) -> 
     return names
 
 
-def _recogniser(bundle: Bundle, options: PredictOptions) -> encoders.Source | None:
+def _recogniser(bundle: Bundle, options: PredictOptions) -> encoders.CheckpointRef | None:
     """The speech recogniser of `--asr`; one that the bundle would not use is an error."""
     if options.asr is None:
         return None
@@ -158,7 +160,7 @@ def _write_failures(output: Path, manifest: Manifest, stores: list[FeatureStore]
         for store in stores
         for failure in store.failures()
         if failure.clip in wanted
-        and (failure.reason not in ABSENT or not any(failure.clip in other.index for other in stores))
+        and (failure.reason not in MISSING_MODALITY_REASONS or not any(failure.clip in other.index for other in stores))
     }
     if not rows:
         path.unlink(missing_ok=True)

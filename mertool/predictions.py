@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mertool.errors import MertoolError
-from mertool.files import clear_write_errors, replacing
+from mertool.files import atomic_open, explain_write_errors
 
 PREFIX = "p_"
 
@@ -78,7 +78,7 @@ class PredictionsWriter:
 
     def __enter__(self) -> "PredictionsWriter":
         self._stack = ExitStack()
-        self._file = self._stack.enter_context(replacing(self.path))
+        self._file = self._stack.enter_context(atomic_open(self.path))
         if not self._lines:
             self._row(["clip", "label", "confidence", *(PREFIX + name for name in self.classes), "modalities"])
         return self
@@ -104,7 +104,7 @@ class PredictionsWriter:
         self._write(buffer.getvalue())
 
     def _write(self, line: str) -> None:
-        with clear_write_errors(self.path):
+        with explain_write_errors(self.path):
             self._file.write(f"{line}\n".encode())
 
 

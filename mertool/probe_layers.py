@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mertool.devices import resolve_device
-from mertool.errors import MertoolError, choose
+from mertool.errors import MertoolError, check_choice
 from mertool.features import format_layers, name_layers
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, write_folds
-from mertool.learning.labelled_clips import Examples, keep, labelled_examples, present_in
+from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
 from mertool.manifest import EMOTIONS, Manifest
 from mertool.metrics import confusion, per_class, score_json
 from mertool.probing.nested_cv import PENALTIES
 from mertool.probing.probes import Plan, Probed, probe_all
 from mertool.probing.speakers import SpeakerReadout
 from mertool.probing.window import Window, choose_by_guess, nested_windows, window_guess
-from mertool.runs import FREE, Run, make_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, new_run, reuse
 from mertool.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ProbeOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        choose("estimator", self.estimator, PENALTIES)
+        check_choice("estimator", self.estimator, PENALTIES)
         if self.width is not None and self.width < 1:
             raise MertoolError(f"a window of {self.width} layers: give --width 1 or more")
         if self.seeds < 1:
@@ -66,9 +66,10 @@ def probe_layers(
     with FeatureStore(store_path) as store:
         if not store.pooled:
             raise MertoolError(f"{store_path} holds frames: probe-layers reads a pooled store (--pool mean)")
-        key = make_key(
+        key = cache_key(
             "probe-layers",
-            {k: v for k, v in asdict(options).items() if k not in FREE} | {"folds": folds_option(options.folds)},
+            {k: v for k, v in asdict(options).items() if k not in OPTIONS_NOT_IN_KEY}
+            | {"folds": folds_option(options.folds)},
             {
                 "folds": folds_key(options.folds),
                 "store": [store.fingerprint, store.digests()],
@@ -100,13 +101,13 @@ def probe_layers(
     if options.injection:
         # Encoders take seconds to load, and plain probes need none.
         from mertool.adapters.data import CACHE
-        from mertool.adapters.window_ablation import Injection, candidates, rank_windows
+        from mertool.adapters.window_ablation import Injection, ablate_windows, candidates
 
         known = Injection(
             recipe, checkpoint, plan.classes, options.seed, options.device, output.absolute().parent / CACHE
         )
         windows = candidates(max(layers), window.last - window.first + 1, (window.first, window.last))
-        metrics["injection"] = rank_windows(manifest, windows, examples, folds, known, progress)
+        metrics["injection"] = ablate_windows(manifest, windows, examples, folds, known, progress)
         window = _weigh_injection(metrics, window)
     with new_run(
         output,
@@ -140,7 +141,7 @@ def _weigh_injection(metrics: dict[str, Any], window: Window) -> Window:
     return Window(first, last, reason)
 
 
-def _plan(folds: Folds, examples: Examples, options: ProbeOptions) -> Plan:
+def _plan(folds: Folds, examples: LabelledClips, options: ProbeOptions) -> Plan:
     """Every repetition shuffles the folds anew, unless they were given."""
     seeds = [options.seed + number for number in range(options.seeds)]
     given = isinstance(options.folds, Path)
@@ -150,7 +151,7 @@ def _plan(folds: Folds, examples: Examples, options: ProbeOptions) -> Plan:
 
 
 def _judge(
-    probed: Probed, plan: Plan, examples: Examples, layers: list[int], options: ProbeOptions
+    probed: Probed, plan: Plan, examples: LabelledClips, layers: list[int], options: ProbeOptions
 ) -> tuple[dict[str, Any], Window]:
     """The scores, as metrics.json holds them, and the recommended window."""
     labels, classes, groups, linear = examples.labels, plan.classes, probed.groups, probed.linear

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from mertool.errors import choose
+from mertool.errors import check_choice
 
 ROOT = Path(__file__).parent
 
@@ -17,7 +17,7 @@ def names(package: str) -> list[str]:
 
 def check(package: str, what: str, name: str) -> None:
     """Raise if `name` is no choice of the package; imports nothing."""
-    choose(what, name, names(package))
+    check_choice(what, name, names(package))
 
 
 def load(package: str, what: str, name: str) -> ModuleType:

@@ -22,10 +22,10 @@ import psutil
 
 from mertool import __version__
 from mertool.errors import MertoolError
-from mertool.files import check_writable, clear_write_errors, content_digest, digest_json, make_folder, write_atomic
+from mertool.files import check_writable, content_digest, digest_json, explain_write_errors, make_folder, write_atomic
 
 # Options that say where and how fast, but do not change what comes out.
-FREE = ("device", "workers", "clip_timeout", "overwrite")
+OPTIONS_NOT_IN_KEY = ("device", "workers", "clip_timeout", "overwrite")
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
@@ -75,7 +75,7 @@ class Run:
             raise MertoolError(f"{file} cannot be read ({error}): the run is damaged, make it again") from error
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every file is there, and as long as it was written."""
         sizes = self.info.get("bytes_of_files", {})
         found = [(self.folder / name, size) for name, size in sizes.items()]
@@ -88,7 +88,7 @@ class Run:
         return digest_json([names, content_digest(tensors)]) if tensors else str(self.info["key"])
 
 
-def make_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str:
+def cache_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str:
     """Digest of all that a run's result depends on; before the dash it is of the options alone."""
     own = digest_json({"stage": stage, "options": options, "mertool": __version__})
     whole = digest_json({"stage": stage, "options": options, "inputs": inputs, "mertool": __version__})
@@ -123,7 +123,7 @@ def reuse(folder: Path, stage: str, key: str, options: Any) -> Run | None:
     if overwrite:
         return None
     if found.info["key"] == key:
-        return found if found.is_whole else None
+        return found if found.is_complete else None
     if found.info.get("mertool") == __version__ and found.info["key"].split("-")[0] != key.split("-")[0]:
         raise MertoolError(
             f"{folder} holds a run of {stage} with other options{_differing(found.info['options'], options)}: give "
@@ -134,7 +134,9 @@ def reuse(folder: Path, stage: str, key: str, options: Any) -> Run | None:
 
 def _differing(there: dict[str, Any], options: Any) -> str:
     """` (epochs: 3 there, 5 here)`, of those that were given and change the result."""
-    given = {name: value for name, value in asdict(options).items() if value is not None and name not in FREE}
+    given = {
+        name: value for name, value in asdict(options).items() if value is not None and name not in OPTIONS_NOT_IN_KEY
+    }
     changed = {name: value for name, value in _plain(given).items() if there.get(name, value) != value}
     found = [f"{name}: {there[name]} there, {value} here" for name, value in changed.items()]
     return f" ({'; '.join(found)})" if found else ""
@@ -150,7 +152,7 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
     """Build a run beside `folder` and put it in place at the end; an error leaves the old one untouched."""
     target = folder.absolute()
     make_folder(target.parent)
-    _sweep(target)
+    _recover_interrupted(target)
     draft_folder = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     info = {
         "stage": stage,
@@ -162,7 +164,7 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
     }
     draft = RunDraft(draft_folder, info, {})
     try:
-        with clear_write_errors(folder):
+        with explain_write_errors(folder):
             draft_folder.mkdir()
         yield draft
         _write_json(draft_folder / "metrics.json", draft.metrics)
@@ -170,7 +172,7 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
         names = [file.relative_to(draft_folder).as_posix() for file in files]
         draft.info["bytes_of_files"] = {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
         _write_json(draft_folder / "run.json", draft.info)
-        with clear_write_errors(folder):
+        with explain_write_errors(folder):
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
             if target.exists():
                 os.replace(target, old)
@@ -185,7 +187,7 @@ def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts
         shutil.rmtree(draft_folder, ignore_errors=True)
 
 
-def _sweep(target: Path) -> None:
+def _recover_interrupted(target: Path) -> None:
     """Put back the run, and remove the drafts, of a process that was killed here."""
     for leftover in sorted(target.parent.glob(f".{glob.escape(target.name)}.*-*")):
         kind, _, process = leftover.name.removeprefix(f".{target.name}.").partition("-")

@@ -33,7 +33,7 @@ HEAVY = ("torch", "transformers", "h5py", "matplotlib", "scipy", "sklearn", "av"
 
 
 def package_of(module: str) -> str:
-    """The entry of TIERS that a dotted name below `mertool` belongs to: `adapters.methods.lora` is of `adapters.methods`."""
+    """The entry of TIERS of a dotted name below `mertool`: `adapters.methods.lora` is of `adapters.methods`."""
     parts = module.split(".")
     return ".".join(parts[:2]) if ".".join(parts[:2]) in TIER_OF else parts[0]
 

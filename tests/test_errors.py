@@ -2,7 +2,16 @@
 
 import pytest
 
-from mertool.errors import ABSENT, REASONS, TRANSIENT, ClipError, MertoolError, choose, faults_in, suggest
+from mertool.errors import (
+    MISSING_MODALITY_REASONS,
+    REASONS,
+    TRANSIENT_REASONS,
+    ClipError,
+    MertoolError,
+    check_choice,
+    combine_errors,
+    suggest,
+)
 
 
 def test_a_near_miss_is_suggested():
@@ -14,12 +23,12 @@ def test_nothing_is_suggested_for_something_else():
 
 
 def test_a_valid_choice_is_given_back():
-    assert choose("head", "concat", iter(["attention", "concat"])) == "concat"
+    assert check_choice("head", "concat", iter(["attention", "concat"])) == "concat"
 
 
 def test_an_unknown_choice_lists_what_is_valid():
     with pytest.raises(MertoolError, match=r"^unknown head 'conct': did you mean 'concat'\? valid: attention, concat$"):
-        choose("head", "conct", iter(["attention", "concat"]))
+        check_choice("head", "conct", iter(["attention", "concat"]))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +40,7 @@ def test_an_unknown_choice_lists_what_is_valid():
     ],
 )
 def test_faults_in_one_error(count, start, end):
-    message = str(faults_in("f.csv", [f"no {n}" for n in range(count)]))
+    message = str(combine_errors("f.csv", [f"no {n}" for n in range(count)]))
     assert message.startswith(start)
     assert message.endswith(end)
 
@@ -54,5 +63,5 @@ def test_an_undocumented_reason_is_a_bug():
 
 
 def test_absent_and_transient_reasons_are_documented_and_apart():
-    assert set(REASONS) >= ABSENT | TRANSIENT
-    assert not ABSENT & TRANSIENT
+    assert set(REASONS) >= MISSING_MODALITY_REASONS | TRANSIENT_REASONS
+    assert not MISSING_MODALITY_REASONS & TRANSIENT_REASONS

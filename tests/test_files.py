@@ -8,12 +8,12 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.files import (
-    SPOT,
+    SAMPLE_BYTES,
     canonical_json,
     check_writable,
-    clear_write_errors,
     content_digest,
     digest_json,
+    explain_write_errors,
     make_folder,
     media_digest,
     write_atomic,
@@ -62,18 +62,18 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(number, tmp_path, monkeypa
     ],
 )
 def test_hdf5_says_full_in_its_own_words(error):
-    with pytest.raises(MertoolError, match=r"the disk is full: cannot write x\.h5"), clear_write_errors(Path("x.h5")):
+    with pytest.raises(MertoolError, match=r"the disk is full: cannot write x\.h5"), explain_write_errors(Path("x.h5")):
         raise error
 
 
 def test_a_missing_right_is_named():
     words = r"^cannot write x: Permission denied\. Choose another output path$"
-    with pytest.raises(MertoolError, match=words), clear_write_errors(Path("x")):
+    with pytest.raises(MertoolError, match=words), explain_write_errors(Path("x")):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_a_bug_keeps_its_traceback():
-    with pytest.raises(RuntimeError, match="a bug"), clear_write_errors(Path("x")):
+    with pytest.raises(RuntimeError, match="a bug"), explain_write_errors(Path("x")):
         raise RuntimeError("a bug")
 
 
@@ -109,7 +109,7 @@ def test_equal_values_have_equal_digests():
     assert canonical_json({"b": 1, "a": "好"}) == '{"a":"好","b":1}'
 
 
-@pytest.mark.parametrize("size", [0, 1, SPOT - 1, 3 * SPOT, 10 * SPOT])
+@pytest.mark.parametrize("size", [0, 1, SAMPLE_BYTES - 1, 3 * SAMPLE_BYTES, 10 * SAMPLE_BYTES])
 def test_a_media_digest_sees_size_head_middle_and_tail(size, tmp_path):
     path = tmp_path / "a"
     path.write_bytes(bytes(size))

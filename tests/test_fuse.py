@@ -202,7 +202,7 @@ def test_a_bundle_of_several_widths_scores(searched):
 
     bundle = Bundle.open(searched[0])
     features = [torch.zeros(2, *shape) for shape in bundle.shapes]
-    assert bundle.member_logits(features, torch.ones(2, 2, dtype=torch.bool)).shape == (6, 2, 6)
+    assert bundle.ensemble_logits(features, torch.ones(2, 2, dtype=torch.bool)).shape == (6, 2, 6)
 
 
 def test_the_official_protocol_is_called_optimistic(made, invoke, tmp_path):

@@ -9,7 +9,7 @@ import soundfile
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction.decoding import decode_audio, decode_faces
 from mertool.manifest import Clip, Manifest
-from mertool.noise import BLURS, SNR, VOICES, Mixture, Noise, add_noise, blurred
+from mertool.noise import BLURS, SNR, VOICES, NoiseCorruption, NoiseMix, add_noise, blurred
 
 RATE = 16_000
 
@@ -30,7 +30,7 @@ def reader(sounds):
 
 
 def mixture(*names, count=1, start=0.0, snr=7.0):
-    return Mixture(tuple(map(Path, names)), count, start, snr)
+    return NoiseMix(tuple(map(Path, names)), count, start, snr)
 
 
 def decibels(clean, noisy):
@@ -86,18 +86,18 @@ def corpus(tmp_path):
 
 
 def test_what_a_clip_gets_does_not_depend_on_the_others(corpus):
-    whole, part = (Noise.babble(manifest, seed=3) for manifest in (corpus, Manifest(corpus.clips, Path("x"))))
+    whole, part = (NoiseCorruption.babble(manifest, seed=3) for manifest in (corpus, Manifest(corpus.clips, Path("x"))))
     for clip in corpus.clips:
         assert whole.sound(clip) == part.sound(clip)
         assert whole.picture(clip) == part.picture(clip)
     draws = [whole.sound(clip)["noise"] for clip in corpus.clips]
     assert len({draw.snr for draw in draws}) == 8
     assert all(SNR[0] <= draw.snr <= SNR[1] for draw in draws)
-    assert Noise.babble(corpus, seed=4).sound(corpus.clips[0]) != whole.sound(corpus.clips[0])
+    assert NoiseCorruption.babble(corpus, seed=4).sound(corpus.clips[0]) != whole.sound(corpus.clips[0])
 
 
 def test_babble_is_of_other_clips_and_other_speakers(corpus):
-    noise = Noise.babble(corpus)
+    noise = NoiseCorruption.babble(corpus)
     speakers = {clip.path: clip.speaker for clip in corpus.clips}
     for clip in corpus.clips:
         drawn = noise.sound(clip)["noise"]
@@ -107,35 +107,35 @@ def test_babble_is_of_other_clips_and_other_speakers(corpus):
 
 def test_blurs_are_those_of_the_challenge():
     clips = [Clip(f"c{number}", Path("x")) for number in range(300)]
-    counts = np.bincount([Noise((), ()).picture(clip)["blur"] for clip in clips], minlength=5)[list(BLURS)]
+    counts = np.bincount([NoiseCorruption((), ()).picture(clip)["blur"] for clip in clips], minlength=5)[list(BLURS)]
     assert counts.sum() == 300
     assert counts.min() > 70
 
 
 def test_features_depend_on_the_sounds_and_the_seed_but_not_on_where_they_lie(corpus, tmp_path):
-    noise = Noise.from_folder(corpus.source)
+    noise = NoiseCorruption.from_folder(corpus.source)
     copy = tmp_path / "elsewhere"
     copy.mkdir()
     for clip in corpus.clips:
         (copy / clip.path.name).write_bytes(clip.path.read_bytes())
-    assert Noise.from_folder(copy).to_json("audio") == noise.to_json("audio")
-    assert Noise.from_folder(copy, seed=1).to_json("video") != noise.to_json("video")
+    assert NoiseCorruption.from_folder(copy).to_json("audio") == noise.to_json("audio")
+    assert NoiseCorruption.from_folder(copy, seed=1).to_json("video") != noise.to_json("video")
     soundfile.write(copy / "c0.wav", wave(99), RATE)
-    assert Noise.from_folder(copy).to_json("audio") != noise.to_json("audio")
-    assert Noise.from_folder(copy).to_json("video") == noise.to_json("video")
+    assert NoiseCorruption.from_folder(copy).to_json("audio") != noise.to_json("audio")
+    assert NoiseCorruption.from_folder(copy).to_json("video") == noise.to_json("video")
 
 
 def test_no_folder_and_too_few_clips(tmp_path, corpus):
     with pytest.raises(MertoolError, match=r"--noise .*gone is not a folder: give a folder of sound files, or babble"):
-        Noise.from_folder(tmp_path / "gone")
+        NoiseCorruption.from_folder(tmp_path / "gone")
     with pytest.raises(MertoolError, match="too few files for babble"):
-        Noise.babble(Manifest(corpus.clips[:1], Path("m.csv")))
+        NoiseCorruption.babble(Manifest(corpus.clips[:1], Path("m.csv")))
 
 
 def test_the_decoder_mixes_and_blurs(demo, corpus):
     clip = demo / "clips" / "spk01_001.mp4"
     clean = decode_audio(clip, None, None).content
-    noisy = decode_audio(clip, None, None, noise=Mixture((corpus.clips[0].path,), 1, 0.0, 5.0)).content
+    noisy = decode_audio(clip, None, None, noise=NoiseMix((corpus.clips[0].path,), 1, 0.0, 5.0)).content
     assert decibels(clean, noisy) == pytest.approx(5.0, abs=0.01)
     sharp, soft = (decode_faces(clip, None, None, 1.0, 2, blur=blur).content.astype(float) for blur in (1, 4))
     assert np.abs(np.diff(soft[0], axis=1)).mean() < 0.8 * np.abs(np.diff(sharp[0], axis=1)).mean()

@@ -8,7 +8,6 @@ import pytest
 import typer
 
 from mertool.cli import align, app, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers
-from mertool.encoders import TABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,7 +49,7 @@ def test_a_wrong_option_would_be_found():
 
 
 def test_the_number_of_encoders_in_the_readme():
-    assert f"`mertool models` lists {len(TABLE)}" in README
+    assert f"`mertool models` lists {len(ENCODERS)}" in README
 
 
 def test_links_of_the_documents_lead_somewhere():

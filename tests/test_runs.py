@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mertool.errors import MertoolError
-from mertool.runs import Run, load_tensors, make_key, new_run, reuse
+from mertool.runs import Run, cache_key, load_tensors, new_run, reuse
 
 
 @dataclass
@@ -123,15 +123,15 @@ def test_the_same_key_finds_its_run(tmp_path):
 
 def test_a_run_of_other_options_is_not_replaced_unasked(tmp_path):
     run = tmp_path / "run"
-    key = make_key("probe-layers", {"width": 2}, {"store": "a"})
+    key = cache_key("probe-layers", {"width": 2}, {"store": "a"})
     with new_run(run, "probe-layers", key, asdict(Options(width=2, folds=Path("a.csv")))):
         pass
     options = Options(width=3, device="cuda", folds=Path("a.csv"))
     with pytest.raises(MertoolError, match=r"options \(width: 2 there, 3 here\): give --overwrite to replace it, or"):
-        reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), options)
-    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 3}, {"store": "a"}), Options(True)) is None
+        reuse(run, "probe-layers", cache_key("probe-layers", {"width": 3}, {"store": "a"}), options)
+    assert reuse(run, "probe-layers", cache_key("probe-layers", {"width": 3}, {"store": "a"}), Options(True)) is None
     # Data that changed make it anew: a pipeline is run again.
-    assert reuse(run, "probe-layers", make_key("probe-layers", {"width": 2}, {"store": "b"}), Options(False)) is None
+    assert reuse(run, "probe-layers", cache_key("probe-layers", {"width": 2}, {"store": "b"}), Options(False)) is None
 
 
 def test_a_free_place_has_no_run(tmp_path):
@@ -142,13 +142,13 @@ def test_a_free_place_has_no_run(tmp_path):
 
 def test_a_key_names_stage_options_and_inputs():
     keys = [
-        make_key("fuse", {"a": 1}, {"x": "d"}),
-        make_key("align", {"a": 1}, {"x": "d"}),
-        make_key("fuse", {"a": 2}, {"x": "d"}),
-        make_key("fuse", {"a": 1}, {"x": "e"}),
+        cache_key("fuse", {"a": 1}, {"x": "d"}),
+        cache_key("align", {"a": 1}, {"x": "d"}),
+        cache_key("fuse", {"a": 2}, {"x": "d"}),
+        cache_key("fuse", {"a": 1}, {"x": "e"}),
     ]
     assert len(set(keys)) == 4
-    assert make_key("fuse", {"a": 1}, {"x": "d"}) == keys[0]
+    assert cache_key("fuse", {"a": 1}, {"x": "d"}) == keys[0]
 
 
 def test_the_digest_follows_the_tensors_and_not_the_folder(tmp_path):
@@ -212,9 +212,9 @@ def test_a_damaged_run(content, tmp_path):
 @pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])])
 def test_a_run_of_which_a_file_is_missing_or_cut_is_made_anew(name, harm, tmp_path):
     run = make(tmp_path / "run", tensors={"model": torch.ones(3)})
-    assert run.is_whole
+    assert run.is_complete
     harm(run.folder / name)
-    assert not run.is_whole
+    assert not run.is_complete
     assert reuse(tmp_path / "run", "fuse", "k1", Options(False)) is None
 
 

@@ -19,8 +19,8 @@ from mertool.adapters.data import Clips
 from mertool.adapters.model import UNLABELLED, AdapterTask, Head
 from mertool.adapters.trainer import History, Rows, Schedule, fit
 from mertool.devices import seed_everything
-from mertool.encoders.hidden_states import drop_above
-from mertool.errors import MertoolError, choose
+from mertool.encoders.hidden_states import truncate_after
+from mertool.errors import MertoolError, check_choice
 from mertool.learning.checkpoint import Checkpoint
 from mertool.learning.cka import linear_cka
 from mertool.probing.linear import fit_probes
@@ -29,7 +29,7 @@ from mertool.probing.linear import fit_probes
 AT_ONCE = {"cpu": 1600}
 AT_ONCE_ON_GPU = 16_000
 CLASS_WEIGHTS = ("none", "balanced")
-SHIFT_CLIPS = 500  # of which an adapter's mean shift is taken; clips differ little in it
+MAX_OFFSET_CLIPS = 500  # of which an adapter's mean shift is taken; clips differ little in it
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Method:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        choose("class weights", self.class_weights, CLASS_WEIGHTS)
+        check_choice("class weights", self.class_weights, CLASS_WEIGHTS)
         if not 0 <= self.label_smoothing < 1:
             raise MertoolError(f"label smoothing {self.label_smoothing:g}: give a number from 0 to below 1")
         if not 0 <= self.mask_weight < float("inf"):
@@ -133,13 +133,13 @@ class Adaptation:
 
     def _shift(self, body: Body, learned: np.ndarray, seed: int) -> torch.Tensor:
         """(layers + 1, D): what the adapter in `body` adds to each layer, in the mean over clips it learned from."""
-        rows = np.random.default_rng(seed).permutation(learned)[:SHIFT_CLIPS]
+        rows = np.random.default_rng(seed).permutation(learned)[:MAX_OFFSET_CLIPS]
         layers = tuple(range(body.first, self.encoder.layers + 1))
         means = []
         for one in (self.body, body):
             one.blocks.extend(self.above)
             means.append(self.pool(one, rows, layers).mean(1))
-            drop_above(one.blocks, body.last)
+            truncate_after(one.blocks, body.last)
         shift = torch.zeros(self.encoder.layers + 1, self.encoder.channels, device=self.device)
         shift[body.first :] = means[1] - means[0]
         return shift

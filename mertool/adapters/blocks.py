@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mertool.encoders.hidden_states import drop_above, tap
+from mertool.encoders.hidden_states import capture_hidden_states, truncate_after
 from mertool.errors import MertoolError
 
 
@@ -29,7 +29,7 @@ class Body(nn.Module):
         # With the prefix the positions are in what comes in, so padding cannot leak through their convolution.
         self.pads = encoder.pads or not exact
         self.model, self.blocks = encoder.model, encoder.blocks
-        drop_above(self.blocks, self.last)
+        truncate_after(self.blocks, self.last)
         self.model.requires_grad_(False)
         embed = getattr(self.model, "masked_spec_embed", None)
         fill = torch.zeros(encoder.channels) if embed is None else embed.detach().clone()
@@ -50,7 +50,7 @@ class Body(nn.Module):
         if mask is not None:
             hidden = torch.where(mask[..., None], self.fill.to(hidden.dtype), hidden)
         real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-        with tap(self.blocks, keep) as found:
+        with capture_hidden_states(self.blocks, keep) as found:
             self.model.encoder(hidden, attention_mask=None if bool(real.all()) else real)
         return dict(found)
 

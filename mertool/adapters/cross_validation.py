@@ -19,7 +19,7 @@ from mertool.errors import MertoolError
 from mertool.files import make_folder, write_atomic
 from mertool.learning.checkpoint import Checkpoint
 from mertool.learning.folds import Folds, make_folds
-from mertool.learning.labelled_clips import Examples, keep
+from mertool.learning.labelled_clips import LabelledClips, keep
 
 ADAPTERS = "adapters"
 DEVELOPMENT_PARTS = 8  # one of which chooses the best epoch
@@ -34,7 +34,7 @@ class Job:
     part: Part
 
 
-def plan_jobs(examples: Examples, folds: Folds, seed: int, final: bool = True) -> list[Job]:
+def plan_jobs(examples: LabelledClips, folds: Folds, seed: int, final: bool = True) -> list[Job]:
     """An adapter per fold, and with `final` one that learns from all folds.
 
     Each has a development part of an eighth of its own training clips, apart in speakers where they are known.
@@ -45,7 +45,7 @@ def plan_jobs(examples: Examples, folds: Folds, seed: int, final: bool = True) -
     return [Job(name, Part(*_split(examples, rows, seed), held_out)) for name, rows, held_out in parts]
 
 
-def _split(examples: Examples, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(examples: LabelledClips, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Training and development part of `rows`; of too few clips for two parts, both are all of them."""
     chosen = np.zeros(len(examples), bool)
     chosen[rows] = True

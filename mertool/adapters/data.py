@@ -20,9 +20,9 @@ from mertool.adapters.masked_prediction import log_mel
 from mertool.devices import dtype_name
 from mertool.encoders.speech import MOST_SECONDS
 from mertool.errors import ClipError, MertoolError
-from mertool.extraction.decoding import Decoders, Limits, decode_audio
-from mertool.extraction.encode_spec import Parts, assemble
-from mertool.extraction.job import Job, fill_store
+from mertool.extraction.decoding import DecoderLimits, DecoderPool, decode_audio
+from mertool.extraction.encode_spec import EncoderAssets, assemble
+from mertool.extraction.job import ExtractionJob, extract_to_store
 from mertool.extraction.plan import WorkItem, item_digest
 from mertool.features import PREPROCESSING, SAMPLE_RATE, Recipe, format_layers
 from mertool.manifest import Manifest
@@ -63,7 +63,7 @@ class Wanted:
     """What to read: the outputs of `blocks` of an encoder (0: the embedding), a frozen layer or log-mel as
     the target of masks. `exact` reads the output of the convolutions instead of that of `blocks`."""
 
-    source: encoders.Source
+    source: encoders.CheckpointRef
     weights: str
     blocks: tuple[int, ...]
     target_layer: int | None
@@ -71,7 +71,7 @@ class Wanted:
     exact: bool
     dtype: torch.dtype
     device: torch.device
-    limits: Limits
+    limits: DecoderLimits
 
 
 def read_clips(manifest: Manifest, wanted: Wanted, cache: Path, encoder: Any, progress: Progress) -> Clips:
@@ -119,13 +119,13 @@ def _read_layers(
         preprocessing=PREPROCESSING["audio"],
     )
     path = cache / f"{wanted.source.name.replace('/', '--')}-{format_layers(layers)}-{recipe.fingerprint[:8]}.h5"
-    load = partial(assemble, recipe, Parts(wanted.source), wanted.device, None)
+    load = partial(assemble, recipe, EncoderAssets(wanted.source), wanted.device, None)
     origin = {"encoder": wanted.source.to_json(), "adapter": None, "aligner": None}
-    job = Job(path, recipe, origin, load, wanted.limits, device=wanted.device)
+    job = ExtractionJob(path, recipe, origin, load, wanted.limits, device=wanted.device)
     with progress("frozen layers", "clips") as update:
         while True:
             try:
-                fill_store(manifest, job, update)
+                extract_to_store(manifest, job, update)
                 break
             except StoreBusy:  # a run beside this one reads the same layers: what it writes serves both
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -148,7 +148,7 @@ def _read_waves(
     items = [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips]
     found: dict[str, tuple[Any, Any]] = {}
     skipped = {}
-    with progress("waves", "clips") as update, Decoders(wanted.limits) as decoders:
+    with progress("waves", "clips") as update, DecoderPool(wanted.limits) as decoders:
         for done, (item, decoded) in enumerate(decoders.read(items, decode_audio), 1):
             if not isinstance(decoded, ClipError) and encoder.frames(len(decoded.content)) < 1:
                 decoded = ClipError("too_short")

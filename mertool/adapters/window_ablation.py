@@ -19,11 +19,11 @@ from mertool.adapters.data import Progress, Wanted, only, read_clips
 from mertool.adapters.trainer import Schedule
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.errors import MertoolError
-from mertool.extraction.decoding import Limits
+from mertool.extraction.decoding import DecoderLimits
 from mertool.features import Recipe, format_layers
 from mertool.learning.accelerator import start
 from mertool.learning.folds import Folds, speaker_groups
-from mertool.learning.labelled_clips import Examples, keep
+from mertool.learning.labelled_clips import LabelledClips, keep
 from mertool.manifest import Manifest
 from mertool.metrics import paired_bootstrap, score_json
 
@@ -53,10 +53,10 @@ def candidates(blocks: int, width: int, read_out: tuple[int, int]) -> list[tuple
     return sorted(tiles | {read_out})
 
 
-def rank_windows(
+def ablate_windows(
     manifest: Manifest,
     windows: list[tuple[int, int]],
-    examples: Examples,
+    examples: LabelledClips,
     folds: Folds,
     injection: Injection,
     progress: Progress,
@@ -69,7 +69,7 @@ def rank_windows(
         raise MertoolError(f"{source.folder} is no longer the encoder of the probed store: extract the store again")
     accelerator = start(device, dtype)
     blocks = tuple(sorted({first - 1 for first, _ in windows}))
-    wanted = Wanted(source, injection.recipe.weights, blocks, None, False, False, dtype, device, Limits())
+    wanted = Wanted(source, injection.recipe.weights, blocks, None, False, False, dtype, device, DecoderLimits())
     clips = read_clips(only(manifest, examples.clips), wanted, injection.cache, None, progress)
     kept = np.isin(examples.clips, clips.names)
     examples, folds = keep(examples, kept), Folds(folds.of[kept], folds.count, folds.kind)
@@ -92,7 +92,7 @@ def rank_windows(
     return _ranked(found, examples, injection)
 
 
-def _ranked(found: list[dict[str, Any]], examples: Examples, injection: Injection) -> list[dict[str, Any]]:
+def _ranked(found: list[dict[str, Any]], examples: LabelledClips, injection: Injection) -> list[dict[str, Any]]:
     groups, classes, truth = speaker_groups(examples), injection.classes, examples.labels
     rest = (classes, injection.seed, groups)
     for one in found:

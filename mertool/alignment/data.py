@@ -12,7 +12,7 @@ import numpy as np
 
 from mertool.encoders.aligner import evenly
 from mertool.errors import MertoolError
-from mertool.extraction.prefetch import Ahead
+from mertool.extraction.prefetch import Prefetcher
 from mertool.store import FeatureStore
 
 BLOCK = 32  # neighbouring rows of the store
@@ -50,16 +50,16 @@ class Frames:
             kept.append(frames)
         return kept
 
-    def in_order(self, chosen: np.ndarray) -> Ahead[Some]:
+    def in_order(self, chosen: np.ndarray) -> Prefetcher[Some]:
         """Clips `chosen`, ascending, block by block."""
-        return Ahead(((block, self.read(block)) for block in self.blocks(chosen)), AHEAD)
+        return Prefetcher(((block, self.read(block)) for block in self.blocks(chosen)), AHEAD)
 
-    def mixed(self, chosen: np.ndarray, batches: int, seed: tuple[int, ...], first: int = 0) -> Ahead[Some]:
+    def mixed(self, chosen: np.ndarray, batches: int, seed: tuple[int, ...], first: int = 0) -> Prefetcher[Some]:
         """Clips `chosen` in `batches` batches of random clips, nearly equal in size, from batch `first` on.
 
         The order depends on `seed` alone.
         """
-        return Ahead(self._mix(chosen, batches, seed, first), AHEAD)
+        return Prefetcher(self._mix(chosen, batches, seed, first), AHEAD)
 
     def _mix(self, chosen: np.ndarray, batches: int, seed: tuple[int, ...], first: int) -> Iterator[Some]:
         random = np.random.default_rng(seed)

@@ -61,7 +61,7 @@ def embed_stored(
         aligner.train(training)
 
 
-def embed_shared(aligner: Aligner, frames: Frames, chosen: np.ndarray, accelerator: Accelerator) -> torch.Tensor:
+def encode_distributed(aligner: Aligner, frames: Frames, chosen: np.ndarray, accelerator: Accelerator) -> torch.Tensor:
     """Vectors (len(chosen), A) of clips `chosen`, ascending; the work is shared by the devices."""
     device = accelerator.device
     vectors = torch.zeros(len(chosen), aligner.sizes["acoustic"], device=device)

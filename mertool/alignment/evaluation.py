@@ -8,7 +8,7 @@ import torch
 from mertool.errors import MertoolError
 from mertool.learning.cka import linear_cka
 from mertool.learning.folds import Folds, make_folds, speaker_groups
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import Interval, paired_bootstrap, score_json
 from mertool.probing.linear import cross_validate
 
@@ -62,7 +62,7 @@ def uniformity(vectors: torch.Tensor) -> float:
     return float(torch.pdist(_unit(vectors)).square().mul(-2).exp().mean().log())
 
 
-def probe_folds(examples: Examples, seed: int) -> Folds:
+def probe_folds(examples: LabelledClips, seed: int) -> Folds:
     """As many folds for the probe as the labelled clips allow, at most FOLDS."""
     for count in range(FOLDS, 1, -1):
         try:
@@ -76,7 +76,7 @@ def probe_folds(examples: Examples, seed: int) -> Folds:
 
 
 def probe_gain(
-    unaligned: np.ndarray, aligned: np.ndarray, examples: Examples, folds: Folds, classes: int, seed: int
+    unaligned: np.ndarray, aligned: np.ndarray, examples: LabelledClips, folds: Folds, classes: int, seed: int
 ) -> dict[str, Any]:
     """Cross-validated linear probes on the mean of the frames (N, C) and on the aligned vectors (N, A).
 

@@ -17,13 +17,13 @@ import torch
 from mertool.alignment.losses._similar import cosines
 
 KINDS = ("none", "threshold", "pseudo-class")
-ALIKE = 0.05
+FALSE_NEGATIVE_QUANTILE = 0.05
 MOST_PAIRED = 2048  # clips whose pairs tell the threshold
 MOST_CLASSES = 512
 MOST_CLUSTERED = 50_000  # clips that k-means is fitted on
 
 
-class Negatives:
+class FalseNegativeFilter:
     """Of clips with `anchors` (N, A); what is fitted is fitted on the rows `train`."""
 
     def __init__(self, kind: str, anchors: np.ndarray, train: np.ndarray, seed: int):
@@ -34,7 +34,7 @@ class Negatives:
         if kind == "threshold":
             some = torch.from_numpy(anchors[random.permutation(train)[:MOST_PAIRED]].astype(np.float32))
             similar = cosines(some, some)[~torch.eye(len(some), dtype=torch.bool)]
-            self.threshold = float(np.quantile(similar.numpy(), 1 - ALIKE))
+            self.threshold = float(np.quantile(similar.numpy(), 1 - FALSE_NEGATIVE_QUANTILE))
         elif kind == "pseudo-class":
             self.classes = _cluster(anchors, random.permutation(train)[:MOST_CLUSTERED], len(train), seed)
 

@@ -30,7 +30,7 @@ def split(clips: int, seed: int) -> Split:
     return Split(np.sort(parts[2]), np.sort(parts[1]), np.sort(parts[0]))
 
 
-def shared_clips(sound: FeatureStore, sight: FeatureStore) -> list[str]:
+def common_clips(sound: FeatureStore, sight: FeatureStore) -> list[str]:
     """Clips of both stores, in the order of the frames."""
     clips = [clip for clip in sight.ids if clip in sound.index]
     if len(clips) < LEAST_CLIPS:
@@ -41,7 +41,7 @@ def shared_clips(sound: FeatureStore, sight: FeatureStore) -> list[str]:
     return clips
 
 
-def read_anchors(sound: FeatureStore, clips: list[str], train: np.ndarray) -> np.ndarray:
+def load_acoustic_targets(sound: FeatureStore, clips: list[str], train: np.ndarray) -> np.ndarray:
     """Mean over layers of the pooled states (N, A) of clips, float16; each layer and channel standardised by `train`.
 
     Two passes over the store in blocks: of 115,595 clips with 25 layers, 5.9 GB are read each time and 0.24 GB kept.

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from mertool.alignment.data import Frames, frame_statistics
-from mertool.alignment.encoding import embed, embed_shared, gather
-from mertool.alignment.false_negatives import Negatives
+from mertool.alignment.encoding import embed, encode_distributed, gather
+from mertool.alignment.false_negatives import FalseNegativeFilter
 from mertool.alignment.targets import Split
 from mertool.encoders.aligner import Aligner
 from mertool.errors import MertoolError
@@ -67,7 +67,7 @@ class Pairs:
     frames: Frames
     anchors: np.ndarray
     parts: Split
-    negatives: Negatives
+    negatives: FalseNegativeFilter
 
     def acoustic(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
         """(B, A) of clips `rows`, float32."""
@@ -187,7 +187,7 @@ def _loss(
 @torch.no_grad()
 def _development_loss(both: nn.ModuleDict, pairs: Pairs, accelerator: Accelerator) -> float:
     rows = pairs.parts.develop
-    visual = embed_shared(both["aligner"], pairs.frames, rows, accelerator)  # type: ignore[arg-type]
+    visual = encode_distributed(both["aligner"], pairs.frames, rows, accelerator)  # type: ignore[arg-type]
     return float(_loss(both["objective"], visual, pairs, rows, accelerator.device))
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mertool.bundle.extraction import Extraction, extract_parts, recipe_under, score_blocks, transcripts_in
+from mertool.bundle.extraction import Extraction, effective_recipe, extract_parts, score_blocks, transcripts_in
 from mertool.bundle.reader import Bundle
 from mertool.devices import resolve_device
 from mertool.encoders import find
 from mertool.errors import MertoolError
-from mertool.extraction.decoding import Limits
+from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.pipeline import Progress
 from mertool.extraction.transcripts import read_rows
 from mertool.files import digest_json
 from mertool.manifest import Manifest
-from mertool.noise import Noise
+from mertool.noise import NoiseCorruption
 from mertool.predictions import cache_beside
 from mertool.store import FeatureStore
 
@@ -32,7 +32,7 @@ Scores = dict[str, np.ndarray]  # probabilities (C,) of clips
 
 
 @dataclass(frozen=True)
-class Conditions:
+class RobustnessEvaluator:
     """A bundle, the predictions it made, with their features beside them, and the manifest of the clips."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Conditions:
         """
         bundle = Bundle.open(self.folder)
         self._check(bundle, missing)
-        how = Extraction(resolve_device(self.device), Limits(self.workers, self.clip_timeout))
+        how = Extraction(resolve_device(self.device), DecoderLimits(self.workers, self.clip_timeout))
         clips = list(given)
         with ExitStack() as stack:
             stores = [stack.enter_context(FeatureStore(path)) for path in self._cached(bundle)]
@@ -99,9 +99,13 @@ class Conditions:
         progress: Progress,
     ) -> list[Path]:
         """Stores of the clips in noise, and the clean ones of parts that no noise reaches."""
-        sounds = Noise.babble(self.manifest, seed) if noise == BABBLE else Noise.from_folder(Path(noise), seed)
+        sounds = (
+            NoiseCorruption.babble(self.manifest, seed)
+            if noise == BABBLE
+            else NoiseCorruption.from_folder(Path(noise), seed)
+        )
         how, heard = self._listening(bundle, stores, replace(how, noise=sounds))
-        noisy = [part for part in bundle.parts if "noise" in recipe_under(bundle, part, how).media]
+        noisy = [part for part in bundle.parts if "noise" in effective_recipe(bundle, part, how).media]
         if not noisy:
             raise MertoolError(f"--noise: {self.folder} uses given transcripts alone, which noise does not reach")
         wanted = set(clips)

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 
 from mertool.bundle.reader import Bundle
-from mertool.encoders import Source
+from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError
-from mertool.extraction.decoding import Limits, Outcome
-from mertool.extraction.encode_spec import Parts, assemble, assemble_several
-from mertool.extraction.job import Job, fill_store
-from mertool.extraction.pipeline import Progress, Work
+from mertool.extraction.decoding import DecodeResult, DecoderLimits
+from mertool.extraction.encode_spec import EncoderAssets, assemble, assemble_several
+from mertool.extraction.job import ExtractionJob, extract_to_store
+from mertool.extraction.pipeline import EncodeSpec, Progress
 from mertool.extraction.shared import Group, Listener, Reading, Target, fill_together, in_turn
-from mertool.extraction.transcripts import Transcribed, left_to_hear, load_recogniser, transcribe
+from mertool.extraction.transcripts import Transcribed, clips_to_transcribe, load_recogniser, transcribe
 from mertool.features import Recipe
 from mertool.learning.cached_features import gather
 from mertool.manifest import Manifest
-from mertool.noise import Noise
+from mertool.noise import NoiseCorruption
 from mertool.store import FeatureStore, parts_folder
 
 CLIPS_AT_ONCE = 1024
@@ -39,9 +39,9 @@ class Extraction:
     of their own; `noise` is mixed into the sound, and blurs the picture."""
 
     device: torch.device
-    limits: Limits
-    asr: Source | None = None
-    noise: Noise | None = None
+    limits: DecoderLimits
+    asr: CheckpointRef | None = None
+    noise: NoiseCorruption | None = None
 
 
 def extract_parts(
@@ -66,7 +66,7 @@ def extract_parts(
     return [targets[part["name"]].output for part in parts]
 
 
-def recipe_under(bundle: Bundle, part: Part, how: Extraction) -> Recipe:
+def effective_recipe(bundle: Bundle, part: Part, how: Extraction) -> Recipe:
     """The recipe of a part's features of new clips."""
     recipe = bundle.recipe_of(part)
     media = dict(recipe.media)
@@ -83,7 +83,7 @@ def transcripts_in(folder: Path, digest: str) -> Path:
 
 
 def _target(bundle: Bundle, part: Part, folder: Path, how: Extraction) -> Target:
-    output, recipe = folder / f"{part['name']}.h5", recipe_under(bundle, part, how)
+    output, recipe = folder / f"{part['name']}.h5", effective_recipe(bundle, part, how)
     origin = {**part["origin"], **({"asr": how.asr.to_json()} if how.asr and "asr" in recipe.media else {})}
     return Target(output, recipe, origin, _is_other(output, recipe))
 
@@ -110,14 +110,14 @@ def _alike(bundle: Bundle, parts: list[Part]) -> list[list[Part]]:
 def _group(bundle: Bundle, parts: list[Part], targets: list[Target], how: Extraction) -> Group:
     recipes = [target.recipe for target in targets]
 
-    def load() -> Work:
+    def load() -> EncodeSpec:
         return assemble_several(recipes, [_parts_of(bundle, part) for part in parts], how.device)
 
     return Group(tuple(targets), Reading.of(recipes[0], how.noise), load)
 
 
-def _parts_of(bundle: Bundle, part: Part) -> Parts:
-    return Parts(bundle.source_of(part), bundle.adapters_of(part), bundle.aligner_of(part))
+def _parts_of(bundle: Bundle, part: Part) -> EncoderAssets:
+    return EncoderAssets(bundle.source_of(part), bundle.adapters_of(part), bundle.aligner_of(part))
 
 
 def _fill_texts(
@@ -134,11 +134,13 @@ def _fill_texts(
         heard = listening.heard(digest)
         manifest, reasons = heard.manifest, heard.reasons
 
-    def load() -> Work:
+    def load() -> EncodeSpec:
         return assemble(target.recipe, _parts_of(bundle, part), how.device)
 
-    job = Job(target.output, target.recipe, target.origin, load, how.limits, no_text=reasons, device=how.device)
-    fill_store(manifest, job, progress, target.overwrite)
+    job = ExtractionJob(
+        target.output, target.recipe, target.origin, load, how.limits, no_text=reasons, device=how.device
+    )
+    extract_to_store(manifest, job, progress, target.overwrite)
 
 
 class _Transcripts:
@@ -146,10 +148,10 @@ class _Transcripts:
 
     def __init__(self, manifest: Manifest, folder: Path, how: Extraction):
         self.manifest, self.folder, self.how = manifest, folder, how
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, CheckpointRef] = {}
         self.found: dict[str, Transcribed] = {}
 
-    def add(self, source: Source | None) -> None:
+    def add(self, source: CheckpointRef | None) -> None:
         assert source is not None
         self.sources[source.digest()] = source
 
@@ -157,7 +159,7 @@ class _Transcripts:
         """What has still to be heard."""
         found = []
         for digest, source in self.sources.items():
-            items = left_to_hear(self.manifest, transcripts_in(self.folder, digest), source)
+            items = clips_to_transcribe(self.manifest, transcripts_in(self.folder, digest), source)
             found.append(Listener(items, Reading("audio", (), self.how.noise), partial(self._open, digest)))
         return found
 
@@ -169,13 +171,13 @@ class _Transcripts:
 
     def _open(
         self, digest: str, turn: threading.Lock
-    ) -> Callable[[Iterable[Outcome], Callable[[int, int, int], None]], None]:
+    ) -> Callable[[Iterable[DecodeResult], Callable[[int, int, int], None]], None]:
         recogniser = load_recogniser(self.sources[digest], self.how.device)
         recogniser.recognise = in_turn(turn, recogniser.recognise)  # type: ignore[method-assign]
         return partial(self._listen, digest, recogniser)
 
     def _listen(
-        self, digest: str, recogniser: Any, outcomes: Iterable[Outcome], progress: Callable[[int, int, int], None]
+        self, digest: str, recogniser: Any, outcomes: Iterable[DecodeResult], progress: Callable[[int, int, int], None]
     ) -> None:
         sheet, source = transcripts_in(self.folder, digest), self.sources[digest]
         self.found[digest] = transcribe(

@@ -34,7 +34,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal_of(info: dict[str, Any]) -> str:
+def manifest_digest(info: dict[str, Any]) -> str:
     """Digest of what stands in run.json and changes a prediction."""
     parts = [{name: value for name, value in part.items() if name != "origin"} for part in info["parts"]]
     return digest_json({**{name: info[name] for name in SEALED}, "parts": parts})

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from mertool.bundle.layout import encoder_folder, file_digest, part_folder, seal_of
-from mertool.encoders import Source, find
-from mertool.errors import MertoolError, faults_in
+from mertool.bundle.layout import encoder_folder, file_digest, manifest_digest, part_folder
+from mertool.encoders import CheckpointRef, find
+from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.fusion import heads as fusion
 from mertool.fusion.batches import Features
 from mertool.fusion.calibration import Correction, apply_correction
-from mertool.fusion.ensemble import member_logits
+from mertool.fusion.ensemble import ensemble_logits
 from mertool.runs import Run, load_tensors
 
 NEEDS = ("parts", "members", "correction", "classes", "files", "seal")
@@ -40,12 +40,14 @@ class Bundle:
         """Open a run of `fuse`; one error names every file of it that is missing or changed."""
         run = Run.read(folder, "fuse", *NEEDS)
         try:
-            sealed = seal_of(run.info) == run.info["seal"]
+            sealed = manifest_digest(run.info) == run.info["seal"]
             faults = [fault for name, digest in run.info["files"].items() if (fault := _fault(folder, name, digest))]
             if not sealed:
                 faults.append("run.json was changed (classes, recipes, members, correction or digests)")
             if faults:
-                raise faults_in(f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults)
+                raise combine_errors(
+                    f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults
+                )
             info = run.info
             shapes = [(int(part["shape"][0]), int(part["shape"][1])) for part in info["parts"]]
             return cls(run, info["parts"], tuple(info["classes"]), shapes, Correction.from_json(info["correction"]))
@@ -54,14 +56,14 @@ class Bundle:
 
     # ------------------------------------------------------------ scoring
 
-    def member_logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
+    def ensemble_logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
         """Logits (M, N, C) of all members; features one (N, L, D) per part, present (N, parts), on one device."""
         heads = self._heads(present.device)
-        return torch.cat([member_logits(head, state, features, present) for head, state in heads])
+        return torch.cat([ensemble_logits(head, state, features, present) for head, state in heads])
 
     def logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
         """Mean (N, C) of the members' logits, as in the official protocol, before any correction."""
-        return self.member_logits(features, present).mean(0)
+        return self.ensemble_logits(features, present).mean(0)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities (N, C), float64 on the CPU, of `logits`: with the bundle's temperature and priors."""
@@ -102,18 +104,18 @@ class Bundle:
         digest = part["recipe"]["adapter"]
         return Recipe.from_json({**part["recipe"], "adapter": f"{digest}:final" if digest else None})
 
-    def source_of(self, part: dict[str, Any]) -> Source:
+    def source_of(self, part: dict[str, Any]) -> CheckpointRef:
         """The encoder of a part: in the bundle, by hub id and revision, or a local folder; checked by digest."""
         return self._find(part, "encoder", part["recipe"]["weights"], part["modality"])
 
-    def recogniser_of(self, part: dict[str, Any]) -> Source:
+    def recogniser_of(self, part: dict[str, Any]) -> CheckpointRef:
         """The speech recogniser whose transcripts a part was trained on, found in the same way."""
         return self._find(part, "asr", part["recipe"]["media"]["asr"], "audio")
 
     def _inside(self, part: dict[str, Any], name: str, digest: str | None) -> Path | None:
         return self.folder_of(part) / name if digest else None
 
-    def _find(self, part: dict[str, Any], what: str, digest: str, modality: str) -> Source:
+    def _find(self, part: dict[str, Any], what: str, digest: str, modality: str) -> CheckpointRef:
         named, place = part["origin"].get(what), self.run.folder / encoder_folder(digest)
         if not named:
             raise MertoolError(
@@ -122,7 +124,7 @@ class Bundle:
             )
         checkpoint = named["checkpoint"]
         if place.is_dir():
-            source = Source(named["name"], place, checkpoint, named["revision"])
+            source = CheckpointRef(named["name"], place, checkpoint, named["revision"])
         elif Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
             raise MertoolError(
                 f"encoder '{named['name']}' of part '{part['name']}' is neither in {self.run.folder} nor in "

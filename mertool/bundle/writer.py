@@ -11,12 +11,12 @@ from mertool.bundle.layout import (
     encoder_files,
     encoder_folder,
     file_digest,
+    manifest_digest,
     part_folder,
-    seal_of,
 )
-from mertool.encoders import Source
-from mertool.errors import MertoolError, faults_in
-from mertool.files import clear_write_errors
+from mertool.encoders import CheckpointRef
+from mertool.errors import MertoolError, combine_errors
+from mertool.files import explain_write_errors
 from mertool.fusion.calibration import Correction
 from mertool.fusion.cross_validation import Members
 from mertool.learning.cached_features import shape_of, spans_of
@@ -40,7 +40,7 @@ def check_parts(parts: list[dict[str, Any]]) -> None:
     """Raise now, before the long work, one error for all trained parts that are gone or are others by now."""
     faults = [fault for part in parts for fault in _faults(part)]
     if faults:
-        raise faults_in("the features cannot be made again from clips", faults)
+        raise combine_errors("the features cannot be made again from clips", faults)
 
 
 def write(draft: RunDraft, parts: list[dict[str, Any]], groups: list[Members], correction: Correction) -> None:
@@ -61,7 +61,7 @@ def write(draft: RunDraft, parts: list[dict[str, Any]], groups: list[Members], c
         for file in sorted(draft.folder.glob(pattern))
         if file.is_file()
     }
-    draft.info["seal"] = seal_of(draft.info)
+    draft.info["seal"] = manifest_digest(draft.info)
 
 
 def _faults(part: dict[str, Any]) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _faults(part: dict[str, Any]) -> Iterator[str]:
         if not same:
             yield f"store '{part['name']}' was made with an {what} that is no longer in {folder}: extract it again"
     for what, folder, digest in _small_encoders(part):
-        if Source(what, folder, str(folder)).digest() != digest:
+        if CheckpointRef(what, folder, str(folder)).digest() != digest:
             yield f"store '{part['name']}': the {what} in {folder} is not the one it was made with: extract it again"
 
 
@@ -98,7 +98,7 @@ def _is_small(folder: Path) -> bool:
 
 def _copy(part: dict[str, Any], bundle: Path, number: int) -> None:
     origin, own = part["origin"], bundle / part_folder(number)
-    with clear_write_errors(own):
+    with explain_write_errors(own):
         if part["recipe"]["adapter"]:
             final = Path(origin["adapter"]) / "adapters" / peft_methods.FINAL
             _copy_files([final / "adapter_config.json", *final.glob("*.safetensors")], own / "adapters" / final.name)

@@ -16,13 +16,13 @@ from mertool.cli.console import (
     RunOutput,
     Seed,
     check_stores,
-    follow,
+    echo,
+    format_gain,
+    format_score,
     is_first_process,
     print_json,
     progress,
-    say,
-    show_gain,
-    show_score,
+    suggest_next,
     table,
 )
 from mertool.manifest import Manifest, parse_classes
@@ -114,36 +114,36 @@ def align(
         print_json({"run": str(output), "aligned": str(target), "reused": reused, **run.metrics})
     elif not quiet:
         _show(run.metrics)
-        say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plots: {output / 'loss.png'}, {output / 'recall.png'}")
-        say(f"aligned features: {target}")
-        follow("fuse", audio, target, "TEXT_STORE", "--manifest", manifest or "MANIFEST", "-o", "runs/fusion")
+        echo(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
+        echo(f"plots: {output / 'loss.png'}, {output / 'recall.png'}")
+        echo(f"aligned features: {target}")
+        suggest_next("fuse", audio, target, "TEXT_STORE", "--manifest", manifest or "MANIFEST", "-o", "runs/fusion")
 
 
 def _show(metrics: dict[str, Any]) -> None:
     scores, chance = metrics["held_out"], metrics["held_out"]["chance"]
     epochs = f"best of {len(metrics['loss'])} epochs: {metrics['best_epoch']}"
-    say(f"trained on {metrics['train_clips']} clips, stopped by {metrics['development_clips']} others; {epochs}")
+    echo(f"trained on {metrics['train_clips']} clips, stopped by {metrics['development_clips']} others; {epochs}")
     rows = []
     for way, name in WAYS.items():
         rank = scores[way]["median_rank"]
         median = f"{rank['value']:.1f} [{rank['low']:.1f}, {rank['high']:.1f}]"
-        rows.append([name, *(show_score(scores[way][recall]) for recall in RECALLS), median])
+        rows.append([name, *(format_score(scores[way][recall]) for recall in RECALLS), median])
     rows.append(["chance", *(f"{100 * chance[recall]:.1f}" for recall in RECALLS), f"{chance['median_rank']:.1f}"])
     title = f"{scores['clips']} held-out clips; per cent, 95 % intervals over queries"
     table(title, ["retrieval", *RECALLS, "median rank"], rows)
     cka, uniform = scores["cka"], scores["uniformity"]
-    say(f"linear CKA with the sound {cka['value']:.3f} (of shuffled clips {cka['shuffled']:.3f})")
-    say(
+    echo(f"linear CKA with the sound {cka['value']:.3f} (of shuffled clips {cka['shuffled']:.3f})")
+    echo(
         f"alignment {scores['alignment']:.3f} (0 the same, 2 unrelated), uniformity {uniform['video']:.2f} "
         f"(of the sound {uniform['audio']:.2f})"
     )
     if "probe" in metrics:
         probe = metrics["probe"]
         rows = [
-            [name, *(show_score(probe[name][metric]) for metric in ("waf", "accuracy", "uar"))]
+            [name, *(format_score(probe[name][metric]) for metric in ("waf", "accuracy", "uar"))]
             for name in ("unaligned", "aligned")
         ]
         title = f"{probe['clips']} labelled clips; {probe['folds']}; per cent, 95 % intervals over {probe['interval']}"
         table(title, ["linear probe", "weighted F1", "accuracy", "UAR"], rows)
-        say(f"gain: {show_gain(probe['gain'])} (paired bootstrap)")
+        echo(f"gain: {format_gain(probe['gain'])} (paired bootstrap)")

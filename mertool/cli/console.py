@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.errors import MertoolError, faults_in
+from mertool.errors import MertoolError, combine_errors
 
-Source = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
+SourceArgument = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
 RunOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run to write.")]
 StoreOutput = Annotated[Path, typer.Option("--output", "-o", help="Feature store (HDF5) to write.")]
@@ -66,7 +66,7 @@ def check_stores(*stores: Path) -> None:
         except MertoolError as error:
             faults.append(str(error))
     if faults:
-        raise faults_in("stores", faults) if len(faults) > 1 else MertoolError(faults[0])
+        raise combine_errors("stores", faults) if len(faults) > 1 else MertoolError(faults[0])
 
 
 def is_first_process() -> bool:
@@ -74,17 +74,17 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def say(text: str = "") -> None:
+def echo(text: str = "") -> None:
     """Print one line on standard output, with paths kept whole."""
     print(text)
 
 
-def follow(*words: object) -> None:
+def suggest_next(*words: object) -> None:
     """Suggest the next command, quoted so that it can be copied; WORDS IN CAPITALS are the reader's to fill in."""
-    say("next: " + shlex.join(["mertool", *map(str, words)]))
+    echo("next: " + shlex.join(["mertool", *map(str, words)]))
 
 
-def note(text: str) -> None:
+def warn(text: str) -> None:
     """Print one line on standard error."""
     print(text, file=sys.stderr)
 
@@ -111,18 +111,18 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     console.print(drawn)
 
 
-def show_score(score: dict[str, float]) -> str:
+def format_score(score: dict[str, float]) -> str:
     """`73.0 [70.1, 75.8]` in per cent."""
     return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
-def show_gain(gain: dict[str, float]) -> str:
+def format_gain(gain: dict[str, float]) -> str:
     """`+1.2 [-0.3, +2.8], p = 0.110` in points."""
     low, high = (f"{100 * gain[name]:+.1f}" for name in ("low", "high"))
     return f"{100 * gain['difference']:+.1f} [{low}, {high}], p = {gain['p']:.3f}"
 
 
-def show_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -130,7 +130,7 @@ def show_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def show_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """`1.4 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -139,7 +139,7 @@ def show_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-class Pace:
+class RateEstimator:
     """Words for how fast a stage goes: things and seconds of media per second, failures, time left.
 
     It counts from the first thing that is done: what comes before is loading, and says nothing about the rest.
@@ -166,7 +166,7 @@ class Pace:
         if failed:
             parts.append(f"{failed} failed")
         if passed > 0 and new > 0:
-            parts.append(f"{show_time(passed * (total - done) / new)} left")
+            parts.append(f"{format_duration(passed * (total - done) / new)} left")
         return ", ".join(parts)
 
 
@@ -193,7 +193,7 @@ def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
         MofNCompleteColumn(),
         TextColumn(unit + " {task.fields[pace]}"),
     )
-    pace = Pace(unit)
+    pace = RateEstimator(unit)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, pace="")
 
@@ -207,7 +207,7 @@ class _Lines:
     """Progress without a terminal: a line now and then."""
 
     def __init__(self, title: str, unit: str):
-        self.title, self.unit, self.pace = title, unit, Pace(unit)
+        self.title, self.unit, self.pace = title, unit, RateEstimator(unit)
         self.last = time.monotonic()
 
     def __call__(self, done: int, total: int, failed: int = 0, media: float = 0.0) -> None:
@@ -216,14 +216,14 @@ class _Lines:
         if now - self.last < LINE_EVERY or not done:
             return
         self.last = now
-        note(f"{self.title}: " + ", ".join(filter(None, [f"{done} of {total} {self.unit}", pace])))
+        warn(f"{self.title}: " + ", ".join(filter(None, [f"{done} of {total} {self.unit}", pace])))
 
 
 def check_failed(share: float, features: int, most: float, where: str) -> None:
     """Exit with 3 if too many clips failed, or none gave anything."""
     if features == 0:
-        note(f"no clip gave anything; the reasons are in {where}")
+        warn(f"no clip gave anything; the reasons are in {where}")
         raise typer.Exit(3)
     if share > most:
-        note(f"{share:.1%} of the clips failed, more than --max-failed {most:g}; the reasons are in {where}")
+        warn(f"{share:.1%} of the clips failed, more than --max-failed {most:g}; the reasons are in {where}")
         raise typer.Exit(3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from mertool.cli.console import Json, Quiet, print_json, say, table
+from mertool.cli.console import Json, Quiet, echo, print_json, table
 
 EXAMPLE = "Example: mertool doctor"
 NEEDED = {
@@ -41,8 +41,8 @@ def doctor(quiet: Quiet = False, as_json: Json = False) -> None:
     elif not quiet:
         table("This machine", ["what", "found"], [[name, found] for name, found in facts.items()])
         if facts["decord"].startswith("missing"):
-            say("decord is not here: PyAV decodes the frames, with equal results")
-        say(
+            echo("decord is not here: PyAV decodes the frames, with equal results")
+        echo(
             f"missing: {', '.join(missing)}: pip install {' '.join(missing)}"
             if missing
             else "everything needed is here"

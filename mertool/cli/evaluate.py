@@ -12,11 +12,11 @@ from mertool.cli.console import (
     Quiet,
     Seed,
     Workers,
+    echo,
+    format_gain,
+    format_score,
     print_json,
     progress,
-    say,
-    show_gain,
-    show_score,
     table,
 )
 from mertool.manifest import Manifest
@@ -66,7 +66,7 @@ def evaluate(
 
 def _report(result: dict[str, Any], output: Path | None) -> None:
     rows = [
-        [system["predictions"], *(show_score(system[name]) for name in METRICS), _error(system)]
+        [system["predictions"], *(format_score(system[name]) for name in METRICS), _error(system)]
         for system in result["systems"]
     ]
     title = f"{result['clips']} labelled clips; per cent, 95 % intervals over {result['intervals']}"
@@ -79,11 +79,11 @@ def _report(result: dict[str, Any], output: Path | None) -> None:
         heads = [f"as {name}" for name in result["classes"]]
         table(system["predictions"], ["class", "precision", "recall", "F1", "clips", *heads], rows)
     if result["labelled_without_prediction"]:
-        say(f"{result['labelled_without_prediction']} labelled clips have no prediction and are not scored")
+        echo(f"{result['labelled_without_prediction']} labelled clips have no prediction and are not scored")
     if "paired" in result:
         gain, exact = result["paired"]["waf"], result["paired"]["mcnemar"]
-        say(f"second minus first, weighted F1: {show_gain(gain)} (points, paired bootstrap)")
-        say(
+        echo(f"second minus first, weighted F1: {format_gain(gain)} (points, paired bootstrap)")
+        echo(
             f"right in one only: first {exact['only_first']:.0f}, second {exact['only_second']:.0f} clips, "
             f"p = {exact['p']:.3f} (McNemar, exact)"
         )
@@ -91,8 +91,8 @@ def _report(result: dict[str, Any], output: Path | None) -> None:
         _report_conditions(result["robustness"])
     if output:
         plots = ["confusion", "reliability", *(["robustness"] if "robustness" in result else [])]
-        say(f"metrics: {output}")
-        say("plots: " + " ".join(str(output.with_name(f"{output.stem}-{name}.png")) for name in plots))
+        echo(f"metrics: {output}")
+        echo("plots: " + " ".join(str(output.with_name(f"{output.stem}-{name}.png")) for name in plots))
 
 
 def _report_conditions(conditions: list[dict[str, Any]]) -> None:
@@ -100,8 +100,8 @@ def _report_conditions(conditions: list[dict[str, Any]]) -> None:
         [
             row["condition"],
             row["clips"],
-            *(show_score(row[name]) for name in ("waf", "uar")),
-            show_gain(row["difference"]) if number else "",
+            *(format_score(row[name]) for name in ("waf", "uar")),
+            format_gain(row["difference"]) if number else "",
         ]
         for number, row in enumerate(conditions)
     ]

@@ -15,17 +15,17 @@ from mertool.cli.console import (
     Overwrite,
     Quiet,
     Seed,
-    Source,
+    SourceArgument,
     StoreOutput,
     Workers,
     check_failed,
-    follow,
-    note,
+    echo,
+    format_bytes,
+    format_duration,
     print_json,
     progress,
-    say,
-    show_bytes,
-    show_time,
+    suggest_next,
+    warn,
 )
 from mertool.manifest import Manifest
 from mertool.runs import Run
@@ -63,7 +63,7 @@ SHORT = 5.0  # seconds
 
 @app.command("audio", epilog="Example: mertool extract audio clips.csv -o features/audio.h5 --encoder hubert-base")
 def audio(
-    source: Source,
+    source: SourceArgument,
     output: StoreOutput,
     encoder: Encoder = None,
     layers: Layers = "all",
@@ -94,7 +94,7 @@ def audio(
 
 @app.command("video", epilog="Example: mertool extract video clips.csv -o features/video.h5 --encoder clip-vit-b16")
 def video(
-    source: Source,
+    source: SourceArgument,
     output: StoreOutput,
     encoder: Encoder = None,
     layers: Layers = "last",
@@ -131,7 +131,7 @@ def video(
 
 @app.command("faces", epilog="Example: mertool extract faces clips.csv -o features/faces.h5")
 def faces(
-    source: Source,
+    source: SourceArgument,
     output: StoreOutput,
     fps: Fps = 4.0,
     device: Device = "auto",
@@ -154,7 +154,7 @@ def faces(
 
 @app.command("text", epilog="Example: mertool extract text clips.csv -o features/text.h5 --encoder bert-base")
 def text(
-    source: Source,
+    source: SourceArgument,
     output: StoreOutput,
     encoder: Encoder = None,
     asr: Annotated[
@@ -194,7 +194,7 @@ def _extract(modality: str, given: dict[str, Any]) -> None:
 
     options = ExtractOptions(modality, **{key: value for key, value in given.items() if key not in apart})
     if (wrong := manifest.unknown_labels()) and not quiet:
-        note(f"note: {source}: {wrong} in the stages that read labels")
+        warn(f"note: {source}: {wrong} in the stages that read labels")
     seed_everything(seed)
     if dry_run:
         _report_estimate(estimate(manifest, output, options), quiet, as_json)
@@ -214,25 +214,29 @@ def _report_estimate(found: Any, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
     elif not quiet:
-        say(f"{found.clips} clips: {found.cached} cached, {found.todo} to do; nothing was written")
+        echo(f"{found.clips} clips: {found.cached} cached, {found.todo} to do; nothing was written")
         if found.todo:
-            say(f"media to read: about {show_time(3600 * found.media_hours)}" if found.media_hours else "media: none")
-            say(f"time: about {show_time(found.seconds)} and loading, from {found.sample} measured clips")
-            say(f"disk: {found.store} grows by about {show_bytes(found.disk)}")
+            echo(
+                f"media to read: about {format_duration(3600 * found.media_hours)}"
+                if found.media_hours
+                else "media: none"
+            )
+            echo(f"time: about {format_duration(found.seconds)} and loading, from {found.sample} measured clips")
+            echo(f"disk: {found.store} grows by about {format_bytes(found.disk)}")
             if found.faces:
-                say(f"      {found.faces} grows by about {show_bytes(found.faces_disk)}")
-            say(f"      for a moment at the end twice that; {show_bytes(found.disk_free)} are free")
+                echo(f"      {found.faces} grows by about {format_bytes(found.faces_disk)}")
+            echo(f"      for a moment at the end twice that; {format_bytes(found.disk_free)} are free")
         if found.sample_failed:
-            say(f"{found.sample_failed} of the {found.sample} measured clips failed")
+            echo(f"{found.sample_failed} of the {found.sample} measured clips failed")
         if 2 * (found.disk + found.faces_disk) > found.disk_free:
-            note("note: that does not fit on the disk")
+            warn("note: that does not fit on the disk")
 
 
 def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> None:
     if not result.worked:
-        say(f"{result.store} is up to date: {result.features} of {result.clips} clips cached, nothing to do")
+        echo(f"{result.store} is up to date: {result.features} of {result.clips} clips cached, nothing to do")
     else:
-        say(
+        echo(
             f"{result.features} of {result.clips} clips have {modality} features "
             f"({result.extracted} extracted now, {result.cached} cached)"
             + (
@@ -241,28 +245,28 @@ def _report(modality: str, source: Path, result: Any, given: dict[str, Any]) -> 
                 else f", {result.layers} layer{'s' * (result.layers != 1)} x {result.channels}"
             )
         )
-        say(_where_time_went(modality, result))
+        echo(_where_time_went(modality, result))
     for what, counts in (("missing", result.missing), ("failed", result.failed)):
         if counts:
-            say(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
+            echo(f"{what}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
     if result.out_of_fold is not None:
-        say(
+        echo(
             f"adapters: {result.out_of_fold} training clips got that of the fold which held them out, all others the "
             "final one; what each adds to all clips alike is taken off"
         )
     if result.transcripts:
-        say(f"transcripts: {result.transcripts}")
+        echo(f"transcripts: {result.transcripts}")
     if result.truncated:
-        say(f"cut to the encoder's length: {result.truncated} transcripts")
+        echo(f"cut to the encoder's length: {result.truncated} transcripts")
     if result.faces:
-        say(f"face crops: {result.faces}")
-    say(f"store: {result.store}")
+        echo(f"face crops: {result.faces}")
+    echo(f"store: {result.store}")
     if given["shard"]:
         stem, _, of = result.store.rpartition("-of-")
         parts = f"{shlex.quote(stem.rpartition('.')[0])}.*-of-{shlex.quote(of)}"
-        say(f"when all shards are done: mertool store merge {parts} -o {shlex.quote(str(given['output']))}")
+        echo(f"when all shards are done: mertool store merge {parts} -o {shlex.quote(str(given['output']))}")
     elif result.features:
-        follow(*_following(modality, source, result.store, given))
+        suggest_next(*_following(modality, source, result.store, given))
 
 
 def _where_time_went(modality: str, result: Any) -> str:

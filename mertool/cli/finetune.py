@@ -18,18 +18,18 @@ from mertool.cli.console import (
     Quiet,
     RunOutput,
     Seed,
-    Source,
+    SourceArgument,
     Workers,
-    follow,
+    echo,
+    format_gain,
+    format_score,
     is_first_process,
-    note,
     parse_folds,
     print_json,
     progress,
-    say,
-    show_gain,
-    show_score,
+    suggest_next,
     table,
+    warn,
 )
 from mertool.errors import MertoolError
 from mertool.features import name_layers
@@ -41,7 +41,7 @@ LOSS, TRAINING = "Loss", "Training"
 
 
 def finetune(
-    source: Source,
+    source: SourceArgument,
     output: RunOutput,
     probe: Annotated[Path | None, typer.Option(help="A probe-layers run: its encoder and window.")] = None,
     layers: Annotated[
@@ -171,54 +171,58 @@ def finetune(
             _show(run.metrics)
             adapter, plots = output, [output / "losses.png", output / "layers.png"]
         if probe is not None and not given:
-            note("note: the probe chose the layers on these same clips, so the scores lean optimistic by that choice")
-        say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plots: {', '.join(map(str, plots))}")
-        follow("extract", "audio", source, "--adapter", adapter, "-o", "features/acoustic.h5", "--encoder", encoder)
+            warn("note: the probe chose the layers on these same clips, so the scores lean optimistic by that choice")
+        echo(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
+        echo(f"plots: {', '.join(map(str, plots))}")
+        suggest_next(
+            "extract", "audio", source, "--adapter", adapter, "-o", "features/acoustic.h5", "--encoder", encoder
+        )
 
 
 def _show(metrics: dict[str, Any]) -> None:
     size = f" of size {metrics['size']}" if metrics["size"] else ""
     share = metrics["trainable"] / metrics["parameters"]
     adapted = f"{metrics['trainable']:,} trainable parameters ({share:.2%})"
-    say(f"{metrics['method']}{size} on {name_layers(metrics['layers'])}: {adapted}")
+    echo(f"{metrics['method']}{size} on {name_layers(metrics['layers'])}: {adapted}")
     rows = [
-        [name, *(show_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
+        [name, *(format_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
         for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted, with its head"))
     ]
     table(_title(metrics), ["held-out clips", "weighted F1", "accuracy", "UAR"], rows)
     rows = [
         [
             layer,
-            *(show_score(probe[which]["waf"]) for which in ("frozen", "adapted")),
-            show_gain(probe["gain"]),
+            *(format_score(probe[which]["waf"]) for which in ("frozen", "adapted")),
+            format_gain(probe["gain"]),
             f"{probe['cka']:.3f}",
         ]
         for layer, probe in metrics["probes"].items()
     ]
     columns = ["layer", "frozen, weighted F1", "adapted, weighted F1", "gain", "CKA"]
     table("the features alone: a linear probe of each layer", columns, rows)
-    say(f"gain: {show_gain(metrics['gain'])} with the head, which is not kept (paired bootstrap)")
+    echo(f"gain: {format_gain(metrics['gain'])} with the head, which is not kept (paired bootstrap)")
     histories = metrics["history"].values()
     idle = sum(history["best_epoch"] == 0 for history in histories)
     if idle:
-        note(f"note: {idle} of {len(histories)} adapters change nothing: no epoch was better than the start")
+        warn(f"note: {idle} of {len(histories)} adapters change nothing: no epoch was better than the start")
     if metrics["skipped"]:
-        note(f"note: left out for lack of sound: {', '.join(sorted(metrics['skipped']))}")
+        warn(f"note: left out for lack of sound: {', '.join(sorted(metrics['skipped']))}")
 
 
 def _show_comparison(metrics: dict[str, Any]) -> str:
     """Print the table of several methods; the best one."""
-    rows = [["frozen, linear probe", "", "", *(show_score(metrics["frozen"][name]) for name in ("waf", "uar")), "", ""]]
+    rows = [
+        ["frozen, linear probe", "", "", *(format_score(metrics["frozen"][name]) for name in ("waf", "uar")), "", ""]
+    ]
     for method, found in metrics["methods"].items():
         rows.append(
             [
                 method,
                 f"{found['trainable']:,}",
                 f"{found['share']:.2%}",
-                *(show_score(found["adapted"][name]) for name in ("waf", "uar")),
-                show_gain(found["gain"]),
-                show_gain(found["against_best"]) if "against_best" in found else "best",
+                *(format_score(found["adapted"][name]) for name in ("waf", "uar")),
+                format_gain(found["gain"]),
+                format_gain(found["against_best"]) if "against_best" in found else "best",
             ]
         )
     columns = ["method", "trainable", "share", "weighted F1", "UAR", "gain over frozen", "against the best"]

@@ -17,15 +17,15 @@ from mertool.cli.console import (
     RunOutput,
     Seed,
     check_stores,
-    follow,
-    note,
+    echo,
+    format_gain,
+    format_score,
     parse_folds,
     print_json,
     progress,
-    say,
-    show_gain,
-    show_score,
+    suggest_next,
     table,
+    warn,
 )
 from mertool.manifest import Manifest, parse_classes
 
@@ -130,9 +130,9 @@ def fuse(
         print_json({"run": str(output), "reused": reused, **metrics})
     elif not quiet:
         _show(metrics, options.classes)
-        say(f"bundle: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
-        follow("predict", output, "FOLDER", "-o", "predictions.csv")
+        echo(f"bundle: {output}{' (reused, nothing changed)' if reused else ''}")
+        echo(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
+        suggest_next("predict", output, "FOLDER", "-o", "predictions.csv")
 
 
 def _show_choice(chosen: dict[str, Any]) -> str:
@@ -145,7 +145,7 @@ def _show_choice(chosen: dict[str, Any]) -> str:
 
 def _show(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
     rows = [
-        [name, scores["clips"], *(show_score(scores[metric]) for metric in ("waf", "accuracy", "uar"))]
+        [name, scores["clips"], *(format_score(scores[metric]) for metric in ("waf", "accuracy", "uar"))]
         for name, scores in metrics["cross_validation"].items()
     ]
     rows.append(["always the largest class", metrics["clips"], f"{100 * metrics['always_largest_class']:.1f}", "", ""])
@@ -155,35 +155,37 @@ def _show(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
         ["features", "clips", "weighted F1", "accuracy", "UAR"],
         rows,
     )
-    say(f"selection: {metrics['selection']}")
+    echo(f"selection: {metrics['selection']}")
     for name, chosen in metrics["chosen"].items():
         for line in chosen.get("by_fold", [chosen] if "width" in chosen else []):
-            say(f"  {name}: {_show_choice(line)}")
+            echo(f"  {name}: {_show_choice(line)}")
     if gain := metrics.get("against_best_part"):
         where = f"on the {gain['clips']} clips that have it"
-        say(f"fusion against {gain['part']} alone, {where}: {show_gain(gain)} points of weighted F1 ({gain['note']})")
+        echo(
+            f"fusion against {gain['part']} alone, {where}: {format_gain(gain)} points of weighted F1 ({gain['note']})"
+        )
     if taught := metrics.get("self_training"):
         last = taught["rounds"][-1]
         taken = f"{sum(last['taken']):.0f} of {taught['unlabelled_clips']} unlabelled clips taken in the last round"
-        say(f"self-training: {show_gain(last['gain'])} points of weighted F1; {taken}")
+        echo(f"self-training: {format_gain(last['gain'])} points of weighted F1; {taken}")
         if "note" in taught:
-            note(f"note: {taught['note']}, so this gain leans optimistic")
+            warn(f"note: {taught['note']}, so this gain leans optimistic")
     _show_correction(metrics["correction"], classes)
 
 
 def _show_correction(effect: dict[str, Any], classes: tuple[str, ...]) -> None:
     if found := effect.get("temperature"):
         before, after = found["before"], found["after"]
-        say(
+        echo(
             f"temperature: {found['temperature']:.2f}, cross-entropy {before['cross_entropy']:.2f} -> "
             f"{after['cross_entropy']:.2f}, expected calibration error {100 * before['ece']:.1f} -> "
             f"{100 * after['ece']:.1f} per cent"
         )
         if after["cross_entropy"] > before["cross_entropy"]:
-            note("note: it did not help on folds that it was not fitted on: --no-calibrate leaves it out")
+            warn("note: it did not help on folds that it was not fitted on: --no-calibrate leaves it out")
     if found := effect.get("prior"):
         shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in zip(classes, found["prior"], strict=True))
         changed = f"{found['labels_changed']} of {found['unlabelled_clips']} labels change"
-        say(f"shares of classes in unlabelled clips, per cent: {shares}; the bundle corrects for them: {changed}")
+        echo(f"shares of classes in unlabelled clips, per cent: {shares}; the bundle corrects for them: {changed}")
         if not found["shifted"]:
-            note(f"note: they do not differ from those of the training clips (p = {found['p']:.2f}): leave out --prior")
+            warn(f"note: they do not differ from those of the training clips (p = {found['p']:.2f}): leave out --prior")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.console import MER_CLASSES, Classes, Json, Quiet, follow, note, print_json, say, table
+from mertool.cli.console import MER_CLASSES, Classes, Json, Quiet, echo, print_json, suggest_next, table, warn
 from mertool.errors import MertoolError
 from mertool.files import check_writable
 from mertool.manifest import Manifest, parse_classes, with_facts
@@ -86,8 +86,8 @@ def _report(made: Manifest, output: Path, elsewhere: int, quiet: bool, as_json: 
         print_json(summary)
     elif not quiet:
         table(f"{len(made)} clips", ["label", "clips"], [[name, count] for name, count in sorted(counts.items())])
-        say(f"{summary['with_text']} with a transcript, {summary['speakers']} speakers")
+        echo(f"{summary['with_text']} with a transcript, {summary['speakers']} speakers")
         if elsewhere:
-            note(f"note: {elsewhere} labels are of clips that are not in the folder")
-        say(f"manifest: {output}")
-        follow("extract", "audio", output, "-o", "features/audio.h5")
+            warn(f"note: {elsewhere} labels are of clips that are not in the folder")
+        echo(f"manifest: {output}")
+        suggest_next("extract", "audio", output, "-o", "features/audio.h5")

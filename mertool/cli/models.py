@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.console import Json, Quiet, follow, print_json, table
-from mertool.errors import choose
+from mertool.cli.console import Json, Quiet, print_json, suggest_next, table
+from mertool.errors import check_choice
 
 EXAMPLE = "Example: mertool models --modality audio"
 
@@ -17,11 +17,11 @@ def models(
     as_json: Json = False,
 ) -> None:
     """The encoders that have a short name. Any hub id or local folder of these families works too."""
-    from mertool.encoders import DEFAULTS, FAMILIES, TABLE
+    from mertool.encoders import DEFAULTS, ENCODERS, FAMILIES
 
     if modality:
-        choose("modality", modality, FAMILIES)
-    rows = [row for row in TABLE if modality in (None, row.modality)]
+        check_choice("modality", modality, FAMILIES)
+    rows = [row for row in ENCODERS if modality in (None, row.modality)]
     if as_json:
         print_json({"encoders": [{**asdict(row), "revision": row.revision} for row in rows], "defaults": DEFAULTS})
     elif not quiet:
@@ -42,4 +42,4 @@ def models(
                 for row in rows
             ],
         )
-        follow("extract", "audio", "MANIFEST", "-o", "features/audio.h5", "--encoder", "NAME")
+        suggest_next("extract", "audio", "MANIFEST", "-o", "features/audio.h5", "--encoder", "NAME")

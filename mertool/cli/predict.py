@@ -12,13 +12,13 @@ from mertool.cli.console import (
     MaxFailed,
     Quiet,
     Seed,
-    Source,
+    SourceArgument,
     Workers,
     check_failed,
-    follow,
+    echo,
     print_json,
     progress,
-    say,
+    suggest_next,
     table,
 )
 from mertool.manifest import Manifest
@@ -29,7 +29,7 @@ EXAMPLE = "Example: mertool predict runs/fusion folder-of-videos -o predictions.
 
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Run of `mertool fuse`.")],
-    source: Source,
+    source: SourceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Predictions to write: .csv or .jsonl.")],
     asr: Annotated[
         str | None,
@@ -76,12 +76,12 @@ def predict(
             [[name, count] for name, count in result.modalities.items()],
         )
         if result.unreadable:
-            say(f"{result.unreadable} clips could not be scored")
+            echo(f"{result.unreadable} clips could not be scored")
         if result.failures:
-            say(f"failures: {result.failures}")
-        say(f"predictions: {result.output}")
-        say(f"features: {result.features}")
+            echo(f"failures: {result.failures}")
+        echo(f"predictions: {result.output}")
+        echo(f"features: {result.features}")
         if result.submission:
-            say(f"submission: {result.submission}")
-        follow("evaluate", result.output, "--labels", "MANIFEST")
+            echo(f"submission: {result.submission}")
+        suggest_next("evaluate", result.output, "--labels", "MANIFEST")
     check_failed(result.failed_share, result.predicted, max_failed, str(result.failures))

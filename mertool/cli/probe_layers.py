@@ -17,15 +17,15 @@ from mertool.cli.console import (
     RunOutput,
     Seed,
     check_stores,
-    follow,
-    note,
+    echo,
+    format_gain,
+    format_score,
     parse_folds,
     print_json,
     progress,
-    say,
-    show_gain,
-    show_score,
+    suggest_next,
     table,
+    warn,
 )
 from mertool.features import name_layers
 from mertool.manifest import Manifest, parse_classes
@@ -76,14 +76,14 @@ def probe_layers(
     elif not quiet:
         _show(metrics, run.info["window"])
         more = ["injection"] if "injection" in metrics else []
-        say(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
-        say(f"plots: {', '.join(str(output / f'{name}.png') for name in ('layers', 'recall', *more))}")
-        say(f"folds: {output / 'folds.csv'}")
+        echo(f"run: {output}{' (reused, nothing changed)' if reused else ''}")
+        echo(f"plots: {', '.join(str(output / f'{name}.png') for name in ('layers', 'recall', *more))}")
+        echo(f"folds: {output / 'folds.csv'}")
         recipe = run.info["recipe"]
         if recipe["modality"] == "audio" and not recipe["adapter"]:
-            follow("finetune", manifest, "--probe", output, "-o", "runs/acoustic")
+            suggest_next("finetune", manifest, "--probe", output, "-o", "runs/acoustic")
         else:
-            follow("fuse", store, "OTHER_STORES", "--manifest", manifest, "-o", "runs/fusion")
+            suggest_next("fuse", store, "OTHER_STORES", "--manifest", manifest, "-o", "runs/fusion")
 
 
 def _show(metrics: dict[str, Any], window: list[int]) -> None:
@@ -93,9 +93,9 @@ def _show(metrics: dict[str, Any], window: list[int]) -> None:
     rows = []
     for layer, scores in metrics["layers"].items():
         inside = window[0] <= int(layer) <= window[1]
-        row = [f"{layer} *" if inside else layer, *(show_score(scores[name]) for name in ("waf", "uar", "accuracy"))]
+        row = [f"{layer} *" if inside else layer, *(format_score(scores[name]) for name in ("waf", "uar", "accuracy"))]
         row.append(_per_cent(scores["control"]["waf"]))
-        row += [show_score(scores["mlp"]["waf"])] if "mlp" in scores else []
+        row += [format_score(scores["mlp"]["waf"])] if "mlp" in scores else []
         row += [_per_cent(speakers["layers"][layer])] if speakers else []
         rows.append(row)
     columns += ["MLP, weighted F1"] if "mlp" in next(iter(metrics["layers"].values())) else []
@@ -103,31 +103,31 @@ def _show(metrics: dict[str, Any], window: list[int]) -> None:
     times = f", mean of {metrics['shuffles']} shuffles" if metrics["shuffles"] > 1 else ""
     over = f"95 % intervals over {metrics['intervals']}"
     table(f"{metrics['clips']} clips, {metrics['folds']}{times}; per cent, {over}", columns, rows)
-    say("layer n is the output of transformer block n, layer 0 the embedding; *: in the recommended window")
-    say(f"chance (shuffled labels): weighted F1 {show_score(metrics['chance']['waf'])}, mean over layers")
+    echo("layer n is the output of transformer block n, layer 0 the embedding; *: in the recommended window")
+    echo(f"chance (shuffled labels): weighted F1 {format_score(metrics['chance']['waf'])}, mean over layers")
     if speakers:
         chance = f"{_per_cent(speakers['chance'])} on shuffled speakers"
-        say(f"speaker: accuracy of telling {speakers['speakers']} speakers apart; {chance}")
+        echo(f"speaker: accuracy of telling {speakers['speakers']} speakers apart; {chance}")
     if metrics["unsolved"]:
-        note(f"note: {metrics['unsolved']} fits stopped before the tolerance")
+        warn(f"note: {metrics['unsolved']} fits stopped before the tolerance")
     weights = metrics["layer_weights"]
     top = sorted(weights["mean"], key=weights["mean"].get, reverse=True)[:3]
     shares = ", ".join(f"{layer} ({_share(weights, layer)})" for layer in top)
     on = f"layer{'s' * (len(top) > 1)} {shares}"
-    say(f"learned layer weights: most on {on}; weighted F1 {show_score(weights['waf'])}")
+    echo(f"learned layer weights: most on {on}; weighted F1 {format_score(weights['waf'])}")
     if "injection" in metrics:
         _show_injection(metrics["injection"])
     chosen = metrics["window"]
-    say(f"recommended window: {name_layers(chosen['layers'])} ({chosen['reason']})")
+    echo(f"recommended window: {name_layers(chosen['layers'])} ({chosen['reason']})")
     how = "on clips that did not choose it" if metrics["nested"] else f"chosen {chosen['choice']}"
     what = f"{name_layers(chosen['read_out'])}, chosen by read-out" if "read_out" in chosen else "a window chosen so"
-    say(f"{what}, {how}: weighted F1 {show_score(chosen['waf'])}")
+    echo(f"{what}, {how}: weighted F1 {format_score(chosen['waf'])}")
 
 
 def _show_injection(ranking: list[dict[str, Any]]) -> None:
     """The table of windows, best first."""
     rows = [
-        [one["layers"], show_score(one["waf"]), show_gain(one["gain"]), show_gain(one["against_best"])]
+        [one["layers"], format_score(one["waf"]), format_gain(one["gain"]), format_gain(one["against_best"])]
         for one in ranking
     ]
     rows[0][-1] = "best"

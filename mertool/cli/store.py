@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.cli.console import Json, Quiet, StoreOutput, note, print_json, say, table
+from mertool.cli.console import Json, Quiet, StoreOutput, echo, print_json, table, warn
 from mertool.errors import MertoolError
 from mertool.features import format_layers
 
@@ -53,7 +53,7 @@ def ls(
         table(f"{len(found)} stores", [*columns, "without features"], rows)
         for row in found:
             for failure in row["failures"] or []:
-                say(f"{row['store']}: {failure['clip']}: {failure['reason']}: {failure['message']}")
+                echo(f"{row['store']}: {failure['clip']}: {failure['reason']}: {failure['message']}")
 
 
 @app.command("check", epilog="Example: mertool store check features/audio.h5")
@@ -72,7 +72,7 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
         print_json({"faults": faults})
     elif not quiet:
         for name, wrong in faults.items():
-            say(f"{name}: {', '.join(wrong) or 'sound'}")
+            echo(f"{name}: {', '.join(wrong) or 'sound'}")
     faulty = [name for name, wrong in faults.items() if wrong]
     if faulty:
         raise MertoolError(f"{len(faulty)} of {len(stores)} stores are faulty: extract {', '.join(faulty)} again")
@@ -96,5 +96,5 @@ def merge(stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json: Js
     if as_json:
         print_json({"store": str(output), "clips": count})
     elif not quiet:
-        note(f"joined {len(stores)} stores")
-        say(f"store: {output} ({count} clips)")
+        warn(f"joined {len(stores)} stores")
+        echo(f"store: {output} ({count} clips)")

@@ -24,14 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mertool.errors import MertoolError, choose, suggest
+from mertool.errors import MertoolError, check_choice, suggest
 from mertool.files import content_digest
 
 FAMILIES = {"audio": "speech", "video": "vision", "text": "text"}
 
 
 @dataclass(frozen=True)
-class Row:
+class EncoderSpec:
     """One known checkpoint."""
 
     name: str
@@ -57,40 +57,40 @@ REVISIONS = {
     "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
     "FacebookAI/roberta-large": "722cf37b1afa9454edce342e7895e588b6ff1d59",
 }
-TABLE = (
-    Row("hubert-large-zh", "audio", "TencentGameMate/chinese-hubert-large", "Chinese", "317M", 24, 1024),
-    Row("hubert-base-zh", "audio", "TencentGameMate/chinese-hubert-base", "Chinese", "95M", 12, 768),
-    Row("wav2vec2-large-zh", "audio", "TencentGameMate/chinese-wav2vec2-large", "Chinese", "317M", 24, 1024),
-    Row("wav2vec2-base-zh", "audio", "TencentGameMate/chinese-wav2vec2-base", "Chinese", "95M", 12, 768),
-    Row("hubert-base", "audio", "facebook/hubert-base-ls960", "English", "95M", 12, 768),
-    Row("hubert-large", "audio", "facebook/hubert-large-ll60k", "English", "317M", 24, 1024),
-    Row("hubert-xlarge", "audio", "facebook/hubert-xlarge-ll60k", "English", "964M", 48, 1280),
-    Row("wav2vec2-base", "audio", "facebook/wav2vec2-base", "English", "95M", 12, 768),
-    Row("wav2vec2-large", "audio", "facebook/wav2vec2-large-lv60", "English", "317M", 24, 1024),
-    Row("wav2vec2-xlsr", "audio", "facebook/wav2vec2-large-xlsr-53", "53 languages", "317M", 24, 1024),
-    Row("wavlm-base-plus", "audio", "microsoft/wavlm-base-plus", "English", "95M", 12, 768),
-    Row("wavlm-large", "audio", "microsoft/wavlm-large", "English", "317M", 24, 1024),
-    Row("data2vec-audio-base", "audio", "facebook/data2vec-audio-base", "English", "93M", 12, 768),
-    Row("data2vec-audio-large", "audio", "facebook/data2vec-audio-large", "English", "313M", 24, 1024),
-    Row("whisper-base", "audio", "openai/whisper-base", "multilingual", "74M", 6, 512),
-    Row("whisper-large-v3", "audio", "openai/whisper-large-v3", "multilingual", "1.5B", 32, 1280),
-    Row("clip-vit-l14", "video", "openai/clip-vit-large-patch14", "-", "304M", 24, 1024),
-    Row("clip-vit-b16", "video", "openai/clip-vit-base-patch16", "-", "86M", 12, 768),
-    Row("clip-vit-b32", "video", "openai/clip-vit-base-patch32", "-", "88M", 12, 768),
-    Row("siglip-b16", "video", "google/siglip-base-patch16-224", "-", "93M", 12, 768),
-    Row("siglip-so400m", "video", "google/siglip-so400m-patch14-384", "-", "428M", 27, 1152),
-    Row("dinov2-base", "video", "facebook/dinov2-base", "-", "86M", 12, 768),
-    Row("dinov2-large", "video", "facebook/dinov2-large", "-", "304M", 24, 1024),
-    Row("vit-base", "video", "google/vit-base-patch16-224", "-", "86M", 12, 768),
-    Row("roberta-large-zh", "text", "hfl/chinese-roberta-wwm-ext-large", "Chinese", "326M", 24, 1024),
-    Row("roberta-base-zh", "text", "hfl/chinese-roberta-wwm-ext", "Chinese", "102M", 12, 768),
-    Row("macbert-large-zh", "text", "hfl/chinese-macbert-large", "Chinese", "326M", 24, 1024),
-    Row("bert-base", "text", "google-bert/bert-base-uncased", "English", "110M", 12, 768),
-    Row("roberta-large", "text", "FacebookAI/roberta-large", "English", "355M", 24, 1024),
-    Row("xlm-roberta-large", "text", "FacebookAI/xlm-roberta-large", "100 languages", "560M", 24, 1024),
-    Row("qwen2.5-7b", "text", "Qwen/Qwen2.5-7B", "Chinese, English", "7.6B", 28, 3584),
-    Row("qwen2.5-14b", "text", "Qwen/Qwen2.5-14B", "Chinese, English", "14.8B", 48, 5120),
-    Row("llama-3.1-8b", "text", "meta-llama/Llama-3.1-8B", "multilingual", "8.0B", 32, 4096),
+ENCODERS = (
+    EncoderSpec("hubert-large-zh", "audio", "TencentGameMate/chinese-hubert-large", "Chinese", "317M", 24, 1024),
+    EncoderSpec("hubert-base-zh", "audio", "TencentGameMate/chinese-hubert-base", "Chinese", "95M", 12, 768),
+    EncoderSpec("wav2vec2-large-zh", "audio", "TencentGameMate/chinese-wav2vec2-large", "Chinese", "317M", 24, 1024),
+    EncoderSpec("wav2vec2-base-zh", "audio", "TencentGameMate/chinese-wav2vec2-base", "Chinese", "95M", 12, 768),
+    EncoderSpec("hubert-base", "audio", "facebook/hubert-base-ls960", "English", "95M", 12, 768),
+    EncoderSpec("hubert-large", "audio", "facebook/hubert-large-ll60k", "English", "317M", 24, 1024),
+    EncoderSpec("hubert-xlarge", "audio", "facebook/hubert-xlarge-ll60k", "English", "964M", 48, 1280),
+    EncoderSpec("wav2vec2-base", "audio", "facebook/wav2vec2-base", "English", "95M", 12, 768),
+    EncoderSpec("wav2vec2-large", "audio", "facebook/wav2vec2-large-lv60", "English", "317M", 24, 1024),
+    EncoderSpec("wav2vec2-xlsr", "audio", "facebook/wav2vec2-large-xlsr-53", "53 languages", "317M", 24, 1024),
+    EncoderSpec("wavlm-base-plus", "audio", "microsoft/wavlm-base-plus", "English", "95M", 12, 768),
+    EncoderSpec("wavlm-large", "audio", "microsoft/wavlm-large", "English", "317M", 24, 1024),
+    EncoderSpec("data2vec-audio-base", "audio", "facebook/data2vec-audio-base", "English", "93M", 12, 768),
+    EncoderSpec("data2vec-audio-large", "audio", "facebook/data2vec-audio-large", "English", "313M", 24, 1024),
+    EncoderSpec("whisper-base", "audio", "openai/whisper-base", "multilingual", "74M", 6, 512),
+    EncoderSpec("whisper-large-v3", "audio", "openai/whisper-large-v3", "multilingual", "1.5B", 32, 1280),
+    EncoderSpec("clip-vit-l14", "video", "openai/clip-vit-large-patch14", "-", "304M", 24, 1024),
+    EncoderSpec("clip-vit-b16", "video", "openai/clip-vit-base-patch16", "-", "86M", 12, 768),
+    EncoderSpec("clip-vit-b32", "video", "openai/clip-vit-base-patch32", "-", "88M", 12, 768),
+    EncoderSpec("siglip-b16", "video", "google/siglip-base-patch16-224", "-", "93M", 12, 768),
+    EncoderSpec("siglip-so400m", "video", "google/siglip-so400m-patch14-384", "-", "428M", 27, 1152),
+    EncoderSpec("dinov2-base", "video", "facebook/dinov2-base", "-", "86M", 12, 768),
+    EncoderSpec("dinov2-large", "video", "facebook/dinov2-large", "-", "304M", 24, 1024),
+    EncoderSpec("vit-base", "video", "google/vit-base-patch16-224", "-", "86M", 12, 768),
+    EncoderSpec("roberta-large-zh", "text", "hfl/chinese-roberta-wwm-ext-large", "Chinese", "326M", 24, 1024),
+    EncoderSpec("roberta-base-zh", "text", "hfl/chinese-roberta-wwm-ext", "Chinese", "102M", 12, 768),
+    EncoderSpec("macbert-large-zh", "text", "hfl/chinese-macbert-large", "Chinese", "326M", 24, 1024),
+    EncoderSpec("bert-base", "text", "google-bert/bert-base-uncased", "English", "110M", 12, 768),
+    EncoderSpec("roberta-large", "text", "FacebookAI/roberta-large", "English", "355M", 24, 1024),
+    EncoderSpec("xlm-roberta-large", "text", "FacebookAI/xlm-roberta-large", "100 languages", "560M", 24, 1024),
+    EncoderSpec("qwen2.5-7b", "text", "Qwen/Qwen2.5-7B", "Chinese, English", "7.6B", 28, 3584),
+    EncoderSpec("qwen2.5-14b", "text", "Qwen/Qwen2.5-14B", "Chinese, English", "14.8B", 48, 5120),
+    EncoderSpec("llama-3.1-8b", "text", "meta-llama/Llama-3.1-8B", "multilingual", "8.0B", 32, 4096),
 )
 DEFAULTS = {"audio": "hubert-large-zh", "video": "clip-vit-l14", "text": "roberta-large-zh"}
 
@@ -101,7 +101,7 @@ TORCH_WEIGHTS = ("pytorch_model*.bin",)
 
 
 @dataclass(frozen=True)
-class Source:
+class CheckpointRef:
     """Where an encoder was found: its short name, its folder on this machine and how others find it."""
 
     name: str
@@ -120,33 +120,33 @@ class Source:
         return content_digest(files + weights)
 
 
-def find(name: str, modality: str, revision: str | None = None) -> Source:
+def find(name: str, modality: str, revision: str | None = None) -> CheckpointRef:
     """Find an encoder by table name, local folder or hub id; download it where a hub can be reached."""
-    row = next((row for row in TABLE if row.name == name), None)
+    row = next((row for row in ENCODERS if row.name == name), None)
     if row:
         if row.modality != modality:
-            valid = [other.name for other in TABLE if other.modality == modality]
+            valid = [other.name for other in ENCODERS if other.modality == modality]
             raise MertoolError(f"encoder '{name}' is for {row.modality}: for {modality} take {', '.join(valid)}")
-        return Source(name, _fetch(row.checkpoint, revision or row.revision), row.checkpoint, row.revision)
+        return CheckpointRef(name, _fetch(row.checkpoint, revision or row.revision), row.checkpoint, row.revision)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise MertoolError(f"encoder folder {folder} has no config.json: give a Hugging Face model folder")
-        return Source(folder.resolve().name, folder.resolve(), str(folder.resolve()))
+        return CheckpointRef(folder.resolve().name, folder.resolve(), str(folder.resolve()))
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise MertoolError(f"encoder folder {name} does not exist")
     if "/" not in name:
-        valid = [other.name for other in TABLE if other.modality == modality]
+        valid = [other.name for other in ENCODERS if other.modality == modality]
         raise MertoolError(
             f"unknown encoder '{name}': {suggest(name, valid)}valid: {', '.join(valid)}, a hub id as "
             "owner/model, or a local folder"
         )
-    return Source(name, _fetch(name, revision), name, revision)
+    return CheckpointRef(name, _fetch(name, revision), name, revision)
 
 
-def find_recogniser(name: str) -> Source:
+def find_recogniser(name: str) -> CheckpointRef:
     """Find a Whisper by table name, local folder or hub id."""
-    valid = [row.name for row in TABLE if "whisper" in row.name]
+    valid = [row.name for row in ENCODERS if "whisper" in row.name]
     if "/" not in name and not Path(name).is_dir() and name not in valid:
         raise MertoolError(
             f"unknown speech recogniser '{name}' (--asr): {suggest(name, valid)}valid: {', '.join(valid)}, a hub id of "
@@ -155,7 +155,7 @@ def find_recogniser(name: str) -> Source:
     return find(name, "audio")
 
 
-def count_layers(source: Source) -> int:
+def count_layers(source: CheckpointRef) -> int:
     """Number of transformer blocks, read from the configuration alone."""
     try:
         config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
@@ -173,24 +173,24 @@ def count_layers(source: Source) -> int:
     return int(getattr(loaded, "vision_config", loaded).num_hidden_layers)
 
 
-def is_half(source: Source) -> bool:
+def stores_half_precision(source: CheckpointRef) -> bool:
     """Whether the weights are kept in half precision, as those of large language models are."""
     config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     return str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.") in ("bfloat16", "float16")
 
 
-def load(modality: str, source: Source, device: Any, dtype: Any) -> Any:
+def load(modality: str, source: CheckpointRef, device: Any, dtype: Any) -> Any:
     """Load an encoder of one modality onto a device; see the top of this file for what comes back."""
-    choose("modality", modality, FAMILIES)
+    check_choice("modality", modality, FAMILIES)
     return _load(FAMILIES[modality], f"an encoder for {modality}", source, device, dtype)
 
 
-def load_recogniser(source: Source, device: Any, dtype: Any) -> Any:
+def load_recogniser(source: CheckpointRef, device: Any, dtype: Any) -> Any:
     """Load a Whisper that recognises speech (see asr.py)."""
     return _load("asr", "a speech recogniser", source, device, dtype)
 
 
-def _load(module: str, what: str, source: Source, device: Any, dtype: Any) -> Any:
+def _load(module: str, what: str, source: CheckpointRef, device: Any, dtype: Any) -> Any:
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # or transformers asks the hub to convert
     from transformers.utils import logging
 

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
-from mertool.devices import send
+from mertool.devices import to_device
 from mertool.encoders.loading import load_model
-from mertool.errors import choose
+from mertool.errors import check_choice
 from mertool.features import SAMPLE_RATE
 
 # Seconds of windows run at once, by device; every window counts as a whole one.
@@ -44,7 +44,7 @@ class Transcript:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class DecodedWindow:
     """What was decoded of one window: text tokens, their log probabilities (and that of the end), no speech."""
 
     tokens: list[int]
@@ -139,9 +139,9 @@ class Recogniser:
         return [window for window in windows if len(window) >= SHORTEST * SAMPLE_RATE and window.any()]
 
     @torch.inference_mode()
-    def _decode(self, windows: list[np.ndarray]) -> list[Spoken]:
+    def _decode(self, windows: list[np.ndarray]) -> list[DecodedWindow]:
         mels = self.extractor(windows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-        encoded = self.model.get_encoder()(send(mels, self.device).to(self.dtype))
+        encoded = self.model.get_encoder()(to_device(mels, self.device).to(self.dtype))
         start = torch.full((len(windows), 1), self.marks.start, device=self.device)
         logits, cache = self._step(encoded, start, None)
         no_speech = torch.full((len(windows),), math.nan)
@@ -179,7 +179,7 @@ class Recogniser:
                 break
         return torch.cat(tokens[1:], dim=1), torch.cat(logs, dim=1)
 
-    def _join(self, windows: list[Spoken]) -> Transcript:
+    def _join(self, windows: list[DecodedWindow]) -> Transcript:
         no_speech = min((window.no_speech for window in windows), default=math.nan)
         heard = [window for window in windows if not window.silent]
         texts = [self.tokenizer.decode(window.tokens, skip_special_tokens=True) for window in heard]
@@ -192,9 +192,9 @@ class Recogniser:
         return Transcript(text, math.exp(sum(logs) / len(logs)), no_speech)
 
 
-def _until_end(tokens: list[int], logs: list[float], no_speech: float, end: int) -> Spoken:
+def _until_end(tokens: list[int], logs: list[float], no_speech: float, end: int) -> DecodedWindow:
     length = tokens.index(end) if end in tokens else len(tokens)
-    return Spoken(tokens[:length], logs[: length + 1], no_speech)
+    return DecodedWindow(tokens[:length], logs[: length + 1], no_speech)
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -222,7 +222,7 @@ def _find_marks(vocabulary: dict[str, int], model: Any, language: str | None) ->
         languages = {}  # the vocabulary of an English-only checkpoint names them all the same
     if language:
         code = language.strip("<|>").lower()
-        code = choose("language", TO_LANGUAGE_CODE.get(code, code), languages or ("en",))
+        code = check_choice("language", TO_LANGUAGE_CODE.get(code, code), languages or ("en",))
         languages = {code: languages[code]} if languages else {}
     tail = ("<|transcribe|>",) * bool(languages) + ("<|notimestamps|>",)
     words = [number for token, number in vocabulary.items() if not (token[:2] == "<|" and token[-2:] == "|>")]

@@ -13,15 +13,15 @@ from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mertool.encoders.packed import PackedConv, PackedLinear
-from mertool.encoders.speech import OwnFramesNorm
+from mertool.encoders.speech import MaskedGroupNorm
 
 LEAST_CHANNELS = 8  # of a group: with fewer the products are too thin
 
 
-class FramesNorm(nn.Module):
-    """An OwnFramesNorm for frames that lie (B, T, C) in memory, though their shape is (B, C, T)."""
+class ChannelsLastGroupNorm(nn.Module):
+    """An MaskedGroupNorm for frames that lie (B, T, C) in memory, though their shape is (B, C, T)."""
 
-    def __init__(self, own: OwnFramesNorm):
+    def __init__(self, own: MaskedGroupNorm):
         super().__init__()
         self.own = own
 
@@ -39,7 +39,7 @@ class FramesNorm(nn.Module):
         return (rows[0][None] if len(rows) == 1 else torch.stack(rows)).transpose(1, 2)
 
 
-class PackedGroups(nn.Module):
+class PackedGroupedConv1d(nn.Module):
     """A convolution over time in groups of channels, of stride one: a packed product for each group."""
 
     def __init__(self, conv: Any):
@@ -60,7 +60,7 @@ class PackedGroups(nn.Module):
         return torch.cat(outputs, -1).transpose(1, 2)
 
 
-def use_kernels(model: nn.Module) -> None:
+def optimize_for_cpu(model: nn.Module) -> None:
     """Replace what is faster otherwise in a packed model; one that could not be packed stays as it is."""
     if not any(isinstance(module, PackedLinear) for module in model.modules()):
         return
@@ -72,7 +72,7 @@ def use_kernels(model: nn.Module) -> None:
             if _is_of_waveform(child) and _takes_frames(parent):
                 setattr(parent, name, PackedConv(child))
             elif _is_of_groups(child):
-                setattr(parent, name, PackedGroups(child))
+                setattr(parent, name, PackedGroupedConv1d(child))
 
 
 def _is_of_waveform(conv: Any) -> bool:
@@ -88,9 +88,9 @@ def _is_of_groups(conv: Any) -> bool:
 def _takes_frames(layer: Any) -> bool:
     """Whether the norm behind a convolution is fast on frames that lie (B, T, C); it is made so if it can be."""
     norm = getattr(layer, "layer_norm", None)
-    if isinstance(norm, OwnFramesNorm):
-        layer.layer_norm = FramesNorm(norm)
-    return isinstance(norm, OwnFramesNorm | nn.LayerNorm)
+    if isinstance(norm, MaskedGroupNorm):
+        layer.layer_norm = ChannelsLastGroupNorm(norm)
+    return isinstance(norm, MaskedGroupNorm | nn.LayerNorm)
 
 
 def attend(

@@ -25,7 +25,7 @@ def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
 
 
 @contextmanager
-def tap(blocks: nn.ModuleList, keep: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
+def capture_hidden_states(blocks: nn.ModuleList, keep: Iterable[int]) -> Iterator[dict[int, torch.Tensor]]:
     """While open, each forward pass puts the output of block n under key n; 0 is the input of block 1."""
     found: dict[int, torch.Tensor] = {}
     wanted = set(keep)
@@ -48,12 +48,12 @@ def tap(blocks: nn.ModuleList, keep: Iterable[int]) -> Iterator[dict[int, torch.
             handle.remove()
 
 
-def drop_above(blocks: nn.ModuleList, layer: int) -> None:
+def truncate_after(blocks: nn.ModuleList, layer: int) -> None:
     """Remove the blocks above `layer`: nothing that is kept depends on them."""
     del blocks[max(layer, 1) :]
 
 
-def fold_parametrizations(model: nn.Module) -> None:
+def remove_weight_norm(model: nn.Module) -> None:
     """Compute parametrized weights (weight norm) once instead of in every forward pass."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 # WavLM's attention reads the weights of its projections instead of calling them.
-READS_WEIGHTS = ("WavLMAttention",)
+FUNCTIONAL_ATTENTION_CLASSES = ("WavLMAttention",)
 
 
 class PackedLinear(nn.Module):
@@ -57,7 +57,7 @@ def pack(model: nn.Module) -> None:
     if not _can_pack():
         return
     for parent in list(model.modules()):
-        if type(parent).__name__ in READS_WEIGHTS:
+        if type(parent).__name__ in FUNCTIONAL_ATTENTION_CLASSES:
             continue
         for name, child in list(parent.named_children()):
             if packed := _pack(child):

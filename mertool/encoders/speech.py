@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-from mertool.devices import send
-from mertool.encoders.hidden_states import find_blocks, fold_parametrizations, stack, tap
+from mertool.devices import to_device
+from mertool.encoders.hidden_states import capture_hidden_states, find_blocks, remove_weight_norm, stack
 from mertool.encoders.loading import load_model
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
@@ -30,11 +30,11 @@ MASK_SAFE = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat")
 def load(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Load the encoder in `folder`."""
     config = AutoConfig.from_pretrained(folder)
-    kind = WhisperEncoder if config.model_type == "whisper" else WaveformEncoder
+    kind = WhisperEncoder if config.model_type == "whisper" else Wav2Vec2FamilyEncoder
     return kind(folder, config, device, dtype)
 
 
-class WaveformEncoder:
+class Wav2Vec2FamilyEncoder:
     """HuBERT, wav2vec 2.0, WavLM, data2vec-audio and their kin."""
 
     def __init__(self, folder: Path, config: Any, device: torch.device, dtype: torch.dtype):
@@ -46,7 +46,7 @@ class WaveformEncoder:
         self.model: Any = load_model(AutoModel, folder, config=config)
         if not hasattr(self.model, "_get_feat_extract_output_lengths"):
             raise ValueError(f"{config.model_type} does not take a waveform")
-        fold_parametrizations(self.model)
+        remove_weight_norm(self.model)
         layer_norm = getattr(config, "feat_extract_norm", "") == "layer"
         self.pads = config.model_type in MASK_SAFE
         self.norm = _own_frames_norm(self.model) if self.pads and not layer_norm else None
@@ -104,16 +104,16 @@ class WaveformEncoder:
     @torch.inference_mode()
     def _forward(self, pieces: list[torch.Tensor], keep: tuple[int, ...]) -> list[torch.Tensor]:
         padded, mask = pad(pieces)
-        options = {} if mask.all() else {"attention_mask": send(mask, self.device)}
+        options = {} if mask.all() else {"attention_mask": to_device(mask, self.device)}
         if self.norm is not None:
             self.norm.count_frames([len(piece) for piece in pieces], padded.shape[1])
-        with tap(self.blocks, keep) as found:
-            self.model(send(padded, self.device).to(self.dtype), **options)
+        with capture_hidden_states(self.blocks, keep) as found:
+            self.model(to_device(padded, self.device).to(self.dtype), **options)
         layers = stack(found, keep)
         return [layers[:, row, : self.frames(len(piece))] for row, piece in enumerate(pieces)]
 
 
-class OwnFramesNorm(nn.Module):
+class MaskedGroupNorm(nn.Module):
     """Group norm of one channel each over time, with statistics over the frames of each clip's own sound.
 
     Plain group norm counts the padding in: the last layer of HuBERT-base then differs by a third.
@@ -133,7 +133,7 @@ class OwnFramesNorm(nn.Module):
         """(B, C, T) -> (B, C, T); what comes after a clip's own frames is not meant to be used."""
         if self.lengths is None:
             return self.norm(inputs)
-        lengths = send(self.lengths, inputs.device)[:, None, None]
+        lengths = to_device(self.lengths, inputs.device)[:, None, None]
         own = torch.arange(inputs.shape[-1], device=inputs.device) < lengths
         mean = (inputs * own).sum(-1, keepdim=True, dtype=torch.float32) / lengths
         centred = inputs - mean
@@ -172,8 +172,8 @@ class WhisperEncoder:
     @torch.inference_mode()
     def encode_prepared(self, waves: list[tuple[torch.Tensor, list[int]]], keep: tuple[int, ...]) -> list[torch.Tensor]:
         """(L, T, D) for each prepared wave."""
-        with tap(self.blocks, keep) as found:
-            self.model(send(torch.cat([mels for mels, _ in waves]), self.device).to(self.dtype))
+        with capture_hidden_states(self.blocks, keep) as found:
+            self.model(to_device(torch.cat([mels for mels, _ in waves]), self.device).to(self.dtype))
         windows = iter(stack(found, keep).unbind(1))
         return [torch.cat([next(windows)[:, :count] for count in counts], dim=1) for _, counts in waves]
 
@@ -185,10 +185,10 @@ def pad(pieces: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return padded, (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
 
 
-def _own_frames_norm(model: Any) -> OwnFramesNorm:
-    """Put an OwnFramesNorm in the place of the model's group norm, which follows the first convolution."""
+def _own_frames_norm(model: Any) -> MaskedGroupNorm:
+    """Put an MaskedGroupNorm in the place of the model's group norm, which follows the first convolution."""
     layer = model.feature_extractor.conv_layers[0]
-    layer.layer_norm = OwnFramesNorm(layer.layer_norm, layer.conv.kernel_size[0], layer.conv.stride[0])
+    layer.layer_norm = MaskedGroupNorm(layer.layer_norm, layer.conv.kernel_size[0], layer.conv.stride[0])
     return layer.layer_norm
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
-from mertool.devices import send
-from mertool.encoders.hidden_states import find_blocks, stack, tap
+from mertool.devices import to_device
+from mertool.encoders.hidden_states import capture_hidden_states, find_blocks, stack
 from mertool.encoders.loading import load_model
 from mertool.errors import ClipError
 
@@ -72,7 +72,7 @@ class TextEncoder:
         padded = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=fill)
         lengths = torch.tensor([len(tokens) for tokens in ids])
         mask = (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
-        with tap(self.blocks, keep) as found:
-            self.model(input_ids=send(padded, self.device), attention_mask=send(mask, self.device))
+        with capture_hidden_states(self.blocks, keep) as found:
+            self.model(input_ids=to_device(padded, self.device), attention_mask=to_device(mask, self.device))
         layers = stack(found, keep)
         return [layers[:, row, : len(own)][:, own.to(self.device)] for row, own in enumerate(real)]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, CLIPVisionModel, SiglipVisionModel
 
-from mertool.devices import send
-from mertool.encoders.hidden_states import find_blocks, stack, tap
+from mertool.devices import to_device
+from mertool.encoders.hidden_states import capture_hidden_states, find_blocks, stack
 from mertool.encoders.loading import load_model
 
 # Frames in one forward pass. On a CPU more than a few do not fit its caches: 14 at once are a quarter slower.
@@ -73,13 +73,13 @@ class ImageEncoder:
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (T, 3, size, size) uint8, on the device, scaled to the mean and deviation of the training."""
-        pixels = send(pixels, self.device).float() / 255
+        pixels = to_device(pixels, self.device).float() / 255
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return ((pixels - mean) / std).to(self.dtype)
 
     @torch.inference_mode()
     def _forward(self, pixels: torch.Tensor, keep: tuple[int, ...]) -> torch.Tensor:
-        with tap(self.blocks, keep) as found:
+        with capture_hidden_states(self.blocks, keep) as found:
             self.model(self.normalise(pixels))
         tokens = stack(found, keep)
         return tokens[:, :, 0] if self.has_class_token else tokens.mean(dim=2)

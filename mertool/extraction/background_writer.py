@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 
-class Sink:
+class BackgroundWriter:
     """Calls what is put into it, in order, in a thread of its own. Use as a context manager.
 
     Leaving waits until everything is done, also after an error or an interrupt: what was computed is kept.
@@ -17,7 +17,7 @@ class Sink:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> "Sink":
+    def __enter__(self) -> "BackgroundWriter":
         self._thread.start()
         return self
 

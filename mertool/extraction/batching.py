@@ -20,7 +20,7 @@ def budget(modality: str, device_type: str) -> float:
     return (CPU_BUDGET if device_type == "cpu" else GPU_BUDGET)[modality]
 
 
-class Limit:
+class BatchBudget:
     """The largest padded cost of a batch, which falls when a batch did not fit the device."""
 
     def __init__(self, most: float):
@@ -32,7 +32,7 @@ class Limit:
 
 
 def batches(
-    items: Iterable[T], cost: Callable[[T], float], limit: Limit, group: Callable[[T], str] = lambda _: ""
+    items: Iterable[T], cost: Callable[[T], float], limit: BatchBudget, group: Callable[[T], str] = lambda _: ""
 ) -> Iterator[list[T]]:
     """Batches of one `group` each, whose number of items times their largest cost is within the limit.
 

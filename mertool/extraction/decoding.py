@@ -21,7 +21,7 @@ from mertool.errors import ClipError
 from mertool.extraction.plan import WorkItem
 from mertool.features import SAMPLE_RATE
 from mertool.manifest import Clip
-from mertool.noise import Mixture, add_noise, blurred
+from mertool.noise import NoiseMix, add_noise, blurred
 
 LOWER_PRIORITY = 10  # lower, and beside other programs decoders would get next to nothing, and clips time out
 AHEAD = 4  # clips per worker that may wait, decoded, for the encoder
@@ -29,7 +29,7 @@ CLIPS_PER_PROCESS = 500  # a worker is replaced after these: decoders leak
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedClip:
     """What an encoder takes of one clip (a wave, face crops or a transcript), and what was seen of it.
 
     `spent` has the seconds its worker took, by kind of work (decode, faces).
@@ -42,20 +42,20 @@ class Decoded:
     spent: dict[str, float] = field(default_factory=dict)
 
 
-Outcome = tuple[WorkItem, Decoded | ClipError]
+DecodeResult = tuple[WorkItem, DecodedClip | ClipError]
 # Whatever else a damaged file makes a decoder raise is that file's failure.
 DAMAGE = (OSError, ValueError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True)
-class Limits:
+class DecoderLimits:
     """Decoder processes (None: by the cores) and the seconds one clip may take there."""
 
     workers: int | None = None
     clip_timeout: float = 120.0
 
 
-def decode_audio(path: Path, start: float | None, end: float | None, noise: Mixture | None = None) -> Decoded:
+def decode_audio(path: Path, start: float | None, end: float | None, noise: NoiseMix | None = None) -> DecodedClip:
     """The sound of a clip, (n,) float32 at 16 kHz, with other sound in it if `noise` is given."""
     from mertool.media import read_audio
 
@@ -63,12 +63,12 @@ def decode_audio(path: Path, start: float | None, end: float | None, noise: Mixt
     wave = read_audio(path, start, end)
     if noise:
         wave = add_noise(wave, noise, read_audio)
-    return Decoded(wave, len(wave) / SAMPLE_RATE, spent={"decode": time.perf_counter() - began})
+    return DecodedClip(wave, len(wave) / SAMPLE_RATE, spent={"decode": time.perf_counter() - began})
 
 
 def decode_faces(
     path: Path, start: float | None, end: float | None, fps: float, most: int, decoder: str = "auto", blur: int = 1
-) -> Decoded:
+) -> DecodedClip:
     """The crops of the clip's face, (T, 224, 224, 3) uint8; frames are blurred by the factor `blur` before."""
     import torch
 
@@ -81,19 +81,22 @@ def decode_faces(
     frames = blurred(_timed(read_frames(path, fps, most, start, end, decoder), spent), blur)
     track = find_face(frames)
     spent["faces"] = time.perf_counter() - began - spent["decode"]
-    return Decoded(track.crops, track.seconds, track.seen, track.share, spent)
+    return DecodedClip(track.crops, track.seconds, track.seen, track.share, spent)
 
 
 def decode_several(
-    path: Path, start: float | None, end: float | None, readings: list[tuple[Callable[..., Decoded], dict[str, Any]]]
-) -> Decoded:
+    path: Path,
+    start: float | None,
+    end: float | None,
+    readings: list[tuple[Callable[..., DecodedClip], dict[str, Any]]],
+) -> DecodedClip:
     """What several readings (function, settings) of one clip give, as a list; if one fails, the others are there."""
-    return Decoded([_attempt(read, path, start, end, settings) for read, settings in readings])
+    return DecodedClip([_attempt(read, path, start, end, settings) for read, settings in readings])
 
 
 def _attempt(
-    read: Callable[..., Decoded], path: Path, start: float | None, end: float | None, settings: dict[str, Any]
-) -> Decoded | ClipError:
+    read: Callable[..., DecodedClip], path: Path, start: float | None, end: float | None, settings: dict[str, Any]
+) -> DecodedClip | ClipError:
     try:
         return read(path, start, end, **settings)
     except ClipError as error:
@@ -103,30 +106,32 @@ def _attempt(
 
 
 # What another try changes after a decoder hung or died: PyAV is the second decoder of frames.
-SECOND_TRY: dict[Callable[..., Decoded], dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
+FALLBACK_SETTINGS: dict[Callable[..., DecodedClip], dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
 
 # What finding faces needs, beside what reading media needs.
 FACE_MODULES = ("mertool.media", "mertool.faces", "facenet_pytorch")
 
 
-class Decoders:
+class DecoderPool:
     """Worker processes that decode ahead of the device. Use as a context manager.
 
-    `preload` names the modules that are imported once for all of them. With `give_way` they leave the cores
+    `preload` names the modules that are imported once for all of them. With `low_priority` they leave the cores
     to an encoder that computes there: it has something to do as long as they are a little ahead.
     """
 
-    def __init__(self, limits: Limits, preload: tuple[str, ...] = ("mertool.media",), give_way: bool = False):
+    def __init__(
+        self, limits: DecoderLimits, preload: tuple[str, ...] = ("mertool.media",), low_priority: bool = False
+    ):
         self.workers, self.timeout = worker_count(limits.workers), limits.clip_timeout
         self._pool = ProcessPool(
             self.workers,
             max_tasks=CLIPS_PER_PROCESS,
             context=_context(preload),
             initializer=_set_up_worker,
-            initargs=[give_way],
+            initargs=[low_priority],
         )
 
-    def __enter__(self) -> "Decoders":
+    def __enter__(self) -> "DecoderPool":
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -144,16 +149,16 @@ class Decoders:
     def read(
         self,
         items: Iterable[WorkItem],
-        read: Callable[..., Decoded],
+        read: Callable[..., DecodedClip],
         settings_of: Callable[[Clip], dict[str, Any]] = lambda _: {},
         **settings: Any,
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[DecodeResult]:
         """Yield every item with what `read` made of it, as they come; a hang or a crash costs that item alone.
 
         `settings` are those of all clips, `settings_of` gives those of one.
         """
         done: queue.SimpleQueue[tuple[WorkItem, dict[str, Any], Any]] = queue.SimpleQueue()
-        second = SECOND_TRY.get(read, {})
+        second = FALLBACK_SETTINGS.get(read, {})
 
         def schedule(item: WorkItem, options: dict[str, Any]) -> None:
             part = (item.clip.path, item.clip.start, item.clip.end)
@@ -180,14 +185,14 @@ class Decoders:
             yield item, outcome
 
 
-def decode_text(items: Iterable[WorkItem], reasons: Mapping[str, str]) -> Iterator[Outcome]:
+def decode_text(items: Iterable[WorkItem], reasons: Mapping[str, str]) -> Iterator[DecodeResult]:
     """Transcripts; an empty one is a missing modality, unless `reasons` says why the clip has none."""
     for item in items:
         text = (item.clip.text or "").strip()
-        yield item, Decoded(text) if text else ClipError(reasons.get(item.clip.clip, "no_text"))
+        yield item, DecodedClip(text) if text else ClipError(reasons.get(item.clip.clip, "no_text"))
 
 
-def _outcome(future: Any, timeout: float) -> Decoded | ClipError:
+def _outcome(future: Any, timeout: float) -> DecodedClip | ClipError:
     try:
         return future.result()
     except ClipError as error:
@@ -214,8 +219,8 @@ def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:
         yield frame
 
 
-def _set_up_worker(give_way: bool) -> None:
-    if give_way and hasattr(os, "nice"):
+def _set_up_worker(low_priority: bool) -> None:
+    if low_priority and hasattr(os, "nice"):
         os.nice(LOWER_PRIORITY)
 
 
@@ -235,13 +240,13 @@ def _context(preload: tuple[str, ...]) -> Any:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _muted():
+    with _silence_stderr():
         forkserver.ensure_running()
     return context
 
 
 @contextmanager
-def _muted() -> Iterator[None]:
+def _silence_stderr() -> Iterator[None]:
     """What is started meanwhile has no standard error: what C libraries say about damaged files is in nobody's
     language, and failures come back as reasons. Nor is the traceback of use that a process prints which was
     being started when the run ended."""

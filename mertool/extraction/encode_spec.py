@@ -8,30 +8,30 @@ import torch
 from mertool import encoders
 from mertool.adapters import methods as peft_methods
 from mertool.encoders.aligner import Aligner
-from mertool.encoders.cpu import use_kernels
-from mertool.encoders.hidden_states import drop_above
+from mertool.encoders.cpu import optimize_for_cpu
+from mertool.encoders.hidden_states import truncate_after
 from mertool.encoders.packed import pack
-from mertool.extraction.batching import Limit, budget
-from mertool.extraction.multi_adapter import Adapted
-from mertool.extraction.pipeline import Work, keep_frames, mean_pool
+from mertool.extraction.batching import BatchBudget, budget
+from mertool.extraction.multi_adapter import MultiAdapterEncoder
+from mertool.extraction.pipeline import EncodeSpec, keep_frames, mean_pool
 from mertool.features import Recipe
 
 
 @dataclass(frozen=True)
-class Parts:
+class EncoderAssets:
     """Where the parts of a recipe lie: the encoder, a folder of adapters, a folder with an aligner.
 
     `adapter_of_clip` names the adapter of clips that have one of their own (those adapters were trained
     on; each gets one that did not see it); all others get `final`.
     """
 
-    source: encoders.Source
+    source: encoders.CheckpointRef
     adapters: Path | None = None
     aligner: Path | None = None
     adapter_of_clip: dict[str, str] = field(default_factory=dict)
 
 
-def assemble(recipe: Recipe, parts: Parts, device: torch.device, most: float | None = None) -> Work:
+def assemble(recipe: Recipe, parts: EncoderAssets, device: torch.device, most: float | None = None) -> EncodeSpec:
     """Load everything the recipe names; `most` is the largest padded cost of a batch, if not the usual."""
     work = assemble_several([recipe], [parts], device, most)
     finish = work.finish
@@ -40,8 +40,8 @@ def assemble(recipe: Recipe, parts: Parts, device: torch.device, most: float | N
 
 
 def assemble_several(
-    recipes: list[Recipe], parts: list[Parts], device: torch.device, most: float | None = None
-) -> Work:
+    recipes: list[Recipe], parts: list[EncoderAssets], device: torch.device, most: float | None = None
+) -> EncodeSpec:
     """One encoder for several recipes that differ in layers, pooling, storage and aligner alone.
 
     The work's `finish` gives the values of each recipe, in their order.
@@ -54,16 +54,16 @@ def assemble_several(
     def finish(frames: torch.Tensor) -> list[torch.Tensor]:
         return [_finish(frames, keep, *pair) for pair in zip(recipes, aligners, strict=True)]
 
-    limit = Limit(budget(first.modality, device.type) if most is None else most)
-    work = Work(encoder, keep, finish, limit, device)
+    limit = BatchBudget(budget(first.modality, device.type) if most is None else most)
+    work = EncodeSpec(encoder, keep, finish, limit, device)
     if given.adapters:
-        adapted = Adapted(encoder, given.adapters, device)
+        adapted = MultiAdapterEncoder(encoder, given.adapters, device)
         work.encoder, work.select = adapted, adapted.select
         work.variant = lambda clip: given.adapter_of_clip.get(clip, peft_methods.FINAL)
-    drop_above(encoder.blocks, keep[-1])
+    truncate_after(encoder.blocks, keep[-1])
     if device.type == "cpu":
         pack(encoder.model)
-        use_kernels(encoder.model)
+        optimize_for_cpu(encoder.model)
     return work
 
 

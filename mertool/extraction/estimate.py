@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mertool.extraction.face_crops import Crops
-from mertool.extraction.job import Job, Session
+from mertool.extraction.face_crops import FaceCropCache
+from mertool.extraction.job import ExtractionJob, ExtractionWorker
 from mertool.extraction.plan import make_plan
 from mertool.manifest import Manifest
 from mertool.store import ClipFeatures, Failure, PartWriter, StoreWriter, check_store, parts_folder
@@ -54,7 +54,7 @@ class _Scale(PartWriter):
         """A failure weighs nothing."""
 
 
-def estimate_fill(manifest: Manifest, job: Job, overwrite: bool = False) -> Estimate:
+def estimate_fill(manifest: Manifest, job: ExtractionJob, overwrite: bool = False) -> Estimate:
     """Measure some of the clips that are to do; the store is not touched."""
     check_store(job.output, job.recipe, overwrite)
     done: dict[str, str] = {}
@@ -66,7 +66,7 @@ def estimate_fill(manifest: Manifest, job: Job, overwrite: bool = False) -> Esti
     todo = list(plan.todo)
     # Those whose crops are found already are quick, and there are none of them left when the others are done.
     if job.faces:
-        with Crops(job.faces, job.faces_recipe, None) as crops:
+        with FaceCropCache(job.faces, job.faces_recipe, None) as crops:
             todo = [item for item in todo if not crops.knows(item)] or todo
     chosen = random.Random(SEED).sample(todo, min(len(todo), WARM_UP + SAMPLE))
     sample = chosen[WARM_UP:] or chosen
@@ -74,7 +74,7 @@ def estimate_fill(manifest: Manifest, job: Job, overwrite: bool = False) -> Esti
     seconds = media = 0.0
     bad = 0
     if sample:
-        with Session(job) as session:
+        with ExtractionWorker(job) as session:
             session.do(chosen[:WARM_UP], _Scale(job.output, job.recipe, {}), None, _silent)
             report = session.do(sample, scale, face_scale, _silent)
         seconds, media, bad = report.wall, report.media_seconds, report.failed

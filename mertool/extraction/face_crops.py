@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mertool.errors import ClipError, MertoolError
-from mertool.extraction.decoding import Decoded, Decoders, Outcome, decode_faces
+from mertool.extraction.decoding import DecodedClip, DecodeResult, DecoderPool, decode_faces
 from mertool.extraction.plan import WorkItem, is_known
 from mertool.features import Recipe
 from mertool.store import ClipFeatures, Failure, FeatureStore, PartWriter, parts_folder
@@ -27,14 +27,14 @@ def _fingerprint(path: Path) -> str:
         return store.fingerprint
 
 
-class Crops:
+class FaceCropCache:
     """A store of face crops, open for reading (if it is there) and, with a writer, for adding. A context manager."""
 
     def __init__(self, path: Path, recipe: Recipe, writer: PartWriter | None):
         self.path, self.recipe, self.writer = path, recipe, writer
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Crops":
+    def __enter__(self) -> "FaceCropCache":
         self._store = self._stack.enter_context(FeatureStore(self.path)) if self.path.exists() else None
         if self._store and self._store.fingerprint != self.recipe.fingerprint:
             self._stack.close()
@@ -48,7 +48,7 @@ class Crops:
         self.writer = None  # a thread that was reading ahead may still come back with crops
         self._stack.close()
 
-    def read(self, items: list[WorkItem], decoders: Decoders) -> Iterator[Outcome]:
+    def read(self, items: list[WorkItem], decoders: DecoderPool) -> Iterator[DecodeResult]:
         """Crops of every item, those of the store first."""
         missing = []
         for item in items:
@@ -69,15 +69,15 @@ class Crops:
         """Whether nothing has to be found in the video, and no part of a killed run waits to be joined."""
         return all(map(self.knows, items)) and not parts_folder(self.path).exists()
 
-    def _stored(self, clip: str) -> Decoded | ClipError:
+    def _stored(self, clip: str) -> DecodedClip | ClipError:
         if clip in self._failures:
             return ClipError(self._failures[clip].reason, self._failures[clip].message)
         assert self._store is not None
         row = self._store.index[clip]
         seconds, seen, share = (self._facts[name][row] for name in ("seconds", "frames_seen", "face_share"))
-        return Decoded(np.asarray(self._store.frames(clip)), float(seconds), int(seen), float(share))
+        return DecodedClip(np.asarray(self._store.frames(clip)), float(seconds), int(seen), float(share))
 
-    def _keep(self, item: WorkItem, found: Decoded | ClipError) -> None:
+    def _keep(self, item: WorkItem, found: DecodedClip | ClipError) -> None:
         if self.writer is None:
             return
         clip = item.clip.clip

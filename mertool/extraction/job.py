@@ -10,8 +10,16 @@ import torch
 
 from mertool.errors import MertoolError
 from mertool.extraction import pipeline
-from mertool.extraction.decoding import FACE_MODULES, Decoders, Limits, Outcome, decode_audio, decode_faces, decode_text
-from mertool.extraction.face_crops import Crops
+from mertool.extraction.decoding import (
+    FACE_MODULES,
+    DecodeResult,
+    DecoderLimits,
+    DecoderPool,
+    decode_audio,
+    decode_faces,
+    decode_text,
+)
+from mertool.extraction.face_crops import FaceCropCache
 from mertool.extraction.plan import WorkItem, make_plan
 from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
@@ -21,7 +29,7 @@ ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
-class Job:
+class ExtractionJob:
     """What is to be done with every clip; light, so that it can be sent to another machine.
 
     `load` makes the encoder (None for face crops, which are stored as they are); `faces` is a store of crops
@@ -32,8 +40,8 @@ class Job:
     output: Path
     recipe: Recipe
     origin: dict[str, Any]
-    load: Callable[[], pipeline.Work | None]
-    limits: Limits = field(default_factory=Limits)
+    load: Callable[[], pipeline.EncodeSpec | None]
+    limits: DecoderLimits = field(default_factory=DecoderLimits)
     faces: Path | None = None
     no_text: dict[str, str] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -46,26 +54,26 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Filled:
+class ExtractionSummary:
     """What was done, how many clips were cached, and the reason of every clip without features."""
 
-    report: pipeline.Report
+    report: pipeline.ExtractionStats
     cached: int
     reasons: list[str]
 
 
-class Session:
+class ExtractionWorker:
     """The encoder and the decoders of one process that does items of a job. Use as a context manager."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: ExtractionJob):
         self.job = job
         self._stack = ExitStack()
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> "ExtractionWorker":
         modality = self.job.recipe.modality
         modules = FACE_MODULES if modality in ("faces", "video") else ("mertool.media",)
         self._decoders = self._stack.enter_context(
-            Decoders(self.job.limits, modules, give_way=self.job.device.type == "cpu")
+            DecoderPool(self.job.limits, modules, low_priority=self.job.device.type == "cpu")
         )
         if modality != "text":
             self._decoders.start()  # while the encoder loads
@@ -81,15 +89,15 @@ class Session:
         writer: PartWriter,
         faces: PartWriter | None,
         progress: pipeline.Progress,
-    ) -> pipeline.Report:
+    ) -> pipeline.ExtractionStats:
         """Features of `items` into `writer`, crops that were not there into `faces`."""
         total = len(items)
         if self.job.faces is None:
             return pipeline.run(self._decoded(items), total, self._work, writer, progress)
-        with Crops(self.job.faces, self.job.faces_recipe, faces) as crops:
+        with FaceCropCache(self.job.faces, self.job.faces_recipe, faces) as crops:
             return pipeline.run(crops.read(items, self._decoders), total, self._work, writer, progress)
 
-    def _decoded(self, items: Iterable[WorkItem]) -> Iterable[Outcome]:
+    def _decoded(self, items: Iterable[WorkItem]) -> Iterable[DecodeResult]:
         media = self.job.recipe.media
         if self.job.recipe.modality == "text":
             return decode_text(items, self.job.no_text)
@@ -98,22 +106,24 @@ class Session:
         return self._decoders.read(items, decode_faces, fps=media["fps"], most=media["most_frames"])
 
 
-def fill_store(manifest: Manifest, job: Job, progress: pipeline.Progress, overwrite: bool = False) -> Filled:
+def extract_to_store(
+    manifest: Manifest, job: ExtractionJob, progress: pipeline.Progress, overwrite: bool = False
+) -> ExtractionSummary:
     """Bring the job's store up to date with the manifest. Nothing is loaded if there is no work."""
     with StoreWriter(job.output, job.recipe, job.origin, overwrite) as writer:
         plan = make_plan(manifest, job.recipe.modality, writer.done, writer.failed)
-        report = pipeline.Report()
+        report = pipeline.ExtractionStats()
         if plan.todo:
             report = _do(list(plan.todo), manifest, job, writer, progress)
         writer.finish(clip.clip for clip in manifest.clips)
         failed = [writer.failed[clip.clip].reason for clip in manifest.clips if clip.clip in writer.failed]
         cached = sum(clip in writer.done for clip in plan.cached)
-    return Filled(report, cached, failed)
+    return ExtractionSummary(report, cached, failed)
 
 
 def _do(
-    items: list[WorkItem], manifest: Manifest, job: Job, writer: StoreWriter, progress: pipeline.Progress
-) -> pipeline.Report:
+    items: list[WorkItem], manifest: Manifest, job: ExtractionJob, writer: StoreWriter, progress: pipeline.Progress
+) -> pipeline.ExtractionStats:
     with ExitStack() as stack:
         faces = stack.enter_context(_open_faces(job, items))
         if job.engine == "ray":
@@ -121,19 +131,19 @@ def _do(
 
             report = do_on_ray(items, job, writer, faces, progress, job.ray_address)
         else:
-            report = stack.enter_context(Session(job)).do(items, writer, faces, progress)
+            report = stack.enter_context(ExtractionWorker(job)).do(items, writer, faces, progress)
         if faces:
             faces.finish(clip.clip for clip in manifest.clips)
     return report
 
 
 @contextmanager
-def _open_faces(job: Job, items: list[WorkItem]) -> Iterator[StoreWriter | None]:
+def _open_faces(job: ExtractionJob, items: list[WorkItem]) -> Iterator[StoreWriter | None]:
     """A writer for crops; None where there are none to add, so that several runs may share a whole store."""
     if job.faces is None:
         yield None
         return
-    with Crops(job.faces, job.faces_recipe, None) as crops:
+    with FaceCropCache(job.faces, job.faces_recipe, None) as crops:
         complete = crops.has_all(items)
     if complete:
         yield None

@@ -8,7 +8,7 @@ import torch
 from mertool.adapters import methods as peft_methods
 
 
-class Adapted:
+class MultiAdapterEncoder:
     """An encoder (see engine.pipeline) with the adapters of a folder; `final` is active at first.
 
     The mean shift of the active one is taken off each layer. For a single adapter that is a constant, which no

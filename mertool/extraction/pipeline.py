@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from mertool.devices import is_out_of_memory
-from mertool.errors import ABSENT, ClipError
-from mertool.extraction.background_writer import Sink
-from mertool.extraction.batching import Limit, batches
-from mertool.extraction.decoding import Decoded, Outcome
+from mertool.errors import MISSING_MODALITY_REASONS, ClipError
+from mertool.extraction.background_writer import BackgroundWriter
+from mertool.extraction.batching import BatchBudget, batches
+from mertool.extraction.decoding import DecodedClip, DecodeResult
 from mertool.extraction.plan import WorkItem
-from mertool.extraction.prefetch import Ahead
+from mertool.extraction.prefetch import Prefetcher
 from mertool.store import ClipFeatures, Failure, PartWriter
 
 BATCHES_AHEAD = 2
@@ -41,7 +41,7 @@ class Encoder(Protocol):
 
 
 @dataclass
-class Work:
+class EncodeSpec:
     """How to encode: which layers to keep, what to make of a clip's frames, which adapter it gets.
 
     `finish` turns (L, T, D) into the stored values, or into a list of them where several stores are filled;
@@ -51,14 +51,14 @@ class Work:
     encoder: Encoder
     keep: tuple[int, ...]
     finish: Callable[[torch.Tensor], torch.Tensor | list[torch.Tensor]]
-    limit: Limit = field(default_factory=lambda: Limit(0))
+    limit: BatchBudget = field(default_factory=lambda: BatchBudget(0))
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     variant: Callable[[str], str] = lambda _: ""
     select: Callable[[str], None] = lambda _: None
 
 
 @dataclass
-class Report:
+class ExtractionStats:
     """What became of the clips, and where the time went, in seconds.
 
     `wall` is from the first clip to the last write, `encode` the device's part of it; `decode` and `faces`
@@ -83,7 +83,7 @@ class Report:
     @property
     def failed(self) -> int:
         """Clips that failed; a modality that is simply absent is none."""
-        return sum(count for reason, count in self.reasons.items() if reason not in ABSENT)
+        return sum(count for reason, count in self.reasons.items() if reason not in MISSING_MODALITY_REASONS)
 
     @property
     def idle(self) -> float:
@@ -95,7 +95,7 @@ class Ready(NamedTuple):
     """A clip that can be encoded: its item, what was decoded, and that as the encoder's input."""
 
     item: WorkItem
-    decoded: Decoded
+    decoded: DecodedClip
     prepared: Any
 
 
@@ -110,22 +110,22 @@ def keep_frames(frames: torch.Tensor) -> torch.Tensor:
 
 
 def run(
-    outcomes: Iterable[Outcome],
+    outcomes: Iterable[DecodeResult],
     total: int,
-    work: Work | None,
+    work: EncodeSpec | None,
     writer: PartWriter | Sequence[PartWriter],
     progress: Progress,
-) -> Report:
+) -> ExtractionStats:
     """Encode and write all outcomes; without `work` the decoded content itself is stored (face crops).
 
     With several writers each gets its own of the values that `work.finish` gives.
     """
-    report = Report()
+    report = ExtractionStats()
     began = time.perf_counter()
     truncated = _truncated(work)
     writers = [writer] if isinstance(writer, PartWriter) else list(writer)
     record = _Recorder(report, writers, lambda: progress(report.done, total, report.failed, report.media_seconds))
-    with Sink(RESULTS_WAITING if work else CROPS_WAITING) as sink:
+    with BackgroundWriter(RESULTS_WAITING if work else CROPS_WAITING) as sink:
         if work is None:
             for item, decoded in outcomes:
                 sink.put(partial(record.as_it_is, item, decoded))
@@ -136,12 +136,14 @@ def run(
     return report
 
 
-def _truncated(work: Work | None) -> int:
+def _truncated(work: EncodeSpec | None) -> int:
     """Inputs the encoder has cut so far; only text encoders cut and count."""
     return getattr(work.encoder, "truncated", 0) if work else 0
 
 
-def _encode_all(outcomes: Iterable[Outcome], work: Work, record: "_Recorder", sink: Sink) -> None:
+def _encode_all(
+    outcomes: Iterable[DecodeResult], work: EncodeSpec, record: "_Recorder", sink: BackgroundWriter
+) -> None:
     def fail(item: WorkItem, error: ClipError) -> None:
         sink.put(partial(record.failure, item, error))
 
@@ -149,7 +151,7 @@ def _encode_all(outcomes: Iterable[Outcome], work: Work, record: "_Recorder", si
     grouped = batches(
         ready, lambda clip: work.encoder.cost(clip.prepared), work.limit, lambda clip: work.variant(clip.item.clip.clip)
     )
-    with Ahead(grouped, BATCHES_AHEAD) as batches_ahead:
+    with Prefetcher(grouped, BATCHES_AHEAD) as batches_ahead:
         for batch in batches_ahead:
             work.select(work.variant(batch[0].item.clip.clip))
             for encoded in _encode(batch, work, fail):
@@ -157,7 +159,7 @@ def _encode_all(outcomes: Iterable[Outcome], work: Work, record: "_Recorder", si
 
 
 def _ready(
-    outcomes: Iterable[Outcome], encoder: Encoder, fail: Callable[[WorkItem, ClipError], None]
+    outcomes: Iterable[DecodeResult], encoder: Encoder, fail: Callable[[WorkItem, ClipError], None]
 ) -> Iterator[Ready]:
     for item, decoded in outcomes:
         if isinstance(decoded, ClipError):
@@ -171,7 +173,7 @@ def _ready(
             yield Ready(item, decoded, prepared)
 
 
-def _encode(batch: list[Ready], work: Work, fail: Callable[[WorkItem, ClipError], None]) -> Iterator["_Encoded"]:
+def _encode(batch: list[Ready], work: EncodeSpec, fail: Callable[[WorkItem, ClipError], None]) -> Iterator["_Encoded"]:
     """Encode a batch; one that does not fit the device is done in halves, and so are those to come."""
     try:
         yield _Encoded(batch, work)
@@ -193,7 +195,7 @@ def _encode(batch: list[Ready], work: Work, fail: Callable[[WorkItem, ClipError]
 class _Encoded:
     """A batch the device works on, whose values come to the host without holding the next batch up."""
 
-    def __init__(self, batch: list[Ready], work: Work):
+    def __init__(self, batch: list[Ready], work: EncodeSpec):
         self.clips = [(clip.item, clip.decoded) for clip in batch]
         self._cuda = work.device.type == "cuda"
         began = self._mark()
@@ -229,7 +231,7 @@ class _Encoded:
 class _Recorder:
     """Writes what became of clips; only the sink's thread calls it."""
 
-    report: Report
+    report: ExtractionStats
     writers: list[PartWriter]
     step: Callable[[], None]
 
@@ -242,13 +244,13 @@ class _Recorder:
             else:
                 self.failure(item, ClipError("not_finite"))
 
-    def as_it_is(self, item: WorkItem, decoded: Decoded | ClipError) -> None:
+    def as_it_is(self, item: WorkItem, decoded: DecodedClip | ClipError) -> None:
         if isinstance(decoded, ClipError):
             self.failure(item, decoded)
         else:
             self.features(item, decoded, [decoded.content])
 
-    def features(self, item: WorkItem, decoded: Decoded, values: list[np.ndarray]) -> None:
+    def features(self, item: WorkItem, decoded: DecodedClip, values: list[np.ndarray]) -> None:
         began = time.perf_counter()
         facts = (decoded.seconds, decoded.frames_seen, decoded.face_share)
         for writer, value in zip(self.writers, values, strict=True):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mertool.errors import TRANSIENT, MertoolError
+from mertool.errors import TRANSIENT_REASONS, MertoolError
 from mertool.files import digest_json
 from mertool.manifest import Clip, Manifest
 from mertool.store import Failure
@@ -45,7 +45,7 @@ def is_known(item: WorkItem, done: dict[str, str], failed: dict[str, Failure]) -
     """Whether a store has features of the clip as it is now, or a reason why there are none that will stay."""
     failure = failed.get(item.clip.clip)
     if failure is not None:
-        return failure.digest == item.digest and failure.reason not in TRANSIENT
+        return failure.digest == item.digest and failure.reason not in TRANSIENT_REASONS
     return done.get(item.clip.clip) == item.digest
 
 

@@ -9,7 +9,7 @@ T = TypeVar("T")
 PATIENCE = 0.2  # seconds between looks at whether the work is still wanted
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Iterates over `items` in a thread, at most `size` of them ahead. Use as a context manager.
 
     What the thread raises is raised here. Leaving early lets the thread end at its next item.

@@ -1,6 +1,7 @@
 """Extraction on Ray: one worker per GPU, or per two cores, of this machine or of a cluster.
 
-A worker is a `Session` in a process of its own. It does chunks of the work, writes their features as parts beside the
+A worker is an `ExtractionWorker` in a process of its own. It does chunks of the work, writes their features as parts
+beside the
 store and answers with a light report; the driver, which holds the store, hands out the chunks and takes note of the
 parts. Workers run the code that is installed where they are: the package, the media, the encoder's folder (or the
 hub's cache) and the output must be at the same paths on every machine.
@@ -22,8 +23,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mertool.errors import MertoolError
-from mertool.extraction.job import Job, Session
-from mertool.extraction.pipeline import Progress, Report
+from mertool.extraction.job import ExtractionJob, ExtractionWorker
+from mertool.extraction.pipeline import ExtractionStats, Progress
 from mertool.extraction.plan import WorkItem
 from mertool.store import Failure, PartWriter, StoreWriter
 
@@ -43,13 +44,13 @@ log = logging.getLogger(__name__)
 
 def do_on_ray(
     items: list[WorkItem],
-    job: Job,
+    job: ExtractionJob,
     writer: StoreWriter,
     faces: StoreWriter | None,
     progress: Progress,
     address: str | None = None,
-) -> Report:
-    """What `Session.do` does, by many workers: features into parts of `writer`, new crops into parts of `faces`.
+) -> ExtractionStats:
+    """`ExtractionWorker.do` by many workers: features into parts of `writer`, new crops into parts of `faces`.
 
     Without an `address` a Ray of our own runs on this machine for as long as this takes; `auto`, `HOST:PORT` and
     `ray://HOST:PORT` are clusters, which stay as they are, and so does a Ray this process is connected to. A worker
@@ -82,8 +83,8 @@ def do_on_ray(
 class Worker:
     """The process of an actor: everything that does items of a job, and writers of its own."""
 
-    def __init__(self, job: Job, keeps_faces: bool):
-        self._session = Session(job)
+    def __init__(self, job: ExtractionJob, keeps_faces: bool):
+        self._session = ExtractionWorker(job)
         self._writer = PartWriter(job.output, job.recipe, job.origin)
         self._faces = PartWriter(job.faces, job.faces_recipe, {}) if job.faces and keeps_faces else None
 
@@ -95,7 +96,7 @@ class Worker:
         """Load the encoder. Not part of `__init__`, because Ray turns what that raises into a dead actor."""
         self._session.__enter__()
 
-    def do(self, items: list[WorkItem]) -> Report:
+    def do(self, items: list[WorkItem]) -> ExtractionStats:
         """Do a chunk; what it made is on the disk when this returns."""
         report = self._session.do(items, self._writer, self._faces, lambda *_: None)
         for writer in (self._writer, self._faces):
@@ -143,12 +144,17 @@ class _Fleet:
     """The workers of a run, the chunks they have to do, and the sum of their reports."""
 
     def __init__(
-        self, items: list[WorkItem], job: Job, writer: StoreWriter, faces: StoreWriter | None, address: str | None
+        self,
+        items: list[WorkItem],
+        job: ExtractionJob,
+        writer: StoreWriter,
+        faces: StoreWriter | None,
+        address: str | None,
     ):
         self.items = [replace(item, clip=replace(item.clip, path=item.clip.path.absolute())) for item in items]
         self.job = replace(job, output=job.output.absolute(), faces=job.faces and job.faces.absolute())
         self.writer, self.keeps_faces, self.address = writer, faces is not None, address
-        self.report, self.unwanted = Report(), threading.Event()
+        self.report, self.unwanted = ExtractionStats(), threading.Event()
         self.chunks: deque[Chunk] = deque()
         self.places: list[_Place] = []
 
@@ -253,7 +259,7 @@ class _Fleet:
             (item,) = chunk.items
             message = f"workers died over this clip; the last: {cause}"
             self.writer.fail(Failure(item.clip.clip, item.digest, "encode", "crashed", message))
-            _add(self.report, Report(reasons=Counter(crashed=1)))
+            _add(self.report, ExtractionStats(reasons=Counter(crashed=1)))
 
     def _dismiss(self) -> None:
         """Let the workers that are through end their decoders; those of a worker that is killed end a little later."""
@@ -267,8 +273,8 @@ def _split(items: list[WorkItem], workers: int) -> list[list[WorkItem]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def _add(total: Report, part: Report) -> None:
-    for value in fields(Report):
+def _add(total: ExtractionStats, part: ExtractionStats) -> None:
+    for value in fields(ExtractionStats):
         setattr(total, value.name, getattr(total, value.name) + getattr(part, value.name))
 
 

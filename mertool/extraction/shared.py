@@ -20,9 +20,9 @@ from mertool.errors import ClipError
 from mertool.extraction import pipeline
 from mertool.extraction.decoding import (
     FACE_MODULES,
-    Decoders,
-    Limits,
-    Outcome,
+    DecodeResult,
+    DecoderLimits,
+    DecoderPool,
     decode_audio,
     decode_faces,
     decode_several,
@@ -30,10 +30,10 @@ from mertool.extraction.decoding import (
 from mertool.extraction.plan import WorkItem, make_plan
 from mertool.features import Recipe
 from mertool.manifest import Clip, Manifest
-from mertool.noise import Noise
+from mertool.noise import NoiseCorruption
 from mertool.store import StoreWriter
 
-WAITING = 4  # clips, decoded, that wait for one consumer
+QUEUE_SIZE = 4  # clips, decoded, that wait for one consumer
 PATIENCE = 0.2  # seconds between looks at whether a consumer is still there
 
 
@@ -43,10 +43,10 @@ class Reading:
 
     modality: str
     settings: tuple[tuple[str, Any], ...] = ()
-    noise: Noise | None = None
+    noise: NoiseCorruption | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, noise: Noise | None = None) -> "Reading":
+    def of(cls, recipe: Recipe, noise: NoiseCorruption | None = None) -> "Reading":
         """What the encoder of a recipe for sound or faces takes."""
         if recipe.modality == "audio":
             return cls("audio", (), noise)
@@ -79,7 +79,7 @@ class Group:
 
     targets: tuple[Target, ...]
     reading: Reading
-    load: Callable[[], pipeline.Work]
+    load: Callable[[], pipeline.EncodeSpec]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Listener:
 
     items: list[WorkItem]
     reading: Reading
-    open: Callable[["threading.Lock"], Callable[[Iterable[Outcome], Callable[[int, int, int], None]], None]]
+    open: Callable[["threading.Lock"], Callable[[Iterable[DecodeResult], Callable[[int, int, int], None]], None]]
 
 
 class Stopped(Exception):
@@ -105,8 +105,8 @@ class _Consumer:
 
     items: list[WorkItem]
     reading: Reading
-    consume: Callable[[Iterator[Outcome]], Any]
-    waiting: "queue.Queue[Outcome | None]" = field(default_factory=lambda: queue.Queue(WAITING))
+    consume: Callable[[Iterator[DecodeResult]], Any]
+    waiting: "queue.Queue[DecodeResult | None]" = field(default_factory=lambda: queue.Queue(QUEUE_SIZE))
     error: BaseException | None = None
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -114,7 +114,7 @@ class _Consumer:
         self.wanted = {item.clip.clip for item in self.items}
         self.thread = threading.Thread(target=self._work, daemon=True)
 
-    def put(self, outcome: Outcome | None) -> None:
+    def put(self, outcome: DecodeResult | None) -> None:
         """Hand an outcome over (None: there are no more); raises what the consumer raised."""
         while True:
             if self.error:
@@ -124,7 +124,7 @@ class _Consumer:
             except queue.Full:
                 pass
 
-    def outcomes(self) -> Iterator[Outcome]:
+    def outcomes(self) -> Iterator[DecodeResult]:
         """What was put, as it comes."""
         while True:
             if self.stopped.is_set():
@@ -148,13 +148,13 @@ def fill_together(
     manifest: Manifest,
     groups: list[Group],
     listeners: list[Listener],
-    limits: Limits,
+    limits: DecoderLimits,
     device: torch.device,
     progress: pipeline.Progress,
 ) -> None:
     """Bring the stores of all groups up to date with the manifest in one pass; nothing is loaded without work.
 
-    Every store resumes by itself, as with `fill_store`.
+    Every store resumes by itself, as with `extract_to_store`.
     """
     turn, steps = threading.Lock(), _Steps(progress)
     with ExitStack() as stack:
@@ -164,7 +164,7 @@ def fill_together(
         if any(todo) or any(listener.items for listener in listeners):
             readings = [group.reading.modality for group, items in zip(groups, todo, strict=True) if items]
             modules = FACE_MODULES if "video" in readings else ("mertool.media",)
-            decoders = stack.enter_context(Decoders(limits, modules, give_way=device.type == "cpu"))
+            decoders = stack.enter_context(DecoderPool(limits, modules, low_priority=device.type == "cpu"))
             decoders.start()  # while the encoders load
             consumers = [
                 _encoding(group, items, writers, turn, steps.of(number, len(items)))
@@ -198,7 +198,7 @@ def _encoding(
     work = group.load()
     work.encoder.encode_prepared = in_turn(turn, work.encoder.encode_prepared)  # type: ignore[method-assign]
 
-    def consume(outcomes: Iterator[Outcome]) -> None:
+    def consume(outcomes: Iterator[DecodeResult]) -> None:
         pipeline.run(outcomes, len(items), work, writers, step)
 
     return _Consumer(items, group.reading, consume)
@@ -207,7 +207,7 @@ def _encoding(
 def _listening(listener: Listener, turn: threading.Lock, step: pipeline.Progress) -> _Consumer:
     listen = listener.open(turn)
 
-    def consume(outcomes: Iterator[Outcome]) -> None:
+    def consume(outcomes: Iterator[DecodeResult]) -> None:
         listen(outcomes, lambda done, total, failed: step(done, total, failed, 0.0))
 
     return _Consumer(listener.items, listener.reading, consume)
@@ -223,7 +223,7 @@ def in_turn(turn: threading.Lock, function: Callable[..., Any]) -> Callable[...,
     return call
 
 
-def _read(consumers: list[_Consumer], decoders: Decoders) -> None:
+def _read(consumers: list[_Consumer], decoders: DecoderPool) -> None:
     """Read every clip once and give the consumers what they want of it."""
     for consumer in consumers:
         consumer.thread.start()
@@ -249,7 +249,7 @@ def _read(consumers: list[_Consumer], decoders: Decoders) -> None:
             raise consumer.error
 
 
-def _read_once(consumers: list[_Consumer], decoders: Decoders) -> list[WorkItem]:
+def _read_once(consumers: list[_Consumer], decoders: DecoderPool) -> list[WorkItem]:
     """One task for each clip, in the consumers' order; the items whose decoder hung or died come back."""
     items = {item.clip.clip: item for consumer in consumers for item in consumer.items}
     readings = list({consumer.reading: None for consumer in consumers})

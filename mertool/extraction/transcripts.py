@@ -14,8 +14,8 @@ import torch
 
 from mertool import encoders
 from mertool.devices import is_out_of_memory
-from mertool.errors import ABSENT, TRANSIENT, ClipError, MertoolError, faults_in
-from mertool.extraction.decoding import Decoded, Decoders, Limits, Outcome, decode_audio
+from mertool.errors import MISSING_MODALITY_REASONS, TRANSIENT_REASONS, ClipError, MertoolError, combine_errors
+from mertool.extraction.decoding import DecodedClip, DecodeResult, DecoderLimits, DecoderPool, decode_audio
 from mertool.extraction.plan import WorkItem, item_digest
 from mertool.files import check_writable, write_atomic
 from mertool.manifest import Manifest
@@ -25,11 +25,11 @@ if TYPE_CHECKING:  # it imports transformers, which a run that finds everything 
 
 COLUMNS = ("clip", "text", "confidence", "no_speech", "digest", "recogniser", "reason")
 SAVE_SECONDS, SAVE_CLIPS = 60.0, 256  # a run that is killed loses no more than this
-Ready = tuple[WorkItem, Decoded]
+ReadyClip = tuple[WorkItem, DecodedClip]
 
 
 @dataclass(frozen=True)
-class Row:
+class TranscriptRow:
     """One line of the CSV: what was recognised in a clip, or the reason why it has no text.
 
     `confidence` and `no_speech` as in `encoders.asr.Transcript`, NaN (an empty cell) where they are not
@@ -77,13 +77,13 @@ def transcripts_beside(store: Path) -> Path:
 def transcribe_clips(
     manifest: Manifest,
     store: Path,
-    source: encoders.Source,
+    source: encoders.CheckpointRef,
     device: torch.device,
-    limits: Limits,
+    limits: DecoderLimits,
     progress: Callable[[int, int, int], None],
 ) -> Transcribed:
     """Recognise what is said in the clips without a transcript, for a store of text features."""
-    with Decoders(limits) as decoders:
+    with DecoderPool(limits) as decoders:
         return transcribe(
             manifest,
             transcripts_beside(store),
@@ -94,7 +94,7 @@ def transcribe_clips(
         )
 
 
-def load_recogniser(source: encoders.Source, device: torch.device) -> "Recogniser":
+def load_recogniser(source: encoders.CheckpointRef, device: torch.device) -> "Recogniser":
     """The speech recogniser in the number format that suits the device."""
     # On a CPU half precision gains little here, and near ties would depend on the batch.
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -105,10 +105,10 @@ def load_recogniser(source: encoders.Source, device: torch.device) -> "Recognise
 def transcribe(
     manifest: Manifest,
     output: Path,
-    source: encoders.Source,
+    source: encoders.CheckpointRef,
     load: Callable[[], "Recogniser"],
     progress: Callable[[int, int, int], None],
-    read: Callable[[Iterable[WorkItem]], Iterable[Outcome]],
+    read: Callable[[Iterable[WorkItem]], Iterable[DecodeResult]],
     language: str | None = None,
 ) -> Transcribed:
     """Recognise the clips without a transcript and keep the texts in the CSV `output`.
@@ -126,7 +126,7 @@ def transcribe(
     recogniser = _name(source, language)
     todo = [item for item in items if not _is_known(item, rows.get(item.clip.clip), recogniser)]
     if todo:
-        sheet = Sheet(output, [clip.clip for clip in manifest.clips], rows)
+        sheet = TranscriptTable(output, [clip.clip for clip in manifest.clips], rows)
         _fill(sheet, todo, recogniser, load, progress, read)
     found = {item.clip.clip: rows[item.clip.clip] for item in items}
     reasons = {clip: row.reason or "no_text" for clip, row in found.items() if not row.text}
@@ -137,7 +137,7 @@ def transcribe(
     return Transcribed(filled, recognised, len(items) - len(todo), silent, dict(failed), len(items), reasons)
 
 
-def left_to_hear(manifest: Manifest, output: Path, source: encoders.Source) -> list[WorkItem]:
+def clips_to_transcribe(manifest: Manifest, output: Path, source: encoders.CheckpointRef) -> list[WorkItem]:
     """The clips that `transcribe` would have read, because neither a text nor an outcome in the CSV is there."""
     items = _without_text(manifest)
     rows = read_rows(output) if items else {}
@@ -148,19 +148,19 @@ def _without_text(manifest: Manifest) -> list[WorkItem]:
     return [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips if not (clip.text or "").strip()]
 
 
-def _name(source: encoders.Source, language: str | None = None) -> str:
+def _name(source: encoders.CheckpointRef, language: str | None = None) -> str:
     """What the CSV calls a recogniser."""
     return source.digest()[:16] + (f"-{language}" if language else "")
 
 
-class Sheet:
+class TranscriptTable:
     """The CSV of a run: rows in the order of the manifest, then those of clips that are not in it."""
 
-    def __init__(self, path: Path, order: list[str], rows: dict[str, Row]):
+    def __init__(self, path: Path, order: list[str], rows: dict[str, TranscriptRow]):
         self.path, self.order, self.rows = path, order, rows
         self.unsaved, self.saved_at = 0, time.monotonic()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: TranscriptRow) -> None:
         """Take a row in, and write the file if that was not done for a while."""
         self.rows[row.clip] = row
         self.unsaved += 1
@@ -176,7 +176,7 @@ class Sheet:
         self.unsaved, self.saved_at = 0, time.monotonic()
 
 
-def read_rows(path: Path) -> dict[str, Row]:
+def read_rows(path: Path) -> dict[str, TranscriptRow]:
     """Rows of a CSV of transcripts by clip, none where there is no file; MertoolError for any other file."""
     if not path.exists():
         return {}
@@ -193,14 +193,14 @@ def read_rows(path: Path) -> dict[str, Row]:
         raise MertoolError(
             f"{path} is not a CSV of transcripts: it begins with '{given}', valid is {','.join(COLUMNS)}; {remedy}"
         )
-    rows: dict[str, Row] = {}
+    rows: dict[str, TranscriptRow] = {}
     faults = []
     for number, cells in enumerate(lines[1:], start=2):
         if not cells:
             continue
         try:
             clip, text, confidence, no_speech, *rest = cells
-            row = Row(clip, text.strip(), float(confidence or "nan"), float(no_speech or "nan"), *rest)
+            row = TranscriptRow(clip, text.strip(), float(confidence or "nan"), float(no_speech or "nan"), *rest)
         except (ValueError, TypeError):
             faults.append(f"row {number} is not {','.join(COLUMNS)} with numbers as confidence and no_speech")
             continue
@@ -208,11 +208,11 @@ def read_rows(path: Path) -> dict[str, Row]:
             faults.append(f"row {number}: clip id '{row.clip}' stands twice")
         rows[row.clip] = row
     if faults:
-        raise MertoolError(f"{faults_in(str(path), faults)}; correct it, or {remedy}")
+        raise MertoolError(f"{combine_errors(str(path), faults)}; correct it, or {remedy}")
     return rows
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[TranscriptRow]) -> None:
     """Write a CSV of transcripts whole."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -221,34 +221,34 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def _is_known(item: WorkItem, row: Row | None, recogniser: str) -> bool:
-    if row is None or row.reason in TRANSIENT:
+def _is_known(item: WorkItem, row: TranscriptRow | None, recogniser: str) -> bool:
+    if row is None or row.reason in TRANSIENT_REASONS:
         return False
     return (row.digest, row.recogniser) == (item.digest, recogniser)
 
 
 def _fill(
-    sheet: Sheet,
+    sheet: TranscriptTable,
     todo: list[WorkItem],
     name: str,
     load: Callable[[], "Recogniser"],
     progress: Callable[[int, int, int], None],
-    read: Callable[[Iterable[WorkItem]], Iterable[Outcome]],
+    read: Callable[[Iterable[WorkItem]], Iterable[DecodeResult]],
 ) -> None:
     """Bring the sheet up to date with `todo`; what is there when the run is interrupted is kept."""
     recogniser, failed = load(), 0
     try:
         for done, row in enumerate(_rows(read(todo), recogniser, name), start=1):
             sheet.add(row)
-            failed += bool(row.reason) and row.reason not in ABSENT
+            failed += bool(row.reason) and row.reason not in MISSING_MODALITY_REASONS
             progress(done, len(todo), failed)
     finally:
         sheet.save()
 
 
-def _rows(outcomes: Iterable[Outcome], recogniser: "Recogniser", name: str) -> Iterator[Row]:
+def _rows(outcomes: Iterable[DecodeResult], recogniser: "Recogniser", name: str) -> Iterator[TranscriptRow]:
     """The row of every clip: failures of reading at once, the others as their batch is recognised."""
-    batch: list[Ready] = []
+    batch: list[ReadyClip] = []
     for item, decoded in outcomes:
         if isinstance(decoded, ClipError):
             yield _row(item, decoded, name)
@@ -262,12 +262,12 @@ def _rows(outcomes: Iterable[Outcome], recogniser: "Recogniser", name: str) -> I
     yield from _recognise_rows(batch, recogniser, name)
 
 
-def _recognise_rows(batch: list[Ready], recogniser: "Recogniser", name: str) -> Iterator[Row]:
+def _recognise_rows(batch: list[ReadyClip], recogniser: "Recogniser", name: str) -> Iterator[TranscriptRow]:
     for (item, _), found in zip(batch, _recognise(batch, recogniser), strict=True):
         yield _row(item, found, name)
 
 
-def _recognise(batch: list[Ready], recogniser: "Recogniser") -> "list[Transcript | ClipError]":
+def _recognise(batch: list[ReadyClip], recogniser: "Recogniser") -> "list[Transcript | ClipError]":
     """Recognise a batch; what does not fit the device is tried in halves, and later batches are smaller."""
     if not batch:
         return []
@@ -285,14 +285,14 @@ def _recognise(batch: list[Ready], recogniser: "Recogniser") -> "list[Transcript
     return _recognise(batch[:middle], recogniser) + _recognise(batch[middle:], recogniser)
 
 
-def _row(item: WorkItem, found: "Transcript | ClipError", recogniser: str) -> Row:
+def _row(item: WorkItem, found: "Transcript | ClipError", recogniser: str) -> TranscriptRow:
     clip, digest = item.clip.clip, item.digest
     if isinstance(found, ClipError):
-        return Row(clip, "", math.nan, math.nan, digest, recogniser, found.reason)
+        return TranscriptRow(clip, "", math.nan, math.nan, digest, recogniser, found.reason)
     reason = "" if found.text else "no_text"
     if not math.isfinite(found.confidence):
         reason = "not_finite"
-    return Row(clip, found.text, found.confidence, found.no_speech, digest, recogniser, reason)
+    return TranscriptRow(clip, found.text, found.confidence, found.no_speech, digest, recogniser, reason)
 
 
 def _with_texts(manifest: Manifest, texts: dict[str, str]) -> Manifest:

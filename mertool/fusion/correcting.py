@@ -12,14 +12,14 @@ from mertool.fusion.calibration import (
     prior_effect,
     temperature_effect,
 )
-from mertool.fusion.cross_validation import System
+from mertool.fusion.cross_validation import CrossValidatedEnsemble
 from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 
 def correct(
-    system: System,
-    examples: Examples,
+    system: CrossValidatedEnsemble,
+    examples: LabelledClips,
     folds: Folds,
     here: np.ndarray,
     there: np.ndarray | None = None,

@@ -16,11 +16,11 @@ import torch
 
 from mertool.fusion import heads as fusion
 from mertool.fusion.batches import UNUSED, Features
-from mertool.fusion.ensemble import member_logits, train_members
+from mertool.fusion.ensemble import ensemble_logits, train_members
 from mertool.fusion.hyperparameters import Draw, choose_nested, choose_optimistic, development_parts, make_draws
 from mertool.fusion.trainer import Member, Schedule, Trained
 from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 NESTED, MERTOOLS = "nested", "mertools"
 PROTOCOLS = (NESTED, MERTOOLS)
@@ -75,7 +75,7 @@ class Members:
 
 
 @dataclass(frozen=True)
-class System:
+class CrossValidatedEnsemble:
     """held_out: logits (N, C) of the labelled rows, each the mean of its fold's members. by_fold: logits (F, N + U, C)
     of all rows. plans: draw and epochs of each fold's members; chosen: how they came about, as JSON."""
 
@@ -90,13 +90,13 @@ class System:
 def train_system(
     features: Features,
     present: torch.Tensor,
-    examples: Examples,
+    examples: LabelledClips,
     folds: Folds,
     settings: Settings,
     extra: Extra | None = None,
     progress: Progress = lambda *_: None,
     plans: list[Plan] | None = None,
-) -> System:
+) -> CrossValidatedEnsemble:
     """Train and score one system.
 
     features: list of (N + U, L, D), present (N + U, P): rows of the N examples, then of U `extra` ones. plans: draw
@@ -126,7 +126,7 @@ def train_system(
     held_out = logits[folds.of, np.arange(len(examples))]
     longest = max(len(result.losses) for result in results)
     losses = [float(np.mean([r.losses[e] for r in results if e < len(r.losses)])) for e in range(longest)]
-    return System(held_out, logits, groups, losses, plans, chosen)
+    return CrossValidatedEnsemble(held_out, logits, groups, losses, plans, chosen)
 
 
 def logits_by_fold(
@@ -141,7 +141,7 @@ def logits_by_fold(
     total = np.zeros((folds, len(present), classes), np.float32)
     count = np.zeros(folds)
     for group in groups:
-        logits = member_logits(build(group.width, 0.0).to(present.device), group.state, features, present)
+        logits = ensemble_logits(build(group.width, 0.0).to(present.device), group.state, features, present)
         np.add.at(total, np.array(group.fold), logits.cpu().numpy())
         np.add.at(count, np.array(group.fold), 1)
     return total / count[:, None, None].astype(np.float32)
@@ -154,7 +154,7 @@ class _Data:
         self,
         features: Features,
         present: torch.Tensor,
-        examples: Examples,
+        examples: LabelledClips,
         folds: Folds,
         settings: Settings,
         extra: Extra | None,

@@ -18,7 +18,7 @@ from mertool.fusion.batches import Features, drop_modalities
 from mertool.fusion.heads import Head
 from mertool.fusion.trainer import Member, Schedule, Trained, train_stack
 
-__all__ = ["Features", "Member", "Schedule", "Trained", "drop_modalities", "member_logits", "train_members"]
+__all__ = ["Features", "Member", "Schedule", "Trained", "drop_modalities", "ensemble_logits", "train_members"]
 
 LEAST = 16  # members of a stack on a CPU: so many make what a step costs beside arithmetic small
 WEIGHTS = 1 << 22  # or as many as have so many weights together: small members make larger stacks
@@ -143,7 +143,7 @@ def _stacks(members: list[Member], batch: int, most: dict[int, int]) -> list[lis
 
 
 @torch.no_grad()
-def member_logits(
+def ensemble_logits(
     head: Head, state: dict[str, torch.Tensor], features: Features, present: torch.Tensor
 ) -> torch.Tensor:
     """Logits (M, N, C) of all members, whose weights are stacked in `state`, on the same clips."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.learning.folds import Folds, make_folds
-from mertool.learning.labelled_clips import Examples, keep
+from mertool.learning.labelled_clips import LabelledClips, keep
 
 # What the official script of MER2024 draws from.
 WIDTHS, DROPOUTS, RATES = (64, 128, 256), (0.2, 0.3, 0.4, 0.5), (1e-3, 1e-4)
@@ -32,7 +32,7 @@ def make_draws(count: int, seed: int) -> list[Draw]:
     return [Draw(int(rng.choice(WIDTHS)), float(rng.choice(DROPOUTS)), float(rng.choice(RATES))) for _ in range(count)]
 
 
-def shuffled_folds(examples: Examples, count: int, seed: int) -> Folds:
+def shuffled_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
     """Folds as the official script makes them, neither stratified nor by speaker; but seeded."""
     if not 2 <= count <= len(examples):
         raise MertoolError(f"{count} folds of {len(examples)} labelled clips: give --folds from 2 to {len(examples)}")
@@ -40,7 +40,7 @@ def shuffled_folds(examples: Examples, count: int, seed: int) -> Folds:
     return Folds(of, count, f"{count} folds, shuffled; speakers are not kept apart")
 
 
-def development_parts(examples: Examples, folds: Folds, seed: int) -> list[np.ndarray]:
+def development_parts(examples: LabelledClips, folds: Folds, seed: int) -> list[np.ndarray]:
     """Of each fold, rows of its training part that choose for it: a fifth, stratified and by speaker like folds."""
     found = []
     for fold in range(folds.count):

@@ -51,7 +51,7 @@ class SelfTraining:
 
 
 @dataclass(frozen=True)
-class Witness:
+class UnimodalPredictions:
     """What the unimodal members of each fold say of the unlabelled clips, logits (F, U, C), and which have it (U,)."""
 
     logits: np.ndarray
@@ -137,7 +137,7 @@ def _agreement(guess: np.ndarray, votes: Sequence[np.ndarray], available: Sequen
 def self_train(
     train: Callable[[np.ndarray], Round],
     clips: int,
-    witnesses: Sequence[Witness],
+    witnesses: Sequence[UnimodalPredictions],
     labels: np.ndarray,
     folds: Folds,
     options: SelfTraining,
@@ -166,7 +166,12 @@ def self_train(
 
 
 def _select_for(
-    fold: int, last: Round, witnesses: Sequence[Witness], labels: np.ndarray, part: float, options: SelfTraining
+    fold: int,
+    last: Round,
+    witnesses: Sequence[UnimodalPredictions],
+    labels: np.ndarray,
+    part: float,
+    options: SelfTraining,
 ) -> Selection:
     """Pseudo-labels of one fold, from its own members and the labels (n,) they trained on."""
     fusion = last.unlabelled[fold]

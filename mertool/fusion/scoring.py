@@ -4,22 +4,24 @@ from typing import Any
 
 import numpy as np
 
-from mertool.fusion.cross_validation import System
+from mertool.fusion.cross_validation import CrossValidatedEnsemble
 from mertool.learning.folds import speaker_groups
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import confusion, mcnemar, paired_bootstrap, score_json, scores_of
 
 AFTERWARDS = "the best part was chosen after the fact, by the scores above"
 
 
-def score_system(system: System, here: np.ndarray, examples: Examples, classes: int, seed: int) -> dict[str, Any]:
+def score_system(
+    system: CrossValidatedEnsemble, here: np.ndarray, examples: LabelledClips, classes: int, seed: int
+) -> dict[str, Any]:
     """Scores on the examples `here` (N,): a clip without a modality gives that part nothing to judge by."""
     guess, groups = system.held_out.argmax(1), _speakers(examples, here)
     return {"clips": int(here.sum()), **score_json(examples.labels[here], guess[here], classes, seed, groups)}
 
 
 def against_best(
-    systems: dict[str, tuple[System, np.ndarray]], examples: Examples, classes: int, seed: int
+    systems: dict[str, tuple[CrossValidatedEnsemble, np.ndarray]], examples: LabelledClips, classes: int, seed: int
 ) -> dict[str, Any]:
     """The last system against the best of the others, on the examples that this one has features of."""
     *parts, last = systems
@@ -39,22 +41,22 @@ def against_best(
     }
 
 
-def largest_class(labels: np.ndarray, classes: int) -> float:
+def majority_class_waf(labels: np.ndarray, classes: int) -> float:
     """Weighted F1 of always guessing the largest class."""
     always = np.full_like(labels, np.bincount(labels).argmax())
     return float(scores_of(confusion(labels, always, classes))["waf"])
 
 
-def _waf(system: System, here: np.ndarray, examples: Examples, classes: int) -> float:
+def _waf(system: CrossValidatedEnsemble, here: np.ndarray, examples: LabelledClips, classes: int) -> float:
     table = confusion(examples.labels[here], system.held_out.argmax(1)[here], classes)
     return float(scores_of(table)["waf"])
 
 
-def _guess(systems: dict[str, tuple[System, np.ndarray]], name: str) -> np.ndarray:
+def _guess(systems: dict[str, tuple[CrossValidatedEnsemble, np.ndarray]], name: str) -> np.ndarray:
     return systems[name][0].held_out.argmax(1)
 
 
-def _speakers(examples: Examples, here: np.ndarray) -> np.ndarray | None:
+def _speakers(examples: LabelledClips, here: np.ndarray) -> np.ndarray | None:
     """Whom intervals draw anew: the speakers of some clips where all are known, else the clips (None)."""
     groups = speaker_groups(examples)
     return None if groups is None else groups[here]

@@ -11,22 +11,22 @@ import numpy as np
 import torch
 
 from mertool.fusion.batches import Features
-from mertool.fusion.cross_validation import Extra, Settings, System, train_system
-from mertool.fusion.pseudo_labels import Round, SelfTrained, SelfTraining, Witness, self_train
+from mertool.fusion.cross_validation import CrossValidatedEnsemble, Extra, Settings, train_system
+from mertool.fusion.pseudo_labels import Round, SelfTrained, SelfTraining, UnimodalPredictions, self_train
 from mertool.learning.folds import Folds, speaker_groups
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 
 def self_train_system(
     features: Features,
     present: torch.Tensor,
-    examples: Examples,
+    examples: LabelledClips,
     folds: Folds,
     settings: Settings,
-    singles: Sequence[System],
+    singles: Sequence[CrossValidatedEnsemble],
     options: SelfTraining,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> tuple[System, SelfTrained]:
+) -> tuple[CrossValidatedEnsemble, SelfTrained]:
     """Train a system with pseudo-labels; it is the one of the last round.
 
     features: list of (N + U, L, D), present (N + U, P): rows of the N examples, then of the unlabelled clips. singles:
@@ -35,8 +35,10 @@ def self_train_system(
     """
     labelled = len(examples)
     available = present[labelled:].cpu().numpy()
-    witnesses = [Witness(single.by_fold[:, labelled:], available[:, part]) for part, single in enumerate(singles)]
-    before: list[System] = []
+    witnesses = [
+        UnimodalPredictions(single.by_fold[:, labelled:], available[:, part]) for part, single in enumerate(singles)
+    ]
+    before: list[CrossValidatedEnsemble] = []
 
     def train(pseudo: np.ndarray) -> Round:
         def step(done: int, total: int) -> None:

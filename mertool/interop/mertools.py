@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mertool.errors import MertoolError, faults_in, suggest
+from mertool.errors import MertoolError, combine_errors, suggest
 from mertool.files import write_atomic
 from mertool.manifest import EMOTIONS, SPLITS
 
@@ -89,7 +89,7 @@ def check_candidates(path: Path, names: list[str], clips: list[str], source: Pat
     if extra := sorted(set(clips) - set(names)):
         faults.append(f"clips of {source} that are no candidates: {_named(extra)}, give a manifest without them")
     if faults:
-        raise faults_in(f"no submission for {path}", faults)
+        raise combine_errors(f"no submission for {path}", faults)
 
 
 def write_submission(path: Path, names: list[str], labels: dict[str, str], reasons: Path) -> None:
@@ -122,7 +122,7 @@ def _by_clip(path: Path, rows: list[dict[str, str]], name: str, column: str) -> 
         if value and found.setdefault(clip, value) != value:
             faults.append(f"'{clip}' stands there with {column} '{found[clip]}' and '{value}'")
     if faults:
-        raise faults_in(str(path), faults)
+        raise combine_errors(str(path), faults)
     return found
 
 

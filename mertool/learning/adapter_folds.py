@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from mertool.errors import MertoolError
-from mertool.learning.folds import Folds, get_folds, place_all
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.folds import Folds, assign_missing_folds, get_folds
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.runs import Run
 from mertool.store import FeatureStore
 
 
-def folds_of_adapters(
-    stores: Sequence[FeatureStore], examples: Examples, asked: int | Path | None, seed: int
+def adapter_folds(
+    stores: Sequence[FeatureStore], examples: LabelledClips, asked: int | Path | None, seed: int
 ) -> Folds | None:
     """The folds of the adapters of these stores, None where nothing is adapted.
 
@@ -26,7 +26,7 @@ def folds_of_adapters(
     table = _table(adapters)
     count = max(table.values()) + 1
     # Clips without sound have no adapter.
-    placed = place_all({clip: str(fold) for clip, fold in table.items()}, examples)
+    placed = assign_missing_folds({clip: str(fold) for clip, fold in table.items()}, examples)
     of = [int(placed[clip]) for clip in examples.clips]
     folds = Folds(np.array(of, np.int64), count, f"{count} folds, those of the adapters in {', '.join(adapters)}")
     if not _agrees(asked, folds, np.isin(examples.clips, list(table)), examples, seed):
@@ -48,7 +48,7 @@ def _table(adapters: list[str]) -> dict[str, int]:
     return dict(first)
 
 
-def _agrees(asked: int | Path | None, folds: Folds, known: np.ndarray, examples: Examples, seed: int) -> bool:
+def _agrees(asked: int | Path | None, folds: Folds, known: np.ndarray, examples: LabelledClips, seed: int) -> bool:
     """Whether what was asked for is these folds, in whatever order they are numbered, on the `known` clips (N,)."""
     if not isinstance(asked, Path):
         return asked is None or asked == folds.count

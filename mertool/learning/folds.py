@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from mertool.errors import MertoolError, faults_in
+from mertool.errors import MertoolError, combine_errors
 from mertool.files import digest_json, write_atomic
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 FORMS = "a CSV with the columns clip,fold; the folder or run.json of a run; EmoBox's CSV with fold,split,file"
 
@@ -34,12 +34,12 @@ class Folds:
         """Rows of `fold`."""
         return np.flatnonzero(self.of == fold)
 
-    def to_json(self, examples: Examples) -> dict[str, int]:
+    def to_json(self, examples: LabelledClips) -> dict[str, int]:
         """Clip to fold, as stored with a run."""
         return dict(zip(examples.clips, map(int, self.of), strict=True))
 
 
-def make_folds(examples: Examples, count: int, seed: int) -> Folds:
+def make_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
     """`count` folds; by speaker where every speaker is known and there are at least two."""
     if count < 2:
         raise MertoolError(f"{count} folds: give at least 2")
@@ -75,7 +75,7 @@ def make_folds(examples: Examples, count: int, seed: int) -> Folds:
     return Folds(of, count, kind)
 
 
-def speaker_groups(examples: Examples) -> np.ndarray | None:
+def speaker_groups(examples: LabelledClips) -> np.ndarray | None:
     """Speaker (N,) of each clip if all are known and there are at least two, else None."""
     speakers = set(examples.speakers)
     return None if None in speakers or len(speakers) < 2 else np.array([str(name) for name in examples.speakers])
@@ -84,7 +84,7 @@ def speaker_groups(examples: Examples) -> np.ndarray | None:
 # ---------------------------------------------------------------- folds of a file
 
 
-def get_folds(given: int | Path, examples: Examples, seed: int, whole: bool = True) -> Folds:
+def get_folds(given: int | Path, examples: LabelledClips, seed: int, whole: bool = True) -> Folds:
     """What `--folds` asks for: so many folds made here, or those of a file (`whole`: it must name every example)."""
     return read_folds(given, examples, whole) if isinstance(given, Path) else make_folds(examples, given, seed)
 
@@ -99,7 +99,7 @@ def folds_option(given: int | Path | None) -> int | str | None:
     return "file" if isinstance(given, Path) else given
 
 
-def write_folds(path: Path, examples: Examples, folds: Folds) -> None:
+def write_folds(path: Path, examples: LabelledClips, folds: Folds) -> None:
     """Write the CSV `clip,fold` that `read_folds` takes."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -108,7 +108,7 @@ def write_folds(path: Path, examples: Examples, folds: Folds) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def read_folds(path: Path, examples: Examples, whole: bool = True) -> Folds:
+def read_folds(path: Path, examples: LabelledClips, whole: bool = True) -> Folds:
     """Folds of a file, for these examples; they are numbered from 0 in the order of their names.
 
     The file is a CSV with the columns `clip,fold`, a run of mertool (its folder or run.json), or EmoBox's
@@ -119,7 +119,7 @@ def read_folds(path: Path, examples: Examples, whole: bool = True) -> Folds:
     file = _file_of(path)
     found = _from_run(file) if file.suffix == ".json" else _from_csv(file, examples.clips)
     if (file.suffix == ".json" or not whole) and 2 * sum(clip in found for clip in examples.clips) > len(examples):
-        found = place_all(found, examples)
+        found = assign_missing_folds(found, examples)
     without = [clip for clip in examples.clips if clip not in found]
     if without:
         raise MertoolError(
@@ -137,7 +137,7 @@ def read_folds(path: Path, examples: Examples, whole: bool = True) -> Folds:
     return Folds(of, len(names), f"{len(names)} folds of {path.name}, {_disjoint(examples, of)}")
 
 
-def place_all(table: dict[str, str], examples: Examples) -> dict[str, str]:
+def assign_missing_folds(table: dict[str, str], examples: LabelledClips) -> dict[str, str]:
     """Fold of every example: that of `table`, else that of its speaker's clips there, else one after the other."""
     names = sorted(set(table.values()), key=_in_order)
     pairs = list(zip(examples.clips, examples.speakers, strict=True))
@@ -148,7 +148,7 @@ def place_all(table: dict[str, str], examples: Examples) -> dict[str, str]:
     }
 
 
-def _disjoint(examples: Examples, of: np.ndarray) -> str:
+def _disjoint(examples: LabelledClips, of: np.ndarray) -> str:
     """Whether folds (N,) keep speakers apart, as found in the data."""
     groups = speaker_groups(examples)
     if groups is None:
@@ -212,7 +212,7 @@ def _from_rows(file: Path, rows: list[dict[str, str]]) -> dict[str, str]:
         elif found.setdefault(clip, fold) != fold:
             faults.append(f"row {number}: '{clip}' stands in fold {found[clip]} and in fold {fold}")
     if faults:
-        raise faults_in(str(file), faults)
+        raise combine_errors(str(file), faults)
     return found
 
 
@@ -230,7 +230,7 @@ def _from_emobox(file: Path, rows: list[dict[str, str]], clips: Iterable[str]) -
         if row["split"].lower() != "test" and tested.get(row["file"]) == row["fold"]:
             faults.append(f"{row['file']} is in both parts of fold {row['fold']}")
     if faults:
-        raise faults_in(f"{file}: the test parts do not part the files", faults, most=5)
+        raise combine_errors(f"{file}: the test parts do not part the files", faults, most=5)
     named: dict[str, list[str]] = {}
     for name in tested:
         parts = PurePosixPath(name).with_suffix("").parts
@@ -239,5 +239,5 @@ def _from_emobox(file: Path, rows: list[dict[str, str]], clips: Iterable[str]) -
     chosen = {clip: named[clip] for clip in clips if clip in named}
     unclear = [f"'{clip}' may be {names[0]} or {names[1]}" for clip, names in chosen.items() if len(names) > 1]
     if unclear:
-        raise faults_in(f"{file}: file names that fit several files", unclear, most=5)
+        raise combine_errors(f"{file}: file names that fit several files", unclear, most=5)
     return {clip: tested[names[0]] for clip, names in chosen.items()}

@@ -10,7 +10,7 @@ from mertool.store import FeatureStore
 
 
 @dataclass(frozen=True)
-class Examples:
+class LabelledClips:
     """Labelled clips in manifest order: class index (N,) and speaker of each (None where unknown)."""
 
     clips: tuple[str, ...]
@@ -21,7 +21,7 @@ class Examples:
         return len(self.clips)
 
 
-def labelled_examples(manifest: Manifest, classes: tuple[str, ...]) -> Examples:
+def labelled_examples(manifest: Manifest, classes: tuple[str, ...]) -> LabelledClips:
     """The training clips of a manifest. At least two classes must occur."""
     labels, speakers = manifest.labelled(classes), manifest.speakers()
     if not labels:
@@ -36,20 +36,20 @@ def labelled_examples(manifest: Manifest, classes: tuple[str, ...]) -> Examples:
         )
     clips = tuple(labels)
     index = np.array([classes.index(labels[clip]) for clip in clips])
-    return Examples(clips, index, tuple(speakers.get(clip) for clip in clips))
+    return LabelledClips(clips, index, tuple(speakers.get(clip) for clip in clips))
 
 
-def keep(examples: Examples, chosen: np.ndarray) -> Examples:
+def keep(examples: LabelledClips, chosen: np.ndarray) -> LabelledClips:
     """The examples where `chosen` (N,) is true."""
     rows = np.flatnonzero(chosen)
-    return Examples(
+    return LabelledClips(
         tuple(examples.clips[row] for row in rows),
         examples.labels[rows],
         tuple(examples.speakers[row] for row in rows),
     )
 
 
-def present_in(store: FeatureStore, examples: Examples) -> np.ndarray:
+def present_in(store: FeatureStore, examples: LabelledClips) -> np.ndarray:
     """(N,) true where the store has features of a clip.
 
     A clip without features must be in the store's table of failures: one that was never extracted is an

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mertool.probing.logistic import Logistic
+from mertool.probing.logistic import BatchedLogisticRegression
 
 STRENGTH = 0.1  # scikit-learn's C: the inverse of the L2 penalty
 
@@ -35,7 +35,7 @@ def fit_probes(
 
     The penalty is fixed (C = 0.1), so nothing is chosen on other clips.
     """
-    solver = Logistic(x[None], labels.expand(len(trains), -1), trains.to(x.dtype), classes)
+    solver = BatchedLogisticRegression(x[None], labels.expand(len(trains), -1), trains.to(x.dtype), classes)
     theta, scaled = solver.solve(strength).theta[0], solver.scaled
     return Probes(
         scaled.middle + scaled.spread * scaled.centre[0],

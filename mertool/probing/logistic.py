@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mertool.probing.product import gram_of, product
-from mertool.probing.standardize import Scaled, scale
+from mertool.probing.standardize import StandardizedFeatures, scale
 
 TOLERANCE = 1e-5
 MOST_STEPS = 300
@@ -41,7 +41,7 @@ class Solution:
         return self.gradient <= self.tolerance
 
 
-class Logistic:
+class BatchedLogisticRegression:
     """K problems on each of B layers: features (B, N, D); labels and training parts (1 = in it), both (K, N)."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor, trains: torch.Tensor, classes: int):
@@ -90,7 +90,7 @@ class Logistic:
         return None if bool(failed.any()) else torch.cholesky_inverse(factor)
 
 
-def _logits(scaled: Scaled, theta: torch.Tensor) -> torch.Tensor:
+def _logits(scaled: StandardizedFeatures, theta: torch.Tensor) -> torch.Tensor:
     """Logits (B, K, C, N)."""
     weight, bias = scaled.fold_in(theta[..., :-1], theta[..., -1])
     logits = product(weight.flatten(1, 2), scaled.x).add_(bias.flatten(1)[..., None])
@@ -104,7 +104,7 @@ class _State:
     inverse (B, D, D) is the preconditioner; theta and gradient are (B, K, C, D + 1), loss (B, K).
     """
 
-    scaled: Scaled
+    scaled: StandardizedFeatures
     inverse: torch.Tensor | None
     layer: torch.Tensor
     of: torch.Tensor
@@ -120,7 +120,9 @@ class _State:
     pairs: "tuple[_Pair, ...]" = ()
 
     @classmethod
-    def begin(cls, problem: Logistic, of: torch.Tensor, theta: torch.Tensor, strength: float) -> "_State":
+    def begin(
+        cls, problem: BatchedLogisticRegression, of: torch.Tensor, theta: torch.Tensor, strength: float
+    ) -> "_State":
         layer = torch.arange(len(of), device=of.device)
         scaled = problem.scaled
         share, labels = problem.share[of], problem.labels[of][:, :, None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mertool.probing.product import product
-from mertool.probing.standardize import Scaled, scale
+from mertool.probing.standardize import StandardizedFeatures, scale
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def _start(
     return [one.expand(layers, *one.shape).clone().requires_grad_() for one in stacked]
 
 
-def _forward(weights: list[torch.Tensor], scaled: Scaled, x: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+def _forward(
+    weights: list[torch.Tensor], scaled: StandardizedFeatures, x: torch.Tensor, kept: torch.Tensor | None
+) -> torch.Tensor:
     """Logits (B, M, C, n) of features x (B, n, D); `kept` (M, H, n) scales hidden units."""
     first, first_bias, second, second_bias = weights
     weight, bias = scaled.fold_in(first, first_bias)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mertool.learning.folds import Folds
-from mertool.probing.logistic import MEMORY, Logistic
+from mertool.probing.logistic import MEMORY, BatchedLogisticRegression
 from mertool.probing.ridge import Ridge, class_targets
 
 # From the strongest penalty to the weakest; ties go to the stronger.
@@ -29,7 +29,7 @@ CPU_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
-class Readout:
+class ProbePredictions:
     """What linear probes of L layers say of clips they were not trained on, over S shuffles into F folds.
 
     logits, control (S, L, N, C): of the probe of each clip's fold; control was trained on shuffled labels.
@@ -90,7 +90,7 @@ def probe_linear(
     estimator: str,
     device: torch.device,
     progress: Progress,
-) -> Readout:
+) -> ProbePredictions:
     """Probe layers values (N, L, D) for labels (N,), and with the same penalties for the control.
 
     That is `shuffled` labels (S, N), other ones for each of the S `shuffles` of the folds.
@@ -119,7 +119,7 @@ def probe_linear(
             answers.take(penalty, part, control, logits, chunk, task, estimator)
 
         unsolved += fit(task, take, within(progress, number, len(chunks)))
-    return answers.choose(shuffles, penalties, unsolved)
+    return answers.check_choice(shuffles, penalties, unsolved)
 
 
 def layer_chunks(layers: int, numbers: int, device: torch.device) -> list[slice]:
@@ -151,7 +151,7 @@ def _fit_logistic(task: _Task, take: Take, progress: Progress) -> int:
     for row, part in enumerate([*task.parts, *outer]):
         trains[row, torch.as_tensor(part.rows, device=device)] = 0
     labels = torch.cat([task.labels.expand(len(task.parts), -1), task.shuffled[[part.shuffle for part in outer]]])
-    solver = Logistic(task.features, labels, trains, task.classes)
+    solver = BatchedLogisticRegression(task.features, labels, trains, task.classes)
     theta, unsolved = None, 0
     for number, strength in enumerate(task.penalties):
         solution = solver.solve(strength, theta)
@@ -218,7 +218,7 @@ class _Answers:
             self.loss[penalty, part.shuffle, outer, chunk] += loss[:, here].sum(1)
             self.inner[penalty, part.shuffle, outer][chunk][:, part.rows[here]] = guess[:, here]
 
-    def choose(self, shuffles: list[Folds], penalties: tuple[float, ...], unsolved: int) -> Readout:
+    def check_choice(self, shuffles: list[Folds], penalties: tuple[float, ...], unsolved: int) -> ProbePredictions:
         """The answers under the penalty of the least inner loss, for each shuffle, outer fold and layer."""
         best = self.loss.argmin(0)  # (S, F, L)
         logits, control = np.zeros_like(self.outer[0]), np.zeros_like(self.outer[0])
@@ -229,7 +229,7 @@ class _Answers:
                 rows, of = folds.held_out(fold), best[number, fold]
                 logits[number][:, rows] = self.outer[of, number, layers][:, rows]
                 control[number][:, rows] = self.control[of, number, layers][:, rows]
-        return Readout(logits, control, inner, np.array(penalties)[best], unsolved)
+        return ProbePredictions(logits, control, inner, np.array(penalties)[best], unsolved)
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor, estimator: str) -> torch.Tensor:

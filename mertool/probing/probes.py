@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from mertool.learning.folds import Folds, speaker_groups
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.probing.layer_weights import WeightSchedule, train_layer_weights
 from mertool.probing.mlp import MlpSchedule, train_mlp
-from mertool.probing.nested_cv import Progress, Readout, layer_chunks, probe_linear, within
+from mertool.probing.nested_cv import ProbePredictions, Progress, layer_chunks, probe_linear, within
 from mertool.probing.speakers import SpeakerReadout, probe_speakers
 
 
@@ -47,7 +47,7 @@ class Probed:
     layer weights of M members, and their guess. groups (N,): speakers.
     """
 
-    linear: Readout
+    linear: ProbePredictions
     shuffled: np.ndarray
     mlp: np.ndarray | None
     weights: np.ndarray
@@ -62,7 +62,7 @@ def _partition(folds: Folds) -> tuple[int, ...]:
     return tuple(names[fold] for fold in folds.of.tolist())
 
 
-def probe_all(values: np.ndarray, examples: Examples, plan: Plan, progress: Progress) -> Probed:
+def probe_all(values: np.ndarray, examples: LabelledClips, plan: Plan, progress: Progress) -> Probed:
     """Fit everything on values (N, L, D)."""
     labels, groups, seed = examples.labels, speaker_groups(examples), plan.seeds[0]
     shares = _shares(values.shape, plan, groups is not None, progress)

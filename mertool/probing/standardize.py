@@ -6,7 +6,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Scaled:
+class StandardizedFeatures:
     """Features of B layers, and what standardises them by K training parts.
 
     `x` (B, N, D) is roughly standardised, for its numbers alone: `(x - centre) * rate`, with `centre`
@@ -25,20 +25,20 @@ class Scaled:
         scaled = weight * self.rate[:, :, None]
         return scaled, bias - (scaled @ self.centre[..., None])[..., 0]
 
-    def pick(self, layers: torch.Tensor, parts: torch.Tensor) -> "Scaled":
+    def pick(self, layers: torch.Tensor, parts: torch.Tensor) -> "StandardizedFeatures":
         """The same of some layers (B',), with `parts` (B', K') of the training parts of each."""
         rows, every = layers[:, None], len(layers) == len(self.x)
         x, middle, spread = (kept if every else kept[layers] for kept in (self.x, self.middle, self.spread))
-        return Scaled(x, self.centre[rows, parts], self.rate[rows, parts], middle, spread)
+        return StandardizedFeatures(x, self.centre[rows, parts], self.rate[rows, parts], middle, spread)
 
 
-def scale(features: torch.Tensor, trains: torch.Tensor) -> Scaled:
+def scale(features: torch.Tensor, trains: torch.Tensor) -> StandardizedFeatures:
     """Standardise features (B, N, D) for the training parts that `trains` (K, N) marks with 1."""
     x, middle, spread = condition(features)
     share = trains / trains.sum(1, keepdim=True)
     centre = share @ x
     rate = deviation_of(share @ x.square() - centre.square(), centre).reciprocal()
-    return Scaled(x, centre, rate, middle, spread)
+    return StandardizedFeatures(x, centre, rate, middle, spread)
 
 
 def condition(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

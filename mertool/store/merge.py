@@ -13,7 +13,7 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
-from mertool.files import clear_write_errors, sync, write_atomic
+from mertool.files import explain_write_errors, sync, write_atomic
 from mertool.store.layout import ClipFeatures, Failure, read_clips, read_failures, write_tables
 from mertool.store.reader import FeatureStore
 
@@ -52,7 +52,7 @@ def merge_files(
     failures = [at for at in (place[clip] for clip in ids) if isinstance(at, Failure)]
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        with clear_write_errors(target):
+        with explain_write_errors(target):
             _reserve(temporary, sum(source.stat().st_size for source in sources))
             with h5py.File(temporary, "w") as out:
                 write_tables(out, recipe, origin, [row.clip for row in rows], failures)

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
-from mertool.files import check_writable, clear_write_errors, make_folder, write_atomic
+from mertool.files import check_writable, explain_write_errors, make_folder, write_atomic
 from mertool.store.layout import (
     ClipFeatures,
     Failure,
@@ -211,7 +211,7 @@ class StoreWriter(PartWriter):
 
 def _lock(path: Path, store: Path) -> FileLock:
     lock = FileLock(path)
-    with clear_write_errors(path):
+    with explain_write_errors(path):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

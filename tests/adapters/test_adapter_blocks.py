@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mertool.adapters.blocks import Body, mean_over_time
-from mertool.encoders.hidden_states import tap
+from mertool.encoders.hidden_states import capture_hidden_states
 from mertool.errors import MertoolError
 
 FAMILIES = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group", "data2vec"]
@@ -25,7 +25,7 @@ def starts(encoder, wave):
     """What training of LAYERS starts from, (T, D) with the prefix and (T, C) in the exact form."""
     samples = encoder.standardise(wave)[None]
     front = encoder.model.feature_extractor(samples)[0].T.clone()
-    with tap(encoder.blocks, [min(LAYERS) - 1]) as found:
+    with capture_hidden_states(encoder.blocks, [min(LAYERS) - 1]) as found:
         encoder.model(samples)
     return found[min(LAYERS) - 1][0], front
 

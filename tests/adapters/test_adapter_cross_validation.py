@@ -8,13 +8,13 @@ from mertool.adapters.adapter import linear_cka
 from mertool.adapters.cross_validation import Unfinished, plan_jobs
 from mertool.adapters.window_ablation import candidates
 from mertool.learning.folds import make_folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 
 def examples(clips, speakers):
     names = tuple(f"c{number}" for number in range(clips))
     who = tuple(f"s{number % speakers}" if speakers else None for number in range(clips))
-    return Examples(names, np.arange(clips) // 3 % 2, who)
+    return LabelledClips(names, np.arange(clips) // 3 % 2, who)
 
 
 @pytest.mark.parametrize("speakers", [0, 12])
@@ -33,7 +33,7 @@ def test_development_parts_are_of_the_training_part_alone(speakers):
 
 
 def test_too_few_clips_for_a_development_part_are_all_both():
-    some = Examples(("a", "b", "c", "d"), np.array([0, 1, 0, 1]), ("s", "s", "t", "t"))
+    some = LabelledClips(("a", "b", "c", "d"), np.array([0, 1, 0, 1]), ("s", "s", "t", "t"))
     jobs = plan_jobs(some, make_folds(some, 2, 0), 0)
     assert all(len(job.part.develop) >= 1 for job in jobs)
     assert all(len(set(some.labels[job.part.train])) == 2 for job in jobs)

@@ -10,7 +10,7 @@ import torch
 from mertool import encoders
 from mertool.adapters import data as module
 from mertool.adapters.data import Wanted, choose_unlabelled, only, read_clips
-from mertool.extraction.decoding import Limits
+from mertool.extraction.decoding import DecoderLimits
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
 
@@ -37,7 +37,7 @@ def wanted(tiny_encoders):
 
     def make(blocks=(1,), target=None, logmel=False, exact=False):
         device = torch.device("cpu")
-        return Wanted(source, source.digest(), blocks, target, logmel, exact, torch.float32, device, Limits())
+        return Wanted(source, source.digest(), blocks, target, logmel, exact, torch.float32, device, DecoderLimits())
 
     return make
 
@@ -67,7 +67,7 @@ def test_the_exact_form_stores_nothing(manifest, wanted, load_tiny, tmp_path):
 def test_a_run_beside_this_one_is_waited_for(manifest, wanted, tmp_path, monkeypatch):
     """Two runs that start together want the same layers: the second waits, and reads what the first wrote."""
     tries = []
-    fill = module.fill_store
+    fill = module.extract_to_store
 
     def busy_twice(*given):
         tries.append(given)
@@ -75,7 +75,7 @@ def test_a_run_beside_this_one_is_waited_for(manifest, wanted, tmp_path, monkeyp
             raise StoreBusy("another extraction is writing")
         return fill(*given)
 
-    monkeypatch.setattr(module, "fill_store", busy_twice)
+    monkeypatch.setattr(module, "extract_to_store", busy_twice)
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
     read_clips(manifest, wanted(), tmp_path, None, no_progress)
     assert len(tries) == 3

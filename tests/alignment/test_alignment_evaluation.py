@@ -6,7 +6,7 @@ import torch
 
 from mertool.alignment.evaluation import alignment, probe_folds, probe_gain, retrieval, uniformity, validate
 from mertool.errors import MertoolError
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_alignment_and_uniformity_of_known_points():
 @pytest.fixture
 def examples():
     labels = np.arange(60) % 3
-    return Examples(tuple(f"c{n}" for n in range(60)), labels, tuple(f"s{n // 10}" for n in range(60)))
+    return LabelledClips(tuple(f"c{n}" for n in range(60)), labels, tuple(f"s{n // 10}" for n in range(60)))
 
 
 def test_what_a_probe_gains_by_features_that_tell_the_class(examples):
@@ -80,7 +80,7 @@ def test_what_a_probe_gains_by_features_that_tell_the_class(examples):
 
 
 def test_few_labelled_clips_get_fewer_folds():
-    few = Examples(("a", "b", "c", "d"), np.array([0, 0, 1, 1]), (None,) * 4)
+    few = LabelledClips(("a", "b", "c", "d"), np.array([0, 0, 1, 1]), (None,) * 4)
     assert probe_folds(few, 0).count == 2
     with pytest.raises(MertoolError, match="leave out --manifest"):
-        probe_folds(Examples(("a", "b"), np.array([0, 1]), (None,) * 2), 0)
+        probe_folds(LabelledClips(("a", "b"), np.array([0, 1]), (None,) * 2), 0)

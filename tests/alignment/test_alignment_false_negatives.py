@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.alignment.false_negatives import ALIKE, KINDS, Negatives
+from mertool.alignment.false_negatives import FALSE_NEGATIVE_QUANTILE, KINDS, FalseNegativeFilter
 
 CAUSES = np.repeat(np.arange(4), 25)
 
@@ -19,7 +19,7 @@ def anchors():
 @pytest.fixture(scope="module")
 def find(anchors):
     def same(kind, rows):
-        found = Negatives(kind, anchors, np.arange(80), 0)
+        found = FalseNegativeFilter(kind, anchors, np.arange(80), 0)
         return found.same(rows, torch.from_numpy(anchors[rows]).float()).numpy()
 
     return same
@@ -38,7 +38,7 @@ def test_by_default_every_other_clip_is_a_negative(find):
 
 def test_the_threshold_takes_the_most_alike_pairs(find):
     same = find("threshold", np.arange(80))
-    assert same.sum() / (80 * 79) == pytest.approx(ALIKE, abs=0.002)
+    assert same.sum() / (80 * 79) == pytest.approx(FALSE_NEGATIVE_QUANTILE, abs=0.002)
     assert (CAUSES[:80, None] == CAUSES[:80])[same].all()
 
 

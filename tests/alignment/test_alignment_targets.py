@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mertool.alignment import targets as module
-from mertool.alignment.targets import MOST_HELD_OUT, read_anchors, shared_clips, split
+from mertool.alignment.targets import MOST_HELD_OUT, common_clips, load_acoustic_targets, split
 from mertool.errors import MertoolError
 from mertool.store import FeatureStore
 
@@ -27,7 +27,7 @@ def test_anchors_are_means_of_standardised_layers(store, values, monkeypatch):
     clips, train = [f"c{number}" for number in range(29, 4, -1)], np.arange(3, 20)
     stacked = np.stack([values[clip] for clip in clips]).astype(np.float64)
     wanted = ((stacked - stacked[train].mean(0)) / stacked[train].std(0)).mean(1)
-    found = read_anchors(store, clips, train)
+    found = load_acoustic_targets(store, clips, train)
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, wanted, atol=2e-3)
 
@@ -35,7 +35,7 @@ def test_anchors_are_means_of_standardised_layers(store, values, monkeypatch):
 def test_a_channel_that_never_changes_does_no_harm(values, make_store, tmp_path):
     still = {clip: np.concatenate([value, np.ones((3, 1), np.float32)], 1) for clip, value in values.items()}
     with FeatureStore(make_store(tmp_path / "s.h5", "audio", still)) as store:
-        assert np.abs(read_anchors(store, list(still), np.arange(30))[:, -1]).max() < 1e-3
+        assert np.abs(load_acoustic_targets(store, list(still), np.arange(30))[:, -1]).max() < 1e-3
 
 
 def test_a_clip_that_is_no_number_is_named(values, make_store, tmp_path):
@@ -43,15 +43,15 @@ def test_a_clip_that_is_no_number_is_named(values, make_store, tmp_path):
     path = make_store(tmp_path / "n.h5", "audio", values)
     with FeatureStore(path) as store:
         with pytest.raises(MertoolError, match="the features of clip 'c7' hold NaN"):
-            read_anchors(store, list(values), np.arange(20))
+            load_acoustic_targets(store, list(values), np.arange(20))
         others = [clip for clip in values if clip != "c7"]
-        assert np.isfinite(read_anchors(store, others, np.arange(20))).all()
+        assert np.isfinite(load_acoustic_targets(store, others, np.arange(20))).all()
 
 
 def test_clips_in_common_come_in_the_order_of_the_frames(store, make_store, tmp_path):
     frames = {clip: np.ones((2, 3), np.float32) for clip in ["x", *(f"c{n}" for n in range(20, 2, -1))]}
     with FeatureStore(make_store(tmp_path / "f.h5", "frames", frames)) as sight:
-        assert shared_clips(store, sight) == [f"c{n}" for n in range(20, 2, -1)]
+        assert common_clips(store, sight) == [f"c{n}" for n in range(20, 2, -1)]
 
 
 @pytest.mark.parametrize(("clips", "scored", "stops"), [(8, 2, 2), (100, 20, 12), (115_595, MOST_HELD_OUT, 2000)])

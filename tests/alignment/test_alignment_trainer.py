@@ -15,7 +15,7 @@ from mertool.align import AlignOptions, align
 from mertool.alignment import losses
 from mertool.alignment import trainer as training
 from mertool.alignment.data import Frames
-from mertool.alignment.false_negatives import Negatives
+from mertool.alignment.false_negatives import FalseNegativeFilter
 from mertool.alignment.targets import split
 from mertool.alignment.trainer import Pairs, Schedule, fit
 from mertool.encoders.aligner import Aligner
@@ -45,7 +45,7 @@ def pairs(stored):
     anchors, parts = stored[1].astype(np.float16), split(CLIPS, 0)
     with FeatureStore(stored[0]) as store:
         frames = Frames(store, np.arange(CLIPS), 64)
-        yield Pairs(frames, anchors, parts, Negatives("none", anchors, parts.train, 0))
+        yield Pairs(frames, anchors, parts, FalseNegativeFilter("none", anchors, parts.train, 0))
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
     import mertool.align as stage
 
     if options.side == "in memory":
-        stage.Frames, stage.read_anchors = whole_frames(), whole_anchors  # type: ignore[misc, assignment]
+        stage.Frames, stage.load_acoustic_targets = whole_frames(), whole_anchors  # type: ignore[misc, assignment]
     times: list[float] = []
 
     def note(step: int, total: int) -> None:
@@ -130,7 +130,7 @@ def whole_frames() -> Any:
 
 
 def whole_anchors(sound: Any, clips: list[str], train: np.ndarray) -> np.ndarray:
-    """`read_anchors` by one read of all layers."""
+    """`load_acoustic_targets` by one read of all layers."""
     values = sound.read(clips)
     return ((values - values[train].mean(0)) / values[train].std(0)).mean(1).astype(np.float16)
 

@@ -33,7 +33,7 @@ def measure(modality: str, model: Path, manifest: Any, output: Path, device: str
     from mertool.extract import ExtractOptions, extract
 
     options = ExtractOptions(modality, encoder=str(model), device=device, dtype=dtype)
-    with clock(encoders, "load") as loading, clock(encoders.Source, "digest") as hashing:
+    with clock(encoders, "load") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
         began = time.perf_counter()
         result = extract(manifest, output, options, lambda *_: None)
         outer = time.perf_counter() - began - loading["seconds"] - hashing["seconds"]

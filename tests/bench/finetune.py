@@ -53,7 +53,7 @@ def measure(place: Path, layers: tuple[int, ...], options: argparse.Namespace) -
     from mertool.adapters.data import Wanted, read_clips
     from mertool.adapters.trainer import Schedule
     from mertool.devices import resolve_device, resolve_dtype
-    from mertool.extraction.decoding import Limits
+    from mertool.extraction.decoding import DecoderLimits
     from mertool.learning.accelerator import start
     from mertool.learning.checkpoint import Checkpoint
     from mertool.manifest import Manifest
@@ -74,7 +74,7 @@ def measure(place: Path, layers: tuple[int, ...], options: argparse.Namespace) -
         say(f"reading the clips: {name}")
         encoder = encoders.load("audio", source, device, torch.float32)
         wanted = Wanted(
-            source, source.digest(), (min(layers) - 1,), None, False, exact, torch.float32, device, Limits()
+            source, source.digest(), (min(layers) - 1,), None, False, exact, torch.float32, device, DecoderLimits()
         )
         clips = read_clips(manifest, wanted, place / "frozen-layers", encoder, no_progress)
         method = Method("bottleneck", 64, layers, mask_weight=0.0)

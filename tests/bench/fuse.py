@@ -106,11 +106,11 @@ def main() -> None:
     widths = Counter(draw.width for draw in make_draws(size.draws, 0))
     cores = torch.get_num_threads()
     threads = sorted({1, cores}) if device.type == "cpu" else [cores]
-    sides: dict[str, Callable[[int], Pace]] = {"ours": partial(ours, data, size)}
+    sides: dict[str, Callable[[int], RateEstimator]] = {"ours": partial(ours, data, size)}
     for count in threads:
         sides[f"plain-{count}"] = partial(plain, data, size, count, False)
         sides[f"fused-{count}"] = partial(plain, data, size, count, True)
-    found: dict[str, dict[int, list[Pace]]] = {name: {width: [] for width in widths} for name in sides}
+    found: dict[str, dict[int, list[RateEstimator]]] = {name: {width: [] for width in widths} for name in sides}
     ours(data, replace(size, members=2, epochs=1), 64)  # the first step of a process loads libraries
     for turn in range(options.turns):
         for width in widths:
@@ -151,7 +151,7 @@ def parse() -> argparse.Namespace:
 
 
 @dataclass(frozen=True)
-class Pace:
+class RateEstimator:
     """Seconds of an epoch of a model, and seconds of processors."""
 
     wall: float
@@ -164,8 +164,8 @@ class Clock:
     def __init__(self, device: torch.device):
         self.wall, self.processor = _now(device), time.process_time()
 
-    def pace(self, device: torch.device, epochs: int) -> Pace:
-        return Pace((_now(device) - self.wall) / epochs, (time.process_time() - self.processor) / epochs)
+    def pace(self, device: torch.device, epochs: int) -> RateEstimator:
+        return RateEstimator((_now(device) - self.wall) / epochs, (time.process_time() - self.processor) / epochs)
 
 
 def _now(device: torch.device) -> float:
@@ -174,17 +174,17 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _total(paces: dict[int, list[Pace]], draws: dict[int, int], what: str) -> float:
+def _total(paces: dict[int, list[RateEstimator]], draws: dict[int, int], what: str) -> float:
     """Seconds of the whole protocol."""
     means = {width: float(np.mean([getattr(pace, what) for pace in found])) for width, found in paces.items()}
     return sum(FOLDS * EPOCHS * count * means[width] for width, count in draws.items())
 
 
-def _seconds(paces: dict[int, list[Pace]]) -> dict[str, list[float]]:
+def _seconds(paces: dict[int, list[RateEstimator]]) -> dict[str, list[float]]:
     return {str(width): [pace.wall for pace in found] for width, found in sorted(paces.items())}
 
 
-def ours(data: Data, size: Size, width: int) -> Pace:
+def ours(data: Data, size: Size, width: int) -> RateEstimator:
     """An epoch of a model: members of one width, over all folds."""
     parts = [data.rows(fold) for fold in range(FOLDS)]
     build = partial(_build, data.shapes)
@@ -209,7 +209,7 @@ def _build(shapes: list[tuple[int, int]], width: int, dropout: float) -> fusion.
     return fusion.build(HEAD, shapes, CLASSES, width, dropout)
 
 
-def plain(data: Data, size: Size, threads: int, fused: bool, width: int) -> Pace:
+def plain(data: Data, size: Size, threads: int, fused: bool, width: int) -> RateEstimator:
     """An epoch of a model, trained and scored as one does without mertool."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -219,7 +219,7 @@ def plain(data: Data, size: Size, threads: int, fused: bool, width: int) -> Pace
         torch.set_num_threads(before)
 
 
-def _plain(data: Data, size: Size, fused: bool, width: int) -> Pace:
+def _plain(data: Data, size: Size, fused: bool, width: int) -> RateEstimator:
     began = Clock(data.device)
     vectors = [values[:, 0].contiguous() for values in data.features]
     train, held_out = data.rows(0)

@@ -27,7 +27,7 @@ from mertool.fuse import FuseOptions
 from mertool.fusion import heads as fusion
 from mertool.fusion.cross_validation import logits_by_fold, train_system
 from mertool.learning.folds import make_folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import confusion, paired_bootstrap, scores_of
 
 RESULT = ROOT / "build" / "bench" / "fuse-options.json"
@@ -98,13 +98,13 @@ def _build(head: str, classes: int, width: int, dropout: float) -> fusion.Head:
     return fusion.build(head, [(1, 128)] * 3, classes, width, dropout)
 
 
-def read(folder: Path) -> tuple[Examples, tuple[str, ...], list[np.ndarray]]:
+def read(folder: Path) -> tuple[LabelledClips, tuple[str, ...], list[np.ndarray]]:
     """Clips, class names and the three parts (N, D)."""
     with open(folder / "labels.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     classes = tuple(sorted({row["label"] for row in rows}))
     labels = np.array([classes.index(row["label"]) for row in rows])
-    examples = Examples(tuple(row["file"] for row in rows), labels, tuple(row["speaker"] for row in rows))
+    examples = LabelledClips(tuple(row["file"] for row in rows), labels, tuple(row["speaker"] for row in rows))
     found = [describe(*soundfile.read(folder / row["file"], dtype="float32")) for row in rows]
     return examples, classes, [np.stack(part).astype(np.float32) for part in zip(*found, strict=True)]
 

@@ -27,7 +27,7 @@ from mertool.fusion import heads as fusion
 from mertool.fusion.cross_validation import Settings, logits_by_fold, train_system
 from mertool.fusion.hyperparameters import Draw
 from mertool.learning.folds import make_folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import paired_bootstrap, score
 
 RESULT = ROOT / "build" / "bench" / "mosi.json"
@@ -103,7 +103,7 @@ def run(corpus: Corpus, names: list[str], head: str, seeds: int) -> np.ndarray:
     train, videos = corpus.train, corpus.videos[: corpus.train]
     features = [torch.from_numpy(corpus.parts[name][:, None]) for name in names]
     present = torch.ones(len(corpus.labels), len(names), dtype=torch.bool)
-    examples = Examples(tuple(map(str, range(train))), corpus.labels[:train], tuple(videos.tolist()))
+    examples = LabelledClips(tuple(map(str, range(train))), corpus.labels[:train], tuple(videos.tolist()))
     shapes = [(1, int(values.shape[2])) for values in features]
     guesses = []
     for seed in range(seeds):

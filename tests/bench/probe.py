@@ -130,7 +130,7 @@ def _ours_logistic(tolerance: float, values: Any, labels: Any, fold_of: Any) -> 
     """Logits of each clip by the probe that held it out, layers in groups that fit the memory."""
     import torch
 
-    from mertool.probing.logistic import Logistic
+    from mertool.probing.logistic import BatchedLogisticRegression
     from mertool.probing.nested_cv import layer_chunks
 
     trains = torch.stack([(fold_of != fold).float() for fold in range(FOLDS)])
@@ -138,7 +138,7 @@ def _ours_logistic(tolerance: float, values: Any, labels: Any, fold_of: Any) -> 
     found = []
     for chunk in layer_chunks(layers, 4 * clips * channels, values.device):
         features = values[:, chunk].transpose(0, 1).contiguous()
-        solver = Logistic(features, labels.expand(FOLDS, -1), trains, CLASSES)
+        solver = BatchedLogisticRegression(features, labels.expand(FOLDS, -1), trains, CLASSES)
         solution = solver.solve(STRENGTH, tolerance=tolerance)
         if not bool(solution.converged.all()):
             raise SystemExit("a fit did not reach the tolerance")
@@ -270,10 +270,10 @@ def gap(model: Any, x: np.ndarray, labels: np.ndarray, strength: float, toleranc
     """(ours - theirs) / theirs of the objective on the same features; ours is fitted once more, alone."""
     import torch
 
-    from mertool.probing.logistic import Logistic
+    from mertool.probing.logistic import BatchedLogisticRegression
 
     trains = torch.ones(1, len(x))
-    solver = Logistic(torch.as_tensor(x)[None], torch.as_tensor(labels)[None], trains, CLASSES)
+    solver = BatchedLogisticRegression(torch.as_tensor(x)[None], torch.as_tensor(labels)[None], trains, CLASSES)
     theta = solver.solve(strength, tolerance=tolerance).theta
     weights = (theta[0, 0, :, :-1].numpy(), theta[0, 0, :, -1].numpy()), (model.coef_, model.intercept_)
     values = [objective(weight, bias, x, labels, strength) for weight, bias in weights]

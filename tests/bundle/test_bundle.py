@@ -14,11 +14,11 @@ from torch.func import stack_module_state
 from mertool import bundle
 from mertool.bundle import Bundle, Correction, Members
 from mertool.bundle.layout import encoder_folder
-from mertool.encoders import Source
+from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError
 from mertool.features import Recipe
 from mertool.fusion import heads as fusion
-from mertool.runs import Run, make_key, new_run
+from mertool.runs import Run, cache_key, new_run
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter
 
 CLASSES = ["neutral", "angry", "happy"]
@@ -28,7 +28,7 @@ CORRECTION = Correction(2.0, (0.5, 0.25, 0.25), (0.25, 0.25, 0.5))
 
 def trained(folder: Path, stage: str, inside: str, extra: str) -> Run:
     """A run of `finetune` or `align` with one file of tensors, its JSON beside it, and one file no bundle needs."""
-    with new_run(folder, stage, make_key(stage, {}, {}), {}) as draft:
+    with new_run(folder, stage, cache_key(stage, {}, {}), {}) as draft:
         (draft.folder / inside).mkdir(parents=True, exist_ok=True)
         save_file({"w": torch.ones(3)}, draft.folder / inside / "adapter_model.safetensors")
         (draft.folder / inside / extra).write_text("{}")
@@ -44,7 +44,7 @@ def stores(tmp_path, tiny_encoders):
     (encoder / "notes.py").write_text("no part of a model")
     adapter = trained(tmp_path / "from" / "acoustic", "finetune", "adapters/final", "adapter_config.json")
     aligner = trained(tmp_path / "from" / "visual", "align", ".", "other.json")
-    source = Source("encoder", encoder, str(encoder))
+    source = CheckpointRef("encoder", encoder, str(encoder))
     audio = Recipe("audio", "encoder", source.digest(), (3, 4), "mean", media={"rate": 16}, adapter=adapter.digest())
     video = Recipe("video", "encoder", source.digest(), (4,), "none", media={"fps": 5}, aligner=aligner.digest())
     origins = {"adapter": str(adapter.folder), "aligner": str(aligner.folder)}
@@ -140,7 +140,7 @@ def test_members_vote_by_the_mean_of_their_logits(made, features):
             head.load_state_dict({name: value[number] for name, value in members.state.items()})
             with torch.no_grad():
                 single.append(head(*features))
-    torch.testing.assert_close(opened.member_logits(*features), torch.stack(single))
+    torch.testing.assert_close(opened.ensemble_logits(*features), torch.stack(single))
     torch.testing.assert_close(opened.logits(*features), torch.stack(single).mean(0))
 
 
@@ -319,7 +319,7 @@ def test_an_encoder_without_safetensors_is_named_by_digest_alone(stores, tmp_pat
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
     parts = parts_of(stores)
     for part in parts:
-        part["recipe"]["weights"] = Source("encoder", encoder, str(encoder)).digest()
+        part["recipe"]["weights"] = CheckpointRef("encoder", encoder, str(encoder)).digest()
     made = fused(tmp_path / "bundle", parts, [group(4, 1, 0)])
     assert not (made / "encoders").exists()
     opened = Bundle.open(made)

@@ -99,10 +99,10 @@ def test_help_mentions_that_layers_count_from_one(invoke):
 
 
 def test_models_as_json(invoke):
-    from mertool.encoders import TABLE
+    from mertool.encoders import ENCODERS
 
     found = json.loads(invoke("models", "--json").stdout)
-    assert [row["name"] for row in found["encoders"]] == [row.name for row in TABLE]
+    assert [row["name"] for row in found["encoders"]] == [row.name for row in ENCODERS]
     assert found["defaults"]["audio"] == "hubert-large-zh"
 
 

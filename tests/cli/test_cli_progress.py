@@ -3,7 +3,7 @@
 import pytest
 
 from mertool.cli import common
-from mertool.cli.console import Pace, progress, show_bytes, show_time
+from mertool.cli.console import RateEstimator, format_bytes, format_duration, progress
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def clock(monkeypatch):
     ],
 )
 def test_times_in_words(seconds, words):
-    assert show_time(seconds) == words
+    assert format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_times_in_words(seconds, words):
     ],
 )
 def test_sizes_in_words(count, words):
-    assert show_bytes(count) == words
+    assert format_bytes(count) == words
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_sizes_in_words(count, words):
 )
 def test_the_pace_counts_from_the_first_clip(done, failed, media, words, clock):
     """What comes before it is loading, and says nothing about the rest."""
-    pace = Pace("clips")
+    pace = RateEstimator("clips")
     clock[0] += 100
     assert pace.describe(1, 101, 0, min(media, 4.0)) == ""
     clock[0] += 10
@@ -70,7 +70,7 @@ def test_the_pace_counts_from_the_first_clip(done, failed, media, words, clock):
 
 
 def test_the_time_left_is_that_of_what_is_left(clock):
-    pace = Pace("epochs")
+    pace = RateEstimator("epochs")
     pace.describe(0, 100, 0, 0.0)
     clock[0] += 600
     assert pace.describe(10, 100, 0, 0.0) == "0.0 epochs/s, 1 h 30 min left"

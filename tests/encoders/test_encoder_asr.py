@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import DULL, HIGH, LOW, RATE, tone
 
-from mertool.encoders.asr import Recogniser, Spoken, Transcript, load
+from mertool.encoders.asr import DecodedWindow, Recogniser, Transcript, load
 from mertool.errors import MertoolError
 
 
@@ -104,7 +104,7 @@ def test_the_words_agree_with_generate(recogniser):
 )
 def test_a_text_without_a_letter_or_a_figure_is_none(text, kept, recogniser, monkeypatch):
     tokens = recogniser.tokenizer(text, add_special_tokens=False).input_ids
-    monkeypatch.setattr(recogniser, "_decode", lambda windows: [Spoken(tokens, [-0.1] * len(tokens), 0.0)])
+    monkeypatch.setattr(recogniser, "_decode", lambda windows: [DecodedWindow(tokens, [-0.1] * len(tokens), 0.0)])
     (found,) = recogniser.recognise([tone(LOW)])
     assert found.text == kept
     assert found.confidence == pytest.approx(np.exp(-0.1) if kept else 0)
@@ -116,7 +116,7 @@ def test_a_text_without_a_letter_or_a_figure_is_none(text, kept, recogniser, mon
 )
 def test_silence_is_likely_and_the_words_are_not(logs, no_speech, silent):
     """As in openai/whisper: a window whose words are sure enough stays, however likely silence is."""
-    assert Spoken([1] * len(logs), logs, no_speech).silent is silent
+    assert DecodedWindow([1] * len(logs), logs, no_speech).silent is silent
 
 
 def test_a_wave_that_is_not_finite_has_no_confidence(recogniser):

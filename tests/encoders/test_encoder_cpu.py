@@ -8,9 +8,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mertool import encoders
 from mertool.encoders import cpu as kernels
 from mertool.encoders import packed
-from mertool.encoders.cpu import FramesNorm, PackedGroups, attend, use_kernels
+from mertool.encoders.cpu import ChannelsLastGroupNorm, PackedGroupedConv1d, attend, optimize_for_cpu
 from mertool.encoders.packed import PackedConv, pack
-from mertool.encoders.speech import OwnFramesNorm
+from mertool.encoders.speech import MaskedGroupNorm
 
 pytestmark = pytest.mark.skipif(not packed._can_pack(), reason="this build of torch has no oneDNN")
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)]
@@ -31,7 +31,7 @@ def test_a_convolution_in_groups(kernel, padding, bias, batch, dtype, tolerance)
     torch.manual_seed(0)
     conv = nn.Conv1d(32, 48, kernel, padding=padding, groups=4, bias=bias).to(dtype)
     inputs = torch.randn(batch, 20, 32).to(dtype).transpose(1, 2)
-    assert near(PackedGroups(conv)(inputs), conv.float()(inputs.float()), tolerance)
+    assert near(PackedGroupedConv1d(conv)(inputs), conv.float()(inputs.float()), tolerance)
 
 
 @torch.inference_mode()
@@ -41,10 +41,10 @@ def test_the_norm_of_a_clips_own_frames(samples, dtype, tolerance):
     torch.manual_seed(0)
     norm = nn.GroupNorm(16, 16)
     nn.init.normal_(norm.weight)
-    own = OwnFramesNorm(norm.to(dtype), kernel=1, stride=1)
+    own = MaskedGroupNorm(norm.to(dtype), kernel=1, stride=1)
     own.count_frames(samples, max(samples))
     inputs = torch.randn(len(samples), max(samples), 16).to(dtype).transpose(1, 2)
-    assert near(FramesNorm(own)(inputs), own(inputs), tolerance)
+    assert near(ChannelsLastGroupNorm(own)(inputs), own(inputs), tolerance)
 
 
 @torch.inference_mode()
@@ -105,14 +105,14 @@ def test_attention_is_replaced_once(calls):
 def test_a_speech_encoder_gets_them(name, tiny_encoders):
     source = encoders.find(str(tiny_encoders[name]), "audio")
     model = encoders.load("audio", source, torch.device("cpu"), torch.float32).model
-    use_kernels(model)
-    assert not any(isinstance(module, PackedGroups) for module in model.modules()), "it is not packed"
+    optimize_for_cpu(model)
+    assert not any(isinstance(module, PackedGroupedConv1d) for module in model.modules()), "it is not packed"
     pack(model)
-    use_kernels(model)
+    optimize_for_cpu(model)
     first = model.feature_extractor.conv_layers[0]
     assert isinstance(first.conv, PackedConv)
-    assert isinstance(first.layer_norm, FramesNorm) == (name == "hubert_group")
-    assert any(isinstance(module, PackedGroups) for module in model.modules())
+    assert isinstance(first.layer_norm, ChannelsLastGroupNorm) == (name == "hubert_group")
+    assert any(isinstance(module, PackedGroupedConv1d) for module in model.modules())
 
 
 def test_a_convolution_that_is_no_product_stays():
@@ -121,5 +121,5 @@ def test_a_convolution_that_is_no_product_stays():
     )
     convs = list(model)[1:]
     pack(model)
-    use_kernels(model)
+    optimize_for_cpu(model)
     assert list(model)[1:] == convs

@@ -101,11 +101,11 @@ def test_kept_layers_come_in_the_order_asked(load_tiny, wave):
 
 
 def test_layers_above_the_highest_kept_change_nothing(load_tiny, wave):
-    from mertool.encoders.hidden_states import drop_above
+    from mertool.encoders.hidden_states import truncate_after
 
     encoder = load_tiny("hubert", "audio")
     whole = encoder.encode([wave], (2, 5))[0]
-    drop_above(encoder.blocks, 5)
+    truncate_after(encoder.blocks, 5)
     assert len(encoder.blocks) == 5
     assert torch.equal(encoder.encode([wave], (2, 5))[0], whole)
 

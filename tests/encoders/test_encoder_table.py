@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mertool.encoders import DEFAULTS, FAMILIES, TABLE, Source, find, is_half, load
+from mertool.encoders import DEFAULTS, ENCODERS, FAMILIES, CheckpointRef, find, load, stores_half_precision
 from mertool.errors import MertoolError
 
 
 def test_the_table_has_twenty_rows_of_distinct_names():
-    assert len(TABLE) >= 20
-    assert len({row.name for row in TABLE}) == len({row.checkpoint for row in TABLE}) == len(TABLE)
-    assert {row.modality for row in TABLE} == {"audio", "video", "text"} == set(FAMILIES)
+    assert len(ENCODERS) >= 20
+    assert len({row.name for row in ENCODERS}) == len({row.checkpoint for row in ENCODERS}) == len(ENCODERS)
+    assert {row.modality for row in ENCODERS} == {"audio", "video", "text"} == set(FAMILIES)
 
 
 def test_the_defaults_are_the_papers_and_in_the_table():
-    rows = {row.name: row for row in TABLE}
+    rows = {row.name: row for row in ENCODERS}
     assert all(rows[name].modality == modality for modality, name in DEFAULTS.items())
     assert rows[DEFAULTS["audio"]].checkpoint == "TencentGameMate/chinese-hubert-large"
     assert rows[DEFAULTS["video"]].checkpoint == "openai/clip-vit-large-patch14"
@@ -28,7 +28,7 @@ def test_the_defaults_are_the_papers_and_in_the_table():
 
 
 def test_a_known_revision_is_a_commit():
-    known = [row.revision for row in TABLE if row.revision]
+    known = [row.revision for row in ENCODERS if row.revision]
     assert known
     assert all(len(revision) == 40 and int(revision, 16) for revision in known)
 
@@ -76,7 +76,7 @@ def test_an_unreachable_hub_names_model_cache_and_command():
 
 
 def test_an_unreachable_hub_names_the_checkpoint_behind_a_table_name():
-    row = next(row for row in TABLE if row.name == "wavlm-large")
+    row = next(row for row in ENCODERS if row.name == "wavlm-large")
     with pytest.raises(MertoolError, match=f"hf download {row.checkpoint} --revision {row.revision}"):
         find("wavlm-large", "audio")
 
@@ -221,4 +221,4 @@ def test_an_unused_pooler_may_be_missing(tiny_encoders, tmp_path):
 )
 def test_weights_kept_in_half_precision(settings, half, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **settings}))
-    assert is_half(Source("m", tmp_path, "m")) is half
+    assert stores_half_precision(CheckpointRef("m", tmp_path, "m")) is half

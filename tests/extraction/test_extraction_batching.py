@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mertool.extraction.batching import MOST_BATCHES, MOST_CLIPS, Limit, batches, budget
+from mertool.extraction.batching import MOST_BATCHES, MOST_CLIPS, BatchBudget, batches, budget
 
 
 def costs(seed: int, count: int) -> list[tuple[int, float]]:
@@ -15,25 +15,25 @@ def costs(seed: int, count: int) -> list[tuple[int, float]]:
 @pytest.mark.parametrize("count", [0, 1, 7, 100, 2050])
 def test_every_item_stands_in_exactly_one_batch(count):
     items = costs(1, count)
-    found = [item for batch in batches(iter(items), lambda item: item[1], Limit(60.0)) for item in batch]
+    found = [item for batch in batches(iter(items), lambda item: item[1], BatchBudget(60.0)) for item in batch]
     assert sorted(found) == items
 
 
 @pytest.mark.parametrize("most", [1.0, 30.0, 100.0])
 def test_the_padded_cost_of_a_batch_is_bounded(most):
-    for batch in batches(costs(2, 500), lambda item: item[1], Limit(most)):
+    for batch in batches(costs(2, 500), lambda item: item[1], BatchBudget(most)):
         assert batch
         assert len(batch) == 1 or len(batch) * max(item[1] for item in batch) <= most
 
 
 def test_batches_are_filled():
     """Items of one cost share a batch as long as they fit."""
-    assert [len(batch) for batch in batches(range(10), lambda _: 2.0, Limit(8.0))] == [4, 4, 2]
+    assert [len(batch) for batch in batches(range(10), lambda _: 2.0, BatchBudget(8.0))] == [4, 4, 2]
 
 
 def test_a_batch_holds_one_group():
     items = costs(3, 400)
-    for batch in batches(items, lambda item: item[1], Limit(200.0), lambda item: item[0] % 3):
+    for batch in batches(items, lambda item: item[1], BatchBudget(200.0), lambda item: item[0] % 3):
         assert len({number % 3 for number, _ in batch}) == 1
 
 
@@ -41,7 +41,7 @@ def test_items_of_like_cost_are_put_together():
     items = costs(4, 500)
     padding = sum(
         max(item[1] for item in batch) - cost
-        for batch in batches(items, lambda i: i[1], Limit(100.0))
+        for batch in batches(items, lambda i: i[1], BatchBudget(100.0))
         for _, cost in batch
     )
     assert padding < 0.15 * sum(cost for _, cost in items)
@@ -49,7 +49,7 @@ def test_items_of_like_cost_are_put_together():
 
 def test_without_a_budget_the_order_is_kept_one_by_one():
     items = costs(5, 50)
-    assert list(batches(items, lambda item: item[1], Limit(0.0), lambda item: item[0] % 2)) == [
+    assert list(batches(items, lambda item: item[1], BatchBudget(0.0), lambda item: item[0] % 2)) == [
         [item] for item in items
     ]
 
@@ -64,10 +64,10 @@ def test_items_are_taken_as_they_come():
             taken += 1
             yield taken
 
-    next(batches(endless(), lambda _: 1.0, Limit(4.0)))
+    next(batches(endless(), lambda _: 1.0, BatchBudget(4.0)))
     assert taken <= 4 * MOST_BATCHES
     taken = 0
-    next(batches(endless(), lambda _: 1.0, Limit(1e9)))
+    next(batches(endless(), lambda _: 1.0, BatchBudget(1e9)))
     assert taken <= MOST_CLIPS
 
 
@@ -81,7 +81,7 @@ def test_as_many_are_taken_as_were_given():
             taken += 1
             yield taken
 
-    stream = batches(endless(), lambda _: 1.0, Limit(4.0))
+    stream = batches(endless(), lambda _: 1.0, BatchBudget(4.0))
     next(stream)
     for _ in range(10):
         before = taken
@@ -90,7 +90,7 @@ def test_as_many_are_taken_as_were_given():
 
 
 def test_batches_are_smaller_once_one_did_not_fit():
-    limit = Limit(8.0)
+    limit = BatchBudget(8.0)
     stream = batches(range(40), lambda _: 1.0, limit)
     assert len(next(stream)) == 8
     limit.too_large(8.0)

@@ -11,9 +11,9 @@ import pytest
 from mertool.errors import ClipError
 from mertool.extraction import decoding as decode
 from mertool.extraction.decoding import (
-    Decoded,
-    Decoders,
-    Limits,
+    DecodedClip,
+    DecoderLimits,
+    DecoderPool,
     decode_audio,
     decode_faces,
     decode_several,
@@ -39,7 +39,7 @@ def obey(path, start, end):
         raise MemoryError("huge frame")
     if what == "key":
         raise KeyError("codec")
-    return Decoded(np.full(4, float(path.stem.split("-")[1])))
+    return DecodedClip(np.full(4, float(path.stem.split("-")[1])))
 
 
 def slow_then(path, start, end):
@@ -49,11 +49,11 @@ def slow_then(path, start, end):
         time.sleep(0.01)
     path.with_name("done").touch()
     time.sleep(0.3 if path.stem == "0" else 0.0)
-    return Decoded(int(path.stem))
+    return DecodedClip(int(path.stem))
 
 
 def with_settings(path, start, end, fps, most):
-    return Decoded((start, end, fps, most))
+    return DecodedClip((start, end, fps, most))
 
 
 def items(tmp_path, *names):
@@ -67,11 +67,11 @@ def first_decoder_fails(path, start, end, decoder="auto"):
             time.sleep(60)
         if path.stem.startswith("die"):
             os._exit(7)
-    return Decoded(decoder)
+    return DecodedClip(decoder)
 
 
 def outcomes(jobs, read=obey, workers=2, timeout=30.0, **settings):
-    with Decoders(Limits(workers, timeout)) as decoders:
+    with DecoderPool(DecoderLimits(workers, timeout)) as decoders:
         return {item.clip.clip: found for item, found in decoders.read(jobs, read, **settings)}
 
 
@@ -120,14 +120,14 @@ def test_an_unforeseen_error_of_a_decoder_is_not_swallowed(tmp_path):
 
 def test_a_slow_clip_does_not_hold_the_others_up(tmp_path):
     jobs = items(tmp_path, *map(str, range(12)))
-    with Decoders(Limits(2, 30.0)) as decoders:
+    with DecoderPool(DecoderLimits(2, 30.0)) as decoders:
         found = [(item.clip.clip, out.content) for item, out in decoders.read(jobs, slow_then)]
     assert sorted(found) == sorted((str(n), n) for n in range(12))
     assert found[0][0] != "0"
 
 
 def test_the_second_decoder_takes_over(tmp_path, monkeypatch):
-    monkeypatch.setitem(decode.SECOND_TRY, first_decoder_fails, {"decoder": "pyav"})
+    monkeypatch.setitem(decode.FALLBACK_SETTINGS, first_decoder_fails, {"decoder": "pyav"})
     jobs = items(tmp_path, "ok", "hang-once", "die-once", "hang-always", "die-always")
     found = outcomes(jobs, first_decoder_fails, timeout=3.0)
     assert [found[name].content for name in ("ok", "hang-once", "die-once")] == ["auto", "pyav", "pyav"]
@@ -136,18 +136,18 @@ def test_the_second_decoder_takes_over(tmp_path, monkeypatch):
 
 
 def test_frames_have_a_second_decoder_and_sound_has_one():
-    assert {decode_faces: {"decoder": "pyav"}} == decode.SECOND_TRY
+    assert {decode_faces: {"decoder": "pyav"}} == decode.FALLBACK_SETTINGS
 
 
 def test_decoders_read_again_after_they_have_read(tmp_path):
-    with Decoders(Limits(2, 30.0)) as decoders:
+    with DecoderPool(DecoderLimits(2, 30.0)) as decoders:
         decoders.start()
         for name in ("ok-1", "ok-2"):
             assert [out.content[0] for _, out in decoders.read(items(tmp_path, name), obey)] == [int(name[-1])]
 
 
 def test_decoders_that_read_nothing(tmp_path):
-    with Decoders(Limits(2, 30.0)) as decoders:
+    with DecoderPool(DecoderLimits(2, 30.0)) as decoders:
         assert list(decoders.read([], obey)) == []
 
 
@@ -165,7 +165,7 @@ def test_no_more_than_a_few_clips_are_decoded_ahead(tmp_path):
             taken += 1
             yield items(tmp_path, str(number))[0]
 
-    with Decoders(Limits(1, 30.0)) as decoders:
+    with DecoderPool(DecoderLimits(1, 30.0)) as decoders:
         next(decoders.read(endless(), slow_then))
         assert taken < 50
 
@@ -175,7 +175,7 @@ def test_leaving_early_stops_the_processes(tmp_path):
         pass
 
     began = time.monotonic()
-    with pytest.raises(Stop), Decoders(Limits(2, 60.0)) as decoders:
+    with pytest.raises(Stop), DecoderPool(DecoderLimits(2, 60.0)) as decoders:
         next(decoders.read(items(tmp_path, "ok-1", "hang-1", "hang-2", "hang-3"), obey))
         raise Stop
     assert time.monotonic() - began < 20
@@ -216,7 +216,7 @@ def test_what_a_decoder_of_sound_imports_has_no_torch():
 
 def test_settings_of_one_clip_stand_beside_those_of_all(tmp_path):
     jobs = items(tmp_path, "a", "bb")
-    with Decoders(Limits(1, 30.0)) as decoders:
+    with DecoderPool(DecoderLimits(1, 30.0)) as decoders:
         read = decoders.read(jobs, with_settings, lambda clip: {"most": len(clip.clip)}, fps=4.0)
         found = {item.clip.clip: out.content for item, out in read}
     assert found == {"a": (None, None, 4.0, 1), "bb": (None, None, 4.0, 2)}

@@ -148,7 +148,7 @@ def test_the_disk_that_is_needed(dry, text, texts, tmp_path):
 
 
 def test_time_and_media_grow_with_the_clips(dry, texts, monkeypatch):
-    from mertool.extraction.pipeline import Report
+    from mertool.extraction.pipeline import ExtractionStats
 
     class Measured:
         """Half a second and three seconds of media per clip, a tenth of them bad."""
@@ -164,7 +164,7 @@ def test_time_and_media_grow_with_the_clips(dry, texts, monkeypatch):
 
         def do(self, items, writer, faces, progress):
             bad = {"unreadable": len(items) // 10}
-            return Report(len(items), bad, media_seconds=3.0 * len(items), wall=0.5 * len(items))
+            return ExtractionStats(len(items), bad, media_seconds=3.0 * len(items), wall=0.5 * len(items))
 
     monkeypatch.setattr(estimate, "Session", Measured)
     found = dry(texts(7200))

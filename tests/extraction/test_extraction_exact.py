@@ -6,8 +6,8 @@ import torch
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from mertool import encoders
-from mertool.extraction.decoding import Decoded
-from mertool.extraction.encode_spec import Parts, assemble
+from mertool.extraction.decoding import DecodedClip
+from mertool.extraction.encode_spec import EncoderAssets, assemble
 from mertool.extraction.pipeline import run
 from mertool.extraction.plan import WorkItem
 from mertool.features import Recipe
@@ -63,9 +63,9 @@ def by_engine(tmp_path, name, folder, modality, dtype, most) -> np.ndarray:
     source = encoders.find(str(folder), modality)
     layers = tuple(range(encoders.count_layers(source) + 1))
     recipe = Recipe(modality, "tiny", "w", layers, "mean", dtype, "float32")
-    work = assemble(recipe, Parts(source), torch.device("cpu"), most)
+    work = assemble(recipe, EncoderAssets(source), torch.device("cpu"), most)
     outcomes = [
-        (WorkItem(Clip(f"c{number}", tmp_path), "d"), Decoded(content, 1.0))
+        (WorkItem(Clip(f"c{number}", tmp_path), "d"), DecodedClip(content, 1.0))
         for number, content in enumerate(contents(name, modality))
     ]
     path = tmp_path / "s.h5"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mertool.errors import ClipError, MertoolError
-from mertool.extraction.decoding import Decoded
+from mertool.extraction.decoding import DecodedClip
 from mertool.store import FeatureStore
 
 NAMES = ("a", "b", "c", "d")
@@ -30,7 +30,7 @@ def draw_crops(path, start, end, fps, most, decoder="auto"):
         raise ClipError("no_face", "nobody in 4 frames")
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:4]))
     crops = draw.integers(0, 256, (max(1, int(2 * fps)), 64, 64, 3), np.uint8)
-    return Decoded(crops, 2.0, 2 * len(crops), 0.5, {"decode": 0.25, "faces": 0.5})
+    return DecodedClip(crops, 2.0, 2 * len(crops), 0.5, {"decode": 0.25, "faces": 0.5})
 
 
 @pytest.fixture

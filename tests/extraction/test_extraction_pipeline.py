@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mertool.errors import ClipError, MertoolError
-from mertool.extraction.batching import Limit
-from mertool.extraction.decoding import Decoded
-from mertool.extraction.pipeline import Work, keep_frames, mean_pool, run
+from mertool.extraction.batching import BatchBudget
+from mertool.extraction.decoding import DecodedClip
+from mertool.extraction.pipeline import EncodeSpec, keep_frames, mean_pool, run
 from mertool.extraction.plan import WorkItem
 from mertool.features import Recipe
 from mertool.manifest import Clip
@@ -42,7 +42,7 @@ def extract(tmp_path, encoder, contents, *, finish=mean_pool, pool="mean", layer
     recipe = Recipe("audio", "fake", "w", layers, pool, storage_dtype="float32")
     jobs = [WorkItem(Clip(f"c{n}", tmp_path), f"d{n}") for n in range(len(contents))]
     outcomes = [
-        (job, content if isinstance(content, ClipError) else Decoded(content, 2.0))
+        (job, content if isinstance(content, ClipError) else DecodedClip(content, 2.0))
         for job, content in zip(jobs, contents, strict=True)
     ]
     steps = []
@@ -50,7 +50,7 @@ def extract(tmp_path, encoder, contents, *, finish=mean_pool, pool="mean", layer
         report = run(
             outcomes,
             len(jobs),
-            Work(encoder, layers, finish, Limit(most), **work),
+            EncodeSpec(encoder, layers, finish, BatchBudget(most), **work),
             writer,
             lambda *step: steps.append(step),
         )
@@ -127,13 +127,13 @@ def test_progress_counts_every_clip_once(tmp_path):
 
 
 def test_each_clip_is_encoded_with_its_adapter(tmp_path):
-    class Adapted(FakeEncoder):
+    class MultiAdapterEncoder(FakeEncoder):
         offset = 0
 
         def encode_prepared(self, items, keep):
             return super().encode_prepared([item + self.offset for item in items], keep)
 
-    encoder = Adapted()
+    encoder = MultiAdapterEncoder()
     adapter = {"c0": "fold1", "c1": "fold2", "c2": "fold1"}
 
     def select(name):
@@ -216,9 +216,9 @@ def test_an_unforeseen_error_of_the_encoder_ends_the_run_and_keeps_what_was_done
 
 def test_an_error_while_decoding_ends_the_run(tmp_path):
     def outcomes():
-        yield WorkItem(Clip("c0", tmp_path), "d0"), Decoded(1)
+        yield WorkItem(Clip("c0", tmp_path), "d0"), DecodedClip(1)
         raise KeyError("a bug")
 
     recipe = Recipe("audio", "fake", "w", (0, 1), "mean", storage_dtype="float32")
     with StoreWriter(tmp_path / "s.h5", recipe, {}) as writer, pytest.raises(KeyError, match="a bug"):
-        run(outcomes(), 2, Work(FakeEncoder(), (0, 1), mean_pool), writer, lambda *_: None)
+        run(outcomes(), 2, EncodeSpec(FakeEncoder(), (0, 1), mean_pool), writer, lambda *_: None)

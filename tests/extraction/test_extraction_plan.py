@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mertool.errors import ABSENT, REASONS, TRANSIENT, MertoolError
+from mertool.errors import MISSING_MODALITY_REASONS, REASONS, TRANSIENT_REASONS, MertoolError
 from mertool.extraction.plan import item_digest, make_plan
 from mertool.manifest import Clip, Manifest
 from mertool.store import Failure
@@ -57,7 +57,7 @@ def test_another_transcript_matters_to_text_alone(manifest):
 def test_only_failures_that_may_heal_are_tried_again(reason, manifest):
     known = digests(manifest)
     failure = Failure("b", known.pop("b"), "decode", reason, "")
-    assert todo(manifest, done=known, failed={"b": failure}) == (["b"] if reason in TRANSIENT else [])
+    assert todo(manifest, done=known, failed={"b": failure}) == (["b"] if reason in TRANSIENT_REASONS else [])
 
 
 def test_a_failed_file_that_changed_is_tried_again(manifest):
@@ -88,4 +88,4 @@ def test_text_needs_no_files(tmp_path):
 
 
 def test_absent_modalities_are_no_transient_failures():
-    assert not ABSENT & TRANSIENT
+    assert not MISSING_MODALITY_REASONS & TRANSIENT_REASONS

@@ -23,8 +23,8 @@ import torch
 
 from mertool.errors import MertoolError
 from mertool.extraction import ray_backend as on_ray
-from mertool.extraction.job import Job, fill_store
-from mertool.extraction.pipeline import Work, mean_pool
+from mertool.extraction.job import ExtractionJob, extract_to_store
+from mertool.extraction.pipeline import EncodeSpec, mean_pool
 from mertool.extraction.ray_backend import do_on_ray
 from mertool.features import Recipe
 from mertool.manifest import Clip, Manifest
@@ -55,7 +55,7 @@ class Letters:
 
 
 def load_letters(seconds=0.0):
-    return Work(Letters(seconds), (0,), mean_pool)
+    return EncodeSpec(Letters(seconds), (0,), mean_pool)
 
 
 def load_nothing():
@@ -75,7 +75,9 @@ def silent(*_):
 
 
 def text_job(path, load=load_letters, encoder="letters", engine="ray"):
-    return Job(path, Recipe("text", encoder, "w", (0,), "mean", storage_dtype="float32"), {}, load, engine=engine)
+    return ExtractionJob(
+        path, Recipe("text", encoder, "w", (0,), "mean", storage_dtype="float32"), {}, load, engine=engine
+    )
 
 
 def text_manifest(texts):
@@ -116,7 +118,7 @@ def content(path):
 def letters(tmp_path_factory):
     """What a store of TEXTS holds."""
     path = tmp_path_factory.mktemp("letters") / "text.h5"
-    fill_store(TEXTS, text_job(path, engine="local"), silent)
+    extract_to_store(TEXTS, text_job(path, engine="local"), silent)
     return content(path)
 
 
@@ -167,8 +169,8 @@ def test_video_and_crops_are_the_same_from_relative_paths(
 
 def test_a_store_of_another_recipe_is_overwritten(cluster, letters, tmp_path):
     path = tmp_path / "text.h5"
-    fill_store(text_manifest(["other"] * 30), text_job(path, encoder="other", engine="local"), silent)
-    fill_store(TEXTS, text_job(path), silent, overwrite=True)
+    extract_to_store(text_manifest(["other"] * 30), text_job(path, encoder="other", engine="local"), silent)
+    extract_to_store(TEXTS, text_job(path), silent, overwrite=True)
     assert content(path) == letters
 
 
@@ -185,7 +187,7 @@ def test_a_killed_worker_is_replaced(cluster, letters, tmp_path, caplog, capsys)
             os.kill(workers[0], signal.SIGKILL)
             killed.append(workers[0])
 
-    filled = fill_store(TEXTS, text_job(tmp_path / "text.h5", partial(load_letters, 0.5)), kill_one)
+    filled = extract_to_store(TEXTS, text_job(tmp_path / "text.h5", partial(load_letters, 0.5)), kill_one)
     assert content(tmp_path / "text.h5") == letters
     assert (filled.report.extracted, filled.report.reasons) == (23, {"no_text": 1})
     assert f"worker {killed[0]} died and is replaced: Worker unexpectedly exits" in caplog.text
@@ -197,7 +199,7 @@ def test_a_clip_that_kills_its_workers_is_found_and_recorded(cluster, tmp_path, 
     monkeypatch.setattr(on_ray, "CHUNKS_EACH", 1)
     texts = ["a"] * 8
     texts[2] = "deadly"
-    filled = fill_store(text_manifest(texts), text_job(tmp_path / "text.h5"), silent)
+    filled = extract_to_store(text_manifest(texts), text_job(tmp_path / "text.h5"), silent)
     assert (filled.report.extracted, filled.reasons) == (7, ["crashed"])
     found = content(tmp_path / "text.h5")
     assert found["values"][0] == (7, 1, 2)
@@ -221,7 +223,7 @@ def test_chunks_are_many_enough_for_all_to_end_together(clips, workers, size):
 def test_workers_that_die_as_they_start_end_the_run(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
     with pytest.raises(MertoolError, match="workers died as they started, 1 times each; the last: ") as error:
-        fill_store(TEXTS, text_job(tmp_path / "text.h5", die), silent)
+        extract_to_store(TEXTS, text_job(tmp_path / "text.h5", die), silent)
     assert "\n" not in str(error.value)
 
 
@@ -230,14 +232,14 @@ def test_workers_that_die_as_they_start_end_the_run(cluster, tmp_path, monkeypat
 
 def test_an_error_of_the_users_is_the_same_as_without_ray(cluster, tmp_path):
     with pytest.raises(MertoolError) as error:
-        fill_store(TEXTS, text_job(tmp_path / "text.h5", load_nothing), silent)
+        extract_to_store(TEXTS, text_job(tmp_path / "text.h5", load_nothing), silent)
     assert type(error.value) is MertoolError
     assert str(error.value) == "the weights are broken: fetch them again"
 
 
 def test_a_bug_keeps_its_traceback(cluster, tmp_path):
     with pytest.raises(ZeroDivisionError, match=r"(?s)in load_with_a_bug.*a bug of ours"):
-        fill_store(TEXTS, text_job(tmp_path / "text.h5", load_with_a_bug), silent)
+        extract_to_store(TEXTS, text_job(tmp_path / "text.h5", load_with_a_bug), silent)
 
 
 @pytest.fixture
@@ -290,7 +292,9 @@ def test_gpus_are_shared_out():
 
 def fill_slowly(path):
     """What the command does in the tests of interrupts."""
-    fill_store(TEXTS, text_job(Path(path), partial(load_letters, 0.4)), lambda *step: print("done", *step, flush=True))
+    extract_to_store(
+        TEXTS, text_job(Path(path), partial(load_letters, 0.4)), lambda *step: print("done", *step, flush=True)
+    )
 
 
 COMMAND = """
@@ -325,5 +329,5 @@ def test_an_interrupt_ends_ray_and_keeps_finished_parts(number, code, letters, t
     assert psutil.wait_procs(others, timeout=10)[1] == []
     assert not path.exists()
     assert 2 <= len(list(parts_folder(path).glob("part-*.h5"))) < len(TEXTS)
-    assert fill_store(TEXTS, text_job(path), silent).report.done < len(TEXTS)
+    assert extract_to_store(TEXTS, text_job(path), silent).report.done < len(TEXTS)
     assert content(path) == letters

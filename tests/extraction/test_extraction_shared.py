@@ -8,9 +8,9 @@ import torch
 
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction import shared as together
-from mertool.extraction.batching import Limit
-from mertool.extraction.decoding import Decoded, Limits
-from mertool.extraction.pipeline import Work, mean_pool
+from mertool.extraction.batching import BatchBudget
+from mertool.extraction.decoding import DecodedClip, DecoderLimits
+from mertool.extraction.pipeline import EncodeSpec, mean_pool
 from mertool.extraction.plan import WorkItem
 from mertool.extraction.shared import Group, Listener, Reading, Target, fill_together
 from mertool.features import Recipe
@@ -40,7 +40,7 @@ def _obey(path, kind):
         raise ValueError("odd bytes")
     if what == f"hang{kind}":
         time.sleep(60)
-    return Decoded(float(path.stem.rpartition("-")[2]) + (100 if kind == "faces" else 0), 1.0)
+    return DecodedClip(float(path.stem.rpartition("-")[2]) + (100 if kind == "faces" else 0), 1.0)
 
 
 class FakeEncoder:
@@ -93,13 +93,15 @@ def group(folder, modality="audio", names=("one",), encoder=None):
         return [mean_pool(frames[: len(recipe.layers)]) for recipe in recipes]
 
     keep = tuple(range(len(names)))
-    return Group(targets, Reading.of(recipes[0]), lambda: Work(encoder, keep, finish, Limit(0.0)))
+    return Group(targets, Reading.of(recipes[0]), lambda: EncodeSpec(encoder, keep, finish, BatchBudget(0.0)))
 
 
 def fill(manifest, groups, listeners=(), timeout=30.0):
     steps = []
     device = torch.device("cpu")
-    fill_together(manifest, groups, list(listeners), Limits(2, timeout), device, lambda *step: steps.append(step))
+    fill_together(
+        manifest, groups, list(listeners), DecoderLimits(2, timeout), device, lambda *step: steps.append(step)
+    )
     return steps
 
 
@@ -219,9 +221,9 @@ def test_a_full_disk_ends_all(clips, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_keeps_what_was_done(clips, tmp_path, monkeypatch):
-    from mertool.extraction.decoding import Decoders
+    from mertool.extraction.decoding import DecoderPool
 
-    read = Decoders.read
+    read = DecoderPool.read
 
     def interrupted(self, *given):
         for number, outcome in enumerate(read(self, *given)):
@@ -231,10 +233,10 @@ def test_an_interrupt_keeps_what_was_done(clips, tmp_path, monkeypatch):
             yield outcome
 
     manifest = clips(*(f"c-{number}" for number in range(20)))
-    monkeypatch.setattr(Decoders, "read", interrupted)
+    monkeypatch.setattr(DecoderPool, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fill(manifest, [group(tmp_path), group(tmp_path, "video")])
-    monkeypatch.setattr(Decoders, "read", read)
+    monkeypatch.setattr(DecoderPool, "read", read)
     encoders = [FakeEncoder(), FakeEncoder()]
     fill(manifest, [group(tmp_path, encoder=encoders[0]), group(tmp_path, "video", encoder=encoders[1])])
     assert [len(encoder.seen) for encoder in encoders] == [14, 14]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.encoders import Source
+from mertool.encoders import CheckpointRef
 from mertool.encoders.asr import Transcript
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction import transcripts as module
-from mertool.extraction.decoding import Decoded
+from mertool.extraction.decoding import DecodedClip
 from mertool.extraction.transcripts import COLUMNS, read_rows, transcribe
 from mertool.manifest import Clip, Manifest
 
@@ -49,7 +49,7 @@ class FakeRecogniser:
         return [Transcript(text, 0.9 if text else 0.0, 0.012345 if text else 0.8) for text in texts]
 
 
-class Job:
+class ExtractionJob:
     """Clips in a folder, one number in each file: its loudness, or the reason why it cannot be read."""
 
     def __init__(self, folder: Path, contents: Iterable[float | str]):
@@ -57,7 +57,7 @@ class Job:
         self.clips: list[Clip] = []
         self.read_now: list[str] = []
         self.steps: list[tuple[int, int, int]] = []
-        self.source = Source("fake", folder / "model", "some-owner/fake")
+        self.source = CheckpointRef("fake", folder / "model", "some-owner/fake")
         self.set_model("weights")
         for number, content in enumerate(contents):
             self.write(f"c{number}", content)
@@ -75,7 +75,7 @@ class Job:
             self.read_now.append(item.clip.clip)
             content = item.clip.path.read_text() if item.clip.path.exists() else "missing_file"
             if content.replace(".", "").isdigit():
-                yield item, Decoded(np.full(RATE, float(content), np.float32), 1.0)
+                yield item, DecodedClip(np.full(RATE, float(content), np.float32), 1.0)
             else:
                 yield item, ClipError(content)
 
@@ -107,7 +107,7 @@ RATE = 16_000
 @pytest.fixture
 def job(tmp_path):
     """A function that makes a Job of contents."""
-    return lambda *contents: Job(tmp_path, contents)
+    return lambda *contents: ExtractionJob(tmp_path, contents)
 
 
 # ---------------------------------------------------------------- what comes out

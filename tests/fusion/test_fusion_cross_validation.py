@@ -20,7 +20,7 @@ from mertool.fusion.hyperparameters import (
 )
 from mertool.fusion.trainer import Schedule
 from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 N, FOLDS = 60, Folds(np.arange(60) % 3, 3, "made")
 QUICK = Settings("concat", 3, Draw(8, 0.0, 0.05), seeds=2, epochs=4, schedule=Schedule(modality_dropout=0.0))
@@ -34,7 +34,11 @@ def made():
     speakers = tuple(f"s{number % 12}" for number in range(N))
     features = torch.from_numpy(rng.normal(0, 1, (N + 10, 1, 5)).astype(np.float32))
     features[:N, 0, :3] += 2 * torch.eye(3)[labels]
-    return [features], torch.ones(N + 10, 1, dtype=torch.bool), Examples(tuple(map(str, range(N))), labels, speakers)
+    return (
+        [features],
+        torch.ones(N + 10, 1, dtype=torch.bool),
+        LabelledClips(tuple(map(str, range(N))), labels, speakers),
+    )
 
 
 def only(made, count=N):
@@ -60,7 +64,7 @@ def test_labels_of_held_out_clips_change_nothing_of_their_score(made, search):
     before = train_system(features, present, examples, FOLDS, settings)
     labels = examples.labels.copy()
     labels[rows] = (labels[rows] + 1) % 3
-    changed = Examples(examples.clips, labels, examples.speakers)
+    changed = LabelledClips(examples.clips, labels, examples.speakers)
     after = train_system(features, present, changed, FOLDS, settings)
     np.testing.assert_allclose(before.held_out[rows], after.held_out[rows], atol=1e-4)
     assert before.plans[1] == after.plans[1]
@@ -69,7 +73,7 @@ def test_labels_of_held_out_clips_change_nothing_of_their_score(made, search):
 def test_the_official_protocol_chooses_on_the_clips_that_score_it(made):
     """So labels without any meaning look better than chance, and the system says that it is optimistic."""
     rng = np.random.default_rng(1)
-    examples = Examples(made[2].clips, rng.integers(0, 3, N), made[2].speakers)
+    examples = LabelledClips(made[2].clips, rng.integers(0, 3, N), made[2].speakers)
     features = [torch.from_numpy(rng.normal(0, 1, (N, 1, 5)).astype(np.float32))]
     settings = Settings("concat", 3, search=3, protocol=MERTOOLS, seeds=1, epochs=12)
     system = train_system(features, made[1][:N], examples, FOLDS, settings)
@@ -155,7 +159,7 @@ def test_development_parts_are_of_training_clips_and_other_speakers(made):
 
 
 def test_a_part_too_small_to_choose_says_so():
-    examples = Examples(("a", "b", "c", "d"), np.array([0, 1, 0, 1]), (None,) * 4)
+    examples = LabelledClips(("a", "b", "c", "d"), np.array([0, 1, 0, 1]), (None,) * 4)
     with pytest.raises(MertoolError, match="leave out --search, or give more clips"):
         development_parts(examples, Folds(np.array([0, 0, 1, 1]), 2, "made"), 0)
 

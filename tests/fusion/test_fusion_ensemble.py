@@ -7,7 +7,7 @@ from torch import nn
 from mertool.fusion import ensemble as stacks
 from mertool.fusion import heads as fusion
 from mertool.fusion.batches import drop_modalities
-from mertool.fusion.ensemble import Member, Schedule, member_logits, train_members
+from mertool.fusion.ensemble import Member, Schedule, ensemble_logits, train_members
 from mertool.fusion.random_bits import Factors, Noise
 
 SHAPES = [(2, 6), (1, 4)]
@@ -39,7 +39,7 @@ def train(data, members, schedule=PLAIN):
 
 def logits(data, result, width=8):
     state = {name: value[None] for name, value in result.state.items()}
-    return member_logits(build(width, 0.0), state, data[0], data[1])[0]
+    return ensemble_logits(build(width, 0.0), state, data[0], data[1])[0]
 
 
 def test_together_equals_alone(data):

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mertool.errors import MertoolError
 from mertool.fusion.objective import UNUSED
-from mertool.fusion.pseudo_labels import LEAST, Round, SelfTraining, Witness, select, self_train
+from mertool.fusion.pseudo_labels import LEAST, Round, SelfTraining, UnimodalPredictions, select, self_train
 from mertool.learning.folds import Folds
 
 CLASSES = 3
@@ -121,7 +121,7 @@ class Data:
     def witnesses(self):
         unused = np.full(len(self.truth), UNUSED)
         return [
-            Witness(
+            UnimodalPredictions(
                 np.stack([self.fit(x, self.folds.train(fold), unused)[self.count :] for fold in range(5)]),
                 np.ones(len(self.truth), bool),
             )
@@ -218,7 +218,7 @@ def test_pseudo_labelled_clips_stand_in_no_fold(trained):
 
 def test_a_clip_without_modalities_is_never_taken():
     data = Data(unlabelled=50)
-    witnesses = [Witness(w.logits, np.arange(50) >= 10) for w in data.witnesses()]
+    witnesses = [UnimodalPredictions(w.logits, np.arange(50) >= 10) for w in data.witnesses()]
     done = self_train(data.train, 50, witnesses, data.labels, data.folds, SelfTraining())
     assert (done.pseudo[:, :10] == UNUSED).all()
     assert (done.pseudo[:, 10:] != UNUSED).any()

@@ -13,7 +13,7 @@ from mertool.fusion.pseudo_labels import SelfTraining
 from mertool.fusion.self_training import self_train_system
 from mertool.fusion.trainer import Schedule
 from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 
 N, U, CLASSES = 36, 80, 3
 # Without random numbers while training, so that members are comparable whatever they are stacked with.
@@ -36,7 +36,7 @@ def clips():
 
 
 def examples_of(labels):
-    return Examples(tuple(f"c{n}" for n in range(len(labels))), labels, (None,) * len(labels))
+    return LabelledClips(tuple(f"c{n}" for n in range(len(labels))), labels, (None,) * len(labels))
 
 
 FOLDS = Folds(np.arange(N) // CLASSES % 3, 3, "three")

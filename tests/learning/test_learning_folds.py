@@ -9,7 +9,7 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.learning.folds import Folds, folds_key, get_folds, make_folds, read_folds, speaker_groups, write_folds
-from mertool.learning.labelled_clips import Examples, keep
+from mertool.learning.labelled_clips import LabelledClips, keep
 
 RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"
 
@@ -18,7 +18,7 @@ def examples(count=120, classes=4, speakers=12, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     who = tuple(f"s{n}" for n in rng.integers(0, speakers, count)) if speakers else (None,) * count
-    return Examples(tuple(f"c{n}" for n in range(count)), labels, who)
+    return LabelledClips(tuple(f"c{n}" for n in range(count)), labels, who)
 
 
 def test_every_clip_is_held_out_once():
@@ -45,9 +45,9 @@ def test_as_many_folds_as_speakers_at_most():
 def test_without_speakers_folds_are_stratified(unknown):
     data = examples(speakers=0) if unknown == "all" else examples()
     if unknown == "one":
-        data = Examples(data.clips, data.labels, (None, *data.speakers[1:]))
+        data = LabelledClips(data.clips, data.labels, (None, *data.speakers[1:]))
     if unknown == "same":
-        data = Examples(data.clips, data.labels, ("s1",) * len(data))
+        data = LabelledClips(data.clips, data.labels, ("s1",) * len(data))
     folds = make_folds(data, 5, 0)
     assert "not kept apart" in folds.kind
     for fold in range(5):
@@ -75,7 +75,7 @@ def test_fewer_clips_than_folds():
 
 
 def test_a_largest_class_smaller_than_the_folds():
-    data = Examples(tuple("abcdef"), np.array([0, 0, 1, 1, 2, 2]), (None,) * 6)
+    data = LabelledClips(tuple("abcdef"), np.array([0, 0, 1, 1, 2, 2]), (None,) * 6)
     with pytest.raises(MertoolError, match=r"the largest class has 2 clips, fewer than 5 folds"):
         make_folds(data, 5, 0)
 
@@ -86,7 +86,7 @@ def test_one_fold():
 
 
 def test_a_training_part_of_one_class():
-    data = Examples(tuple("abcd"), np.array([0, 0, 1, 1]), ("x", "x", "y", "y"))
+    data = LabelledClips(tuple("abcd"), np.array([0, 0, 1, 1]), ("x", "x", "y", "y"))
     with pytest.raises(MertoolError, match="has one class only"):
         make_folds(data, 2, 0)
 
@@ -174,12 +174,12 @@ def test_the_form_of_emobox(tmp_path):
 
 
 def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
-    data = Examples(("a__x", "b__x", "a__y", "b__y"), np.array([0, 1, 1, 0]), (None,) * 4)
+    data = LabelledClips(("a__x", "b__x", "a__y", "b__y"), np.array([0, 1, 1, 0]), (None,) * 4)
     file = tmp_path / "e.csv"
     rows = [f"{fold},test,{name}.wav,l" for name, fold in (("a/x", 1), ("b/x", 2), ("a/y", 1), ("b/y", 2))]
     file.write_text("fold,split,file,label_emobox\n" + "\n".join(rows))
     assert read_folds(file, data).of.tolist() == [0, 1, 0, 1]
-    unclear = Examples(("x", "b__x", "a__y", "b__y"), data.labels, data.speakers)
+    unclear = LabelledClips(("x", "b__x", "a__y", "b__y"), data.labels, data.speakers)
     with pytest.raises(MertoolError, match=r"'x' may be a/x.wav or b/x.wav"):
         read_folds(file, unclear)
 
@@ -190,7 +190,7 @@ def test_emobox_folds_of_ravdess_are_speaker_disjoint():
         rows = list(csv.DictReader(file))
     names = sorted({row["label"] for row in rows})
     labels = np.array([names.index(row["label"]) for row in rows])
-    data = Examples(tuple(Path(r["file"]).stem for r in rows), labels, tuple(r["speaker"] for r in rows))
+    data = LabelledClips(tuple(Path(r["file"]).stem for r in rows), labels, tuple(r["speaker"] for r in rows))
     found = read_folds(RAVDESS / "emobox_folds.csv", data)
     assert found.kind == "6 folds of emobox_folds.csv, speaker-disjoint (24 speakers)"
     assert np.bincount(found.of).tolist() == [240] * 6
@@ -198,7 +198,7 @@ def test_emobox_folds_of_ravdess_are_speaker_disjoint():
 
 def test_speakers_on_both_sides_are_told(tmp_path):
     data = examples()
-    spread = make_folds(Examples(data.clips, data.labels, (None,) * len(data)), 5, 0)
+    spread = make_folds(LabelledClips(data.clips, data.labels, (None,) * len(data)), 5, 0)
     write_folds(tmp_path / "folds.csv", data, spread)
     assert (
         "not speaker-disjoint (12 of 12 speakers stand in several folds)"
@@ -214,7 +214,7 @@ def test_clips_of_the_file_that_are_no_examples_are_passed_over(tmp_path):
 
 
 def test_folds_may_have_names_and_are_numbered_in_their_order(tmp_path):
-    data = Examples(tuple("abcd"), np.array([0, 1, 0, 1]), (None,) * 4)
+    data = LabelledClips(tuple("abcd"), np.array([0, 1, 0, 1]), (None,) * 4)
     (tmp_path / "f.csv").write_text("Clip,Fold\na,10\nb,10\nc,2\nd,2\nother,7\n")
     assert read_folds(tmp_path / "f.csv", data).of.tolist() == [1, 1, 0, 0]
     (tmp_path / "f.csv").write_text("fold,clip,more\nright,a,1\nright,b,1\nleft,c,1\nleft,d,1\n")
@@ -245,7 +245,7 @@ def test_a_fault_of_a_file(name, tmp_path):
     file = tmp_path / "folds.csv"
     file.write_text(content)
     with pytest.raises(MertoolError, match=words) as raised:
-        read_folds(file, Examples(tuple("abcd"), np.array([0, 1, 1, 1]), (None,) * 4))
+        read_folds(file, LabelledClips(tuple("abcd"), np.array([0, 1, 1, 1]), (None,) * 4))
     assert "\n" not in str(raised.value)
 
 
@@ -278,5 +278,5 @@ def test_a_number_or_a_file(tmp_path):
 def test_speakers_count_where_all_are_known():
     data = examples(speakers=3)
     assert set(speaker_groups(data)) == {"s0", "s1", "s2"}
-    assert speaker_groups(Examples(data.clips, data.labels, (None, *data.speakers[1:]))) is None
-    assert speaker_groups(Examples(data.clips, data.labels, ("s",) * len(data))) is None
+    assert speaker_groups(LabelledClips(data.clips, data.labels, (None, *data.speakers[1:]))) is None
+    assert speaker_groups(LabelledClips(data.clips, data.labels, ("s",) * len(data))) is None

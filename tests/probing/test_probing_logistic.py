@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from mertool.probing import logistic
-from mertool.probing.logistic import Logistic
+from mertool.probing.logistic import BatchedLogisticRegression
 
 COUNT, CHANNELS, CLASSES = 200, 24, 4
 
@@ -25,7 +25,7 @@ def data():
 
 
 def solve(data, strength, start=None):
-    solver = Logistic(data[0], data[1].expand(len(data[2]), -1), data[2], CLASSES)
+    solver = BatchedLogisticRegression(data[0], data[1].expand(len(data[2]), -1), data[2], CLASSES)
     return solver, solver.solve(strength, start)
 
 
@@ -81,8 +81,8 @@ def test_the_preconditioner_saves_steps_and_not_the_optimum(data, monkeypatch):
 
 def test_each_problem_has_its_own_labels(data):
     other = torch.as_tensor(np.random.default_rng(1).permutation(data[1].numpy()))
-    both = Logistic(data[0], torch.stack([data[1], other]), data[2][:2], CLASSES)
-    alone = Logistic(data[0], other[None], data[2][1:2], CLASSES)
+    both = BatchedLogisticRegression(data[0], torch.stack([data[1], other]), data[2][:2], CLASSES)
+    alone = BatchedLogisticRegression(data[0], other[None], data[2][1:2], CLASSES)
     ours, theirs = (solver.logits(solver.solve(0.1).theta) for solver in (both, alone))
     np.testing.assert_allclose(ours[:, 1], theirs[:, 0], atol=0.02)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mertool.learning.folds import Folds, make_folds
-from mertool.learning.labelled_clips import Examples
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.probing.nested_cv import PENALTIES, inner_pairs, probe_linear
 from mertool.probing.window import choose_window, nested_windows, window_guess
 
@@ -24,7 +24,9 @@ def data():
 
 
 def shuffle(labels, count, seed=0):
-    return make_folds(Examples(tuple(f"c{n}" for n in range(len(labels))), labels, (None,) * len(labels)), count, seed)
+    return make_folds(
+        LabelledClips(tuple(f"c{n}" for n in range(len(labels))), labels, (None,) * len(labels)), count, seed
+    )
 
 
 def permuted(labels, count):
@@ -89,7 +91,7 @@ def test_inner_guesses_are_of_other_folds(data):
 
 def test_the_penalty_is_the_one_of_the_least_inner_loss(data):
     """One fold and layer, the long way: fits without it and each neighbour, scored on the neighbour."""
-    from mertool.probing.logistic import Logistic
+    from mertool.probing.logistic import BatchedLogisticRegression
 
     values, labels = data
     folds = shuffle(labels, 5)
@@ -99,7 +101,7 @@ def test_the_penalty_is_the_one_of_the_least_inner_loss(data):
         total = 0.0
         for other in range(1, 5):
             trains = torch.as_tensor(~np.isin(folds.of, (0, other))).float()[None]
-            solver = Logistic(x[[1]].contiguous(), y[None], trains, CLASSES)
+            solver = BatchedLogisticRegression(x[[1]].contiguous(), y[None], trains, CLASSES)
             logits = solver.logits(solver.solve(strength).theta)[0, 0].T
             rows = folds.held_out(other)
             total += float(torch.nn.functional.cross_entropy(logits[rows], y[rows], reduction="sum"))

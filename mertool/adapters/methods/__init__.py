@@ -31,7 +31,7 @@ PACKAGE = "adapters.methods"
 FINAL = "final"  # the adapter trained on all folds
 SHIFT = "shift"
 # An adapter on a projection inside gets no gradient: this attention reads the weights instead of calling the module.
-READS_WEIGHTS = ("WavLMAttention",)
+FUNCTIONAL_ATTENTION_CLASSES = ("WavLMAttention",)
 EVERY_BLOCK = "feed_forward"  # what blocks of the wav2vec 2.0 kind have; no other kind is adapted
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -137,7 +137,9 @@ def target_names(
 def _matches(block: nn.Module, endings: tuple[str, ...]) -> list[str]:
     if "" in endings:
         return [""]
-    unheard = tuple(f"{n}." for n, module in block.named_modules() if type(module).__name__ in READS_WEIGHTS)
+    unheard = tuple(
+        f"{n}." for n, module in block.named_modules() if type(module).__name__ in FUNCTIONAL_ATTENTION_CLASSES
+    )
     return [n for n, _ in block.named_modules() if n.endswith(endings) and not (unheard and n.startswith(unheard))]
 
 

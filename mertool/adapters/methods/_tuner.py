@@ -74,7 +74,7 @@ class PartLayer(nn.Module, BaseTunerLayer):
         return active[0](self.base_layer, *args, **kwargs)
 
 
-class PartTuner(BaseTuner):
+class ModuleTuner(BaseTuner):
     """PEFT's tuner of one of our methods; a method sets `prefix` (`mertool_NAME_`) and `part`."""
 
     part: Any
@@ -103,12 +103,12 @@ class PartTuner(BaseTuner):
         return key.replace(f".{cls.prefix}parts.{adapter_name}.", f".{cls.prefix}parts.", 1)
 
 
-def part_config(tuner: type[PartTuner], targets: list[str], size: int | None = None) -> PartConfig:
+def part_config(tuner: type[ModuleTuner], targets: list[str], size: int | None = None) -> PartConfig:
     """PEFT configuration of a method of ours on the modules `targets`."""
     return PartConfig(peft_type=_type_name(tuner), target_modules=set(targets), size=size)
 
 
-def register(tuner: type[PartTuner]) -> None:
+def register(tuner: type[ModuleTuner]) -> None:
     """Make a method known to PEFT. PEFT offers no call that adds a name to its enumeration."""
     name = _type_name(tuner)
     if name in PeftType.__members__:
@@ -122,7 +122,7 @@ def register(tuner: type[PartTuner]) -> None:
     register_peft_method(name=name.lower(), config_cls=PartConfig, model_cls=tuner)
 
 
-def _type_name(tuner: type[PartTuner]) -> str:
+def _type_name(tuner: type[ModuleTuner]) -> str:
     return tuner.prefix.removesuffix("_").upper()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from mertool.adapters.methods._tuner import UNTRAINABLE, PartConfig, PartTuner, part_config, register
+from mertool.adapters.methods._tuner import UNTRAINABLE, ModuleTuner, PartConfig, part_config, register
 
 SIZE = None  # the number of biases is given by the model
 RATE = 1e-3  # peak learning rate, the largest of the paper
@@ -39,7 +39,7 @@ class Shifts(nn.Module):
         return functional_call(base, shifted, args, kwargs, tie_weights=False)
 
 
-class BitfitTuner(PartTuner):
+class BitfitTuner(ModuleTuner):
     """PEFT's tuner for MERTOOL_BITFIT."""
 
     prefix = "mertool_bitfit_"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mertool.adapters.methods._tuner import PartConfig, PartTuner, part_config, register, width_of
+from mertool.adapters.methods._tuner import ModuleTuner, PartConfig, part_config, register, width_of
 
 SIZE = 64  # default bottleneck width
 RATE = 5e-4  # peak learning rate, as in PEFT-SER (Feng and Narayanan, 2023)
@@ -43,7 +43,7 @@ class Bottleneck(nn.Module):
         return hidden + self.bend(hidden)
 
 
-class BottleneckTuner(PartTuner):
+class BottleneckTuner(ModuleTuner):
     """PEFT's tuner for MERTOOL_BOTTLENECK."""
 
     prefix = "mertool_bottleneck_"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mertool.adapters.methods._tuner import PartConfig, PartTuner, part_config, register
+from mertool.adapters.methods._tuner import ModuleTuner, PartConfig, part_config, register
 from mertool.adapters.methods.bottleneck import RATE, SIZE, TARGETS, Bottleneck
 
 __all__ = ["RATE", "SIZE", "TARGETS", "config"]
@@ -28,7 +28,7 @@ class ParallelBottleneck(Bottleneck):
         return base(*args, **kwargs) + self.bend(args[0])
 
 
-class BottleneckParallelTuner(PartTuner):
+class BottleneckParallelTuner(ModuleTuner):
     """PEFT's tuner for MERTOOL_BOTTLENECK_PARALLEL."""
 
     prefix = "mertool_bottleneck_parallel_"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from mertool.adapters.methods._tuner import UNTRAINABLE, PartConfig, PartTuner, part_config, register
+from mertool.adapters.methods._tuner import UNTRAINABLE, ModuleTuner, PartConfig, part_config, register
 
 SIZE = None  # the number of parameters is given by the model
 RATE = 1e-4  # peak learning rate: trained weights bear small steps only
@@ -38,7 +38,7 @@ class Copy(nn.Module):
         return self.block(*args, **kwargs)
 
 
-class FullTuner(PartTuner):
+class FullTuner(ModuleTuner):
     """PEFT's tuner for MERTOOL_FULL."""
 
     prefix = "mertool_full_"

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.functional import layer_norm
 
 from mertool.adapters.methods._tuner import (
+    ModuleTuner,
     PartConfig,
     PartLayer,
-    PartTuner,
     hidden_of,
     part_config,
     register,
@@ -64,7 +64,7 @@ class LayerAdapter(Bottleneck):
         return with_hidden(output, hidden + total) if self.is_last else output
 
 
-class LayerAdaptersTuner(PartTuner):
+class LayerAdaptersTuner(ModuleTuner):
     """PEFT's tuner for MERTOOL_LAYER_ADAPTERS."""
 
     prefix = "mertool_layer_adapters_"

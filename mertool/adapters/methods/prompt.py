@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from mertool.adapters.methods._tuner import (
+    ModuleTuner,
     PartConfig,
-    PartTuner,
     hidden_of,
     part_config,
     register,
@@ -74,7 +74,7 @@ def _make_bias(attention: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     return attention.compute_bias(frames, frames).repeat(batch, 1, 1)
 
 
-class PromptTuner(PartTuner):
+class PromptTuner(ModuleTuner):
     """PEFT's tuner for MERTOOL_PROMPT."""
 
     prefix = "mertool_prompt_"

@@ -11,7 +11,7 @@ from mertool.fusion.heads._layers import Dropout, Linear, blank, by_clip
 Features = list[torch.Tensor]
 
 
-class Normaliser(nn.Module):
+class Standardizer(nn.Module):
     """Mean and deviation (L, D) of each modality, as buffers; a constant channel is left in its scale."""
 
     def __init__(self, shapes: list[tuple[int, int]]):
@@ -44,7 +44,7 @@ class Inputs(nn.Module):
 
     def __init__(self, shapes: list[tuple[int, int]], width: int, dropout: float):
         super().__init__()
-        self.normalise = Normaliser(shapes)
+        self.normalise = Standardizer(shapes)
         self.mixes = nn.ParameterList([nn.Parameter(torch.zeros(entries)) for entries, _ in shapes])
         self.projections = nn.ModuleList(
             nn.Sequential(Dropout(dropout), Linear(channels, width), nn.ReLU(), Dropout(dropout), Linear(width, width))

@@ -10,7 +10,7 @@ classified together.
 import torch
 from torch import nn
 
-from mertool.fusion.heads._inputs import Features, Head, Normaliser
+from mertool.fusion.heads._inputs import Features, Head, Standardizer
 from mertool.fusion.heads._layers import Dropout, Linear, blank, by_clip
 
 
@@ -23,7 +23,7 @@ class Tokens(nn.Module):
 
     def __init__(self, shapes: list[tuple[int, int]], width: int, dropout: float):
         super().__init__()
-        self.normalise = Normaliser(shapes)
+        self.normalise = Standardizer(shapes)
         self.projections = nn.ModuleList(
             nn.Sequential(Dropout(dropout), Linear(channels, width), nn.ReLU(), Dropout(dropout), Linear(width, width))
             for _, channels in shapes

@@ -11,7 +11,7 @@ from torch import nn
 
 from mertool import registry
 from mertool.adapters import methods as peft_methods
-from mertool.encoders.hidden_states import drop_above
+from mertool.encoders.hidden_states import truncate_after
 from mertool.encoders.packed import PackedLinear, _can_pack, pack
 from mertool.errors import MertoolError
 
@@ -86,7 +86,7 @@ def test_a_fresh_adapter_changes_nothing(name, method, load_tiny):
 def test_a_trained_adapter_changes_only_what_comes_after_it(name, method, load_tiny):
     keep = tuple(range(5))
     encoder = fresh(load_tiny, name)
-    drop_above(encoder.blocks, 4)
+    truncate_after(encoder.blocks, 4)
     (plain,) = encoder.encode([WAVE[0].numpy()], keep)
     model, encoder = adapt(encoder, method, (2, 3))
     shake(model)
@@ -162,7 +162,7 @@ def test_adapters_of_all_folds_on_one_model(name, method, packed, load_tiny, tmp
     assert not close(expected["fold0"], expected["fold1"])
     encoder = fresh(load_tiny, name)
     encoder.model = peft_methods.load_adapters(encoder.model, tmp_path)
-    drop_above(encoder.blocks, 3)
+    truncate_after(encoder.blocks, 3)
     if packed:
         pack(encoder.model)
         assert any(isinstance(module, PackedLinear) for module in encoder.blocks[2].modules())
@@ -184,7 +184,7 @@ def test_what_was_trained_on_a_part_of_the_model_fits_the_whole(method, load_tin
     """Blocks below the first chosen one are replaced for training, those above the last one are gone."""
     encoder = fresh(load_tiny, "hubert")
     encoder.blocks[0] = Skipped()
-    drop_above(encoder.blocks, 3)
+    truncate_after(encoder.blocks, 3)
     model, _ = adapt(encoder, method, (2, 3))
     shake(model)
     peft_methods.save_adapter(model, tmp_path, "final")
@@ -236,7 +236,7 @@ def test_adapters_of_another_encoder_are_an_error(load_tiny, tmp_path):
     model, _ = adapt(fresh(load_tiny, "hubert"), "bottleneck", (7, 8))
     peft_methods.save_adapter(model, tmp_path, "final")
     encoder = fresh(load_tiny, "hubert")
-    drop_above(encoder.blocks, 7)
+    truncate_after(encoder.blocks, 7)
     with pytest.raises(MertoolError, match=r"the adapters final in .* do not fit this encoder"):
         peft_methods.load_adapters(encoder.model, tmp_path)
 
@@ -255,7 +255,7 @@ def test_many_targets_are_saved_by_their_full_names(tmp_path):
         num_conv_pos_embedding_groups=2,
     )
     model = HubertModel(config)
-    drop_above(model.encoder.layers, 10)
+    truncate_after(model.encoder.layers, 10)
     model = peft_methods.add_adapter(model, model.encoder.layers, range(1, 11), "lora", 2)
     peft_methods.save_adapter(model, tmp_path, "final")
     whole = peft_methods.load_adapters(HubertModel(config), tmp_path)
