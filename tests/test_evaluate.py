@@ -257,7 +257,7 @@ def test_in_noise(robust, invoke, tmp_path, monkeypatch):
         assert sorted(store.ids) == sorted(clean.ids)
         assert all(not np.allclose(store.read([clip]), clean.read([clip]), atol=1e-3) for clip in store.ids)
     # What was made is used again.
-    monkeypatch.setattr(together, "Decoders", lambda *_: pytest.fail("clips were read again"))
+    monkeypatch.setattr(together, "DecoderPool", lambda *_: pytest.fail("clips were read again"))
     assert evaluate(invoke, *given)["robustness"] == found
 
 

@@ -28,10 +28,10 @@ import mertool.extract, mertool.faces, mertool.encoders.speech, mertool.encoders
 import mertool.extraction.pipeline, peft, pydantic, pydantic.fields, test_kill
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, CLIPImageProcessor, CLIPVisionModel
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
-from mertool.cli import common, main
+from mertool.cli import console, main
 from mertool.store import writer
 
-common.LINE_EVERY = 0  # a line of progress per clip
+console.LINE_EVERY = 0  # a line of progress per clip
 print("ready", flush=True)
 for line in sys.stdin:
     log, part_clips, *arguments = json.loads(line)
@@ -293,10 +293,10 @@ def test_predict_killed(warm, tmp_path, demo, tiny_encoders, make_bundle):
 
 TALKATIVE = """
 import sys
-from mertool.cli import common, main
+from mertool.cli import console, main
 from mertool.store import writer
 
-common.LINE_EVERY = 0  # a line of progress per clip
+console.LINE_EVERY = 0  # a line of progress per clip
 writer.PART_CLIPS = 10**9
 if __name__ == "__main__":
     main()

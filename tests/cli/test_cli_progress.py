@@ -2,7 +2,7 @@
 
 import pytest
 
-from mertool.cli import common
+from mertool.cli import console
 from mertool.cli.console import RateEstimator, format_bytes, format_duration, progress
 
 
@@ -10,7 +10,7 @@ from mertool.cli.console import RateEstimator, format_bytes, format_duration, pr
 def clock(monkeypatch):
     """A clock that stands until a test sets it: `clock[0]`, in seconds."""
     now = [1000.0]
-    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -136,7 +136,7 @@ def test_each_part_of_a_stage_has_a_pace_of_its_own(clock, capsys):
 
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(common.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
     with progress("extract audio", quiet=False) as update:
         update(1, 2, 1, 3.0)
         update(2, 2)
