@@ -8,13 +8,14 @@ RAVDESS ?= ../shared/data/ravdess
 # CMU-MOSI's utterance features of Poria et al., mosi_bclstm.npz (see tests/bench/mosi.py).
 MOSI ?= ../shared/data/mosi
 
-.PHONY: help setup demo test lint fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi clean
+.PHONY: help setup demo test test-slow lint docs fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup   the environment .venv, from constraints.txt"
 	@echo "make demo    the whole pipeline on the clips of data/demo, into $(DEMO)"
-	@echo "make test    the tests"
+	@echo "make test    the quick tests (at most 8 minutes on two cores)"
+	@echo "make test-slow   tests that kill processes, fill disks, start Ray or torchrun, or run for long"
 	@echo "make lint    style, format and types"
 	@echo "make fuzz    extraction over 1,000 damaged files (about 6 min)"
 	@echo "make crash   an extraction killed 100 times, and resumed (about 9 min)"
@@ -40,8 +41,14 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 demo: setup
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash data/demo/run.sh $(DEMO)
 
+# One thread per worker: the models of the tests are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: setup
+	$(PYTEST) -m slow
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""The benchmark of extraction runs, and its rows are those that BENCHMARKS.md tells of; how fast is no matter here."""
+"""The benchmark of extraction runs and has the rows that docs/benchmarks.md shows; its speed is not tested."""
 
 import json
 import os

@@ -195,7 +195,7 @@ def paired(truth: tuple[np.ndarray, np.ndarray], first: np.ndarray, second: np.n
 
 
 def show(rows: list[Row]) -> None:
-    """The table as Markdown, for BENCHMARKS.md."""
+    """The table as Markdown, for docs/benchmarks.md."""
     gains = "gain in weighted F1 over frozen | over full, every block"
     print(f"| features | trainable | UA | of a probe | weighted F1 | {gains} |")
     print("|---|---|---|---|---|---|---|")

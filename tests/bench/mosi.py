@@ -123,7 +123,7 @@ def run(corpus: Corpus, names: list[str], head: str, seeds: int) -> np.ndarray:
 
 
 def show(rows: list[Row]) -> None:
-    """The table as Markdown, for BENCHMARKS.md."""
+    """The table as Markdown, for docs/benchmarks.md."""
     print("| system | test accuracy | between seeds | gain over text, weighted F1 |")
     print("|---|---|---|---|")
     for row in rows:
