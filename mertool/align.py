@@ -15,79 +15,28 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mertool import registry
 from mertool.alignment import losses
 from mertool.alignment.data import Frames
 from mertool.alignment.encoding import embed_stored, encode_distributed
 from mertool.alignment.evaluation import probe_folds, probe_gain, validate
-from mertool.alignment.false_negatives import KINDS, FalseNegativeFilter
+from mertool.alignment.false_negatives import FalseNegativeFilter
 from mertool.alignment.targets import common_clips, load_acoustic_targets, split
 from mertool.alignment.trainer import History, Pairs, Schedule, fit
 from mertool.devices import resolve_device, seed_everything
-from mertool.encoders.aligner import HEADS, MOST_FRAMES, Aligner
-from mertool.errors import MertoolError, check_choice, combine_errors
+from mertool.encoders.aligner import MOST_FRAMES, Aligner
+from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.files import check_writable
 from mertool.learning.accelerator import start
 from mertool.learning.checkpoint import Checkpoint
 from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
-from mertool.manifest import EMOTIONS, Manifest
+from mertool.manifest import Manifest
+from mertool.options.align import AlignOptions
 from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, new_run, reuse
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
 
 Progress = Callable[[int, int], None]
-WIDTH, BLOCKS = 256, 2
-
-
-@dataclass(frozen=True)
-class AlignOptions:
-    """loss: a file of mertool/alignment/losses. false_negatives: one of negatives.KINDS, None: what suits the loss.
-
-    width, blocks: of the transformer over frames. epochs: at most; None: about 3,000 steps, at most 100 epochs.
-    patience: epochs without a better development loss before the end. batch: clips a step, over all devices; None: a
-    sixteenth of the clips, 64 to 1,024.
-    """
-
-    loss: str = "infonce"
-    false_negatives: str | None = None
-    width: int = WIDTH
-    blocks: int = BLOCKS
-    dropout: float = 0.1
-    epochs: int | None = None
-    patience: int = 10
-    batch: int | None = None
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    seed: int = 0
-    device: str = "auto"
-    classes: tuple[str, ...] = EMOTIONS
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        registry.check(losses.PACKAGE, "loss", self.loss)
-        if self.false_negatives is not None:
-            check_choice("--false-negatives", self.false_negatives, KINDS)
-            if self.false_negatives != "none" and not losses.load(self.loss).NEGATIVES:
-                raise MertoolError(
-                    f"--loss {self.loss} pushes no clips apart, so it has no false negatives: leave out "
-                    "--false-negatives, or take --loss infonce or siglip"
-                )
-        if self.width < HEADS or self.width % HEADS:
-            raise MertoolError(f"--width {self.width}: give a multiple of {HEADS}, the heads of the transformer")
-        if self.blocks < 1:
-            raise MertoolError(f"--blocks {self.blocks}: give at least 1")
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        """How the aligner is trained; checks it."""
-        return Schedule(self.epochs, self.batch, self.learning_rate, self.weight_decay, self.patience, self.seed)
-
-    @property
-    def negatives(self) -> str:
-        """Which clips are no negatives."""
-        return self.false_negatives or ("threshold" if losses.load(self.loss).NEGATIVES else "none")
 
 
 @dataclass(frozen=True)
@@ -179,12 +128,12 @@ def _train(
     clips = common_clips(sound, sight)
     parts = split(len(clips), options.seed)
     anchors = load_acoustic_targets(sound, clips, parts.train)
-    negatives = FalseNegativeFilter(options.negatives, anchors, parts.train, options.seed)
+    negatives = FalseNegativeFilter(_false_negatives(options), anchors, parts.train, options.seed)
     pairs = Pairs(Frames(sight, sight.rows(clips), MOST_FRAMES), anchors, parts, negatives)
     aligner = Aligner(sight.channels, options.width, options.blocks, sound.channels, dropout=options.dropout)
     saved = _unfinished(output, key, accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    history = fit(aligner, losses.load(options.loss).build(), pairs, options.schedule, accelerator, saved, progress)
+    history = fit(aligner, losses.load(options.loss).build(), pairs, _schedule(options), accelerator, saved, progress)
     visual = encode_distributed(aligner, pairs.frames, parts.held_out, accelerator)
     if not accelerator.is_main_process:
         return
@@ -213,6 +162,17 @@ def _train(
         draft.metrics.update(metrics)
         _draw(draft.folder, metrics["held_out"], history, options)
     saved.clear()
+
+
+def _schedule(options: AlignOptions) -> Schedule:
+    return Schedule(
+        options.epochs, options.batch, options.learning_rate, options.weight_decay, options.patience, options.seed
+    )
+
+
+def _false_negatives(options: AlignOptions) -> str:
+    """Return which clips are not negatives of each other: as given, or what suits the loss."""
+    return options.false_negatives or ("threshold" if losses.load(options.loss).NEGATIVES else "none")
 
 
 def _unfinished(output: Path, key: str, writes: bool) -> Checkpoint:

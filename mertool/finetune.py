@@ -18,103 +18,24 @@ from mertool.adapters.adapter import Adaptation, Method, Trained
 from mertool.adapters.blocks import check_adaptable
 from mertool.adapters.cross_validation import ADAPTERS, Job, Unfinished, held_out, plan_jobs, train_jobs
 from mertool.adapters.data import CACHE, Clips, Progress, Wanted, choose_unlabelled, only, read_clips
-from mertool.adapters.masked_prediction import TARGETS
 from mertool.adapters.model import UNLABELLED
 from mertool.adapters.trainer import Schedule
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.encoders.hidden_states import find_blocks
-from mertool.errors import MertoolError, check_choice
+from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import item_digest
 from mertool.features import format_layers, name_layers, parse_layers
 from mertool.learning.accelerator import start
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
 from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples
-from mertool.manifest import EMOTIONS, Manifest
+from mertool.manifest import Manifest
 from mertool.metrics import mcnemar, paired_bootstrap, score_json
+from mertool.options.finetune import FinetuneOptions
 from mertool.predictions import Predictions
 from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, new_run, reuse
 
 HELD_OUT = "held_out.csv"
-
-
-@dataclass(frozen=True)
-class FinetuneOptions:
-    """What to adapt and how.
-
-    encoder: table name, hub id or folder. layers: blocks to adapt, counted from 1. method: a file of
-    mertool/peft_methods. size: bottleneck width, rank or number of prompts; None is the method's default.
-    budget: trainable parameters, which set the size. folds: a number or a file of folds.
-    epochs: at most; patience: epochs without a better development loss before the end. batch: labelled clips a step.
-    learning_rate: the peak of the adapters; None is the method's own.
-    mask_target: what hidden frames are compared with, of `target_layer` (None: three quarters of the way up).
-    unlabelled: clips of the split `unlabelled` that join the masked loss, at most.
-    prefix_cache: start from stored frames below the first adapted block; else run every block each time.
-    """
-
-    encoder: str
-    layers: str
-    method: str = "bottleneck"
-    size: int | None = None
-    budget: int | None = None
-    folds: int | Path = 5
-    epochs: int = 30
-    patience: int = 5
-    batch: int = 16
-    learning_rate: float | None = None
-    seed: int = 0
-    mask_weight: float = 0.1
-    mask_target: str = "units"
-    target_layer: int | None = None
-    unlabelled: int = 2000
-    class_weights: str = "none"
-    label_smoothing: float = 0.0
-    prefix_cache: bool = True
-    device: str = "auto"
-    dtype: str = "auto"
-    workers: int | None = None
-    clip_timeout: float = 120.0
-    classes: tuple[str, ...] = EMOTIONS
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        registry.check(peft_methods.PACKAGE, "PEFT method", self.method)
-        check_choice("mask target", self.mask_target, TARGETS)
-        if self.size is not None and self.budget is not None:
-            raise MertoolError("--size and --budget both say how large the adapter is: give one of them")
-        if self.size is not None and self.size < 1:
-            raise MertoolError(f"--size {self.size}: give at least 1")
-        if self.size is not None and self._method.SIZE is None:
-            raise MertoolError(f"--method {self.method} has no size: leave out --size")
-        if self.unlabelled < 0:
-            raise MertoolError(f"--unlabelled {self.unlabelled}: give 0 (none) or more")
-        if self.target_layer is not None and (self.mask_weight == 0 or self.mask_target == "logmel"):
-            why = "--mask-weight 0 hides nothing" if self.mask_weight == 0 else "--mask-target logmel reads no layer"
-            raise MertoolError(f"--target-layer {self.target_layer}: {why}, leave it out")
-        self.describe_method((1,))
-        _ = self.schedule
-
-    @property
-    def schedule(self) -> Schedule:
-        """How adapters are trained; checks it."""
-        rate = float(self._method.RATE) if self.learning_rate is None else self.learning_rate
-        return Schedule(self.epochs, self.batch, rate, patience=self.patience, seed=self.seed)
-
-    @property
-    def _method(self) -> Any:
-        return registry.load(peft_methods.PACKAGE, "PEFT method", self.method)
-
-    def describe_method(self, layers: tuple[int, ...]) -> Method:
-        """The options of one adapter; checks them."""
-        return Method(
-            self.method,
-            self.size,
-            layers,
-            self.mask_weight,
-            self.mask_target,
-            self.class_weights,
-            self.label_smoothing,
-        )
 
 
 NAMED = ("encoder", "folds")  # options that stand in a run's key by their content
@@ -146,7 +67,7 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     main = accelerator.is_main_process
     encoder = encoders.load("audio", plan.source, accelerator.device, torch.float32)
     check_adaptable(encoder)
-    method = replace(options.describe_method(plan.layers), size=_size(encoder.model, plan, options))
+    method = replace(_describe_adapter(options, plan.layers), size=_size(encoder.model, plan, options))
     clips = _read(plan, options, output.absolute().parent / CACHE, encoder, progress, accelerator)
     # Labelled clips come first, so that their rows are those of the examples.
     examples = keep(plan.examples, np.isin(plan.examples.clips, clips.names))
@@ -160,7 +81,7 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     before = sum(unfinished.read(job.name) is not None for job in jobs)
     title = f"adapters ({before} of {len(jobs)} were trained before)" if before else "adapters"
     with progress(title, "steps") as update:
-        trained = list(train_jobs(adaptation, jobs, options.schedule, unfinished, update))
+        trained = list(train_jobs(adaptation, jobs, _schedule(options), unfinished, update))
     if main:
         _write(output, key, options, plan, adaptation, examples, folds, jobs, trained, unfinished)
         unfinished.clear()
@@ -256,6 +177,26 @@ def _key(plan: _Plan, manifest: Manifest, options: FinetuneOptions) -> str:
             "folds": folds_key(options.folds),
             "dtype": str(plan.dtype),
         },
+    )
+
+
+def _schedule(options: FinetuneOptions) -> Schedule:
+    """Return how adapters are trained; the learning rate is the method's own where none is given."""
+    rate = options.learning_rate
+    if rate is None:
+        rate = float(registry.load(peft_methods.PACKAGE, "PEFT method", options.method).RATE)
+    return Schedule(options.epochs, options.batch, rate, patience=options.patience, seed=options.seed)
+
+
+def _describe_adapter(options: FinetuneOptions, layers: tuple[int, ...]) -> Method:
+    return Method(
+        options.method,
+        options.size,
+        layers,
+        options.mask_weight,
+        options.mask_target,
+        options.class_weights,
+        options.label_smoothing,
     )
 
 

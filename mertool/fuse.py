@@ -16,19 +16,14 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from mertool import registry
 from mertool.bundle import check_parts, make_part, write
 from mertool.devices import resolve_device
-from mertool.errors import MertoolError, check_choice
+from mertool.errors import MertoolError
 from mertool.files import digest_json
-from mertool.fusion import heads as fusion
 from mertool.fusion.batches import Features
 from mertool.fusion.correcting import correct
 from mertool.fusion.cross_validation import (
-    MERTOOLS,
-    NESTED,
     OPTIMISTIC,
-    PROTOCOLS,
     CrossValidatedEnsemble,
     Settings,
     train_system,
@@ -43,8 +38,9 @@ from mertool.learning.adapter_folds import adapter_folds
 from mertool.learning.cached_features import gather
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips, labelled_examples, present_in
-from mertool.manifest import EMOTIONS, Manifest
+from mertool.manifest import Manifest
 from mertool.metrics import confusion
+from mertool.options.fuse import MERTOOLS, FuseOptions
 from mertool.predictions import Predictions
 from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, new_run, reuse
 from mertool.store import FeatureStore
@@ -54,95 +50,35 @@ HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"
 ADAPTED = "the unlabelled clips have features of the adapter that learned all labels, those of held-out clips too"
 
 
-@dataclass(frozen=True)
-class FuseOptions:
-    """head: a file of mertool/fusion. folds x seeds members are trained. width: hidden size of the head.
-
-    folds: a number, a file of folds, or None: those of the adapters where features are adapted, else five. search:
-    draws of width, dropout and learning rate, of which one is chosen (see training/system.py); 0 takes the given ones.
-    unlabelled: stores of other clips, a partner for each store; rounds: of self-training, None is 3, 0 none; prior:
-    estimate the shares of classes among them, and correct for it. calibrate: fit a temperature on out-of-fold logits.
-    protocol: `nested`, or `mertools`, the official and optimistic one. epochs: all, or where they are chosen the most.
-    The rest is explained at `Schedule`. None is the protocol's own: see `settings`.
+def make_settings(options: FuseOptions) -> Settings:
+    """What is trained. MERTools: its head, six repetitions, at most 100 epochs, Adam with a weight decay of 1e-5 at
+    a constant rate, no modality dropout. A search: at most 100 epochs at a constant rate, since an epoch is chosen.
     """
-
-    head: str | None = None
-    folds: int | Path | None = None
-    seeds: int | None = None
-    search: int = 0
-    protocol: str = NESTED
-    width: int = 128
-    dropout: float = 0.3
-    learning_rate: float = 1e-3
-    epochs: int | None = None
-    batch: int = 32
-    modality_dropout: float | None = None
-    feature_noise: float = 0.0
-    mixup: float = 0.0
-    label_smoothing: float = 0.0
-    class_weights: bool = False
-    contrast: float = 0.0
-    unlabelled: tuple[Path, ...] = ()
-    rounds: int | None = None
-    prior: bool = False
-    calibrate: bool = True
-    seed: int = 0
-    device: str = "auto"
-    classes: tuple[str, ...] = EMOTIONS
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.head is not None:
-            registry.check(fusion.PACKAGE, "fusion head", self.head)
-        check_choice("protocol", self.protocol, list(PROTOCOLS))
-        counts = [number for number in (self.seeds, self.width, self.epochs, self.batch) if number is not None]
-        if min(counts) < 1 or self.search < 0:
-            raise MertoolError("--seeds, --width, --epochs and --batch must be at least 1, --search at least 0")
-        shares = ("dropout", "modality_dropout", "label_smoothing")
-        wrong = [name for name in shares if not 0 <= (getattr(self, name) or 0) < 1]
-        if wrong:
-            name = wrong[0]
-            raise MertoolError(f"--{name.replace('_', '-')} {getattr(self, name):g}: give a number from 0 to below 1")
-        if min(self.feature_noise, self.mixup, self.contrast) < 0:
-            raise MertoolError("--feature-noise, --mixup and --contrast must not be negative")
-        if not 0 < self.learning_rate < 1:
-            raise MertoolError(f"--learning-rate {self.learning_rate:g}: give a number between 0 and 1")
-        if self.rounds is not None and (self.rounds < 0 or not self.unlabelled):
-            raise MertoolError(f"--rounds {self.rounds}: give rounds of self-training on --unlabelled stores, or 0")
-        if self.prior and not self.unlabelled:
-            raise MertoolError("--prior estimates the shares of classes in other clips: give their --unlabelled stores")
-        if self.unlabelled and self.rounds == 0 and not self.prior:
-            raise MertoolError("--unlabelled with --rounds 0 does nothing: give --prior, or rounds")
-
-    def settings(self) -> Settings:
-        """What is trained. MERTools: its head, six repetitions, at most 100 epochs, Adam with a weight decay of 1e-5 at
-        a constant rate, no modality dropout. A search: at most 100 epochs at a constant rate, since an epoch is chosen.
-        """
-        official = self.protocol == MERTOOLS
-        chosen = official or self.search > 0
-        schedule = Schedule(
-            batch=self.batch,
-            weight_decay=1e-5 if official else 0.01,
-            decoupled=not official,
-            cosine=not chosen,
-            modality_dropout=_default(self.modality_dropout, 0.0 if official else 0.15),
-            feature_noise=self.feature_noise,
-            mixup=self.mixup,
-            label_smoothing=self.label_smoothing,
-            class_weights=self.class_weights,
-            contrast=self.contrast,
-        )
-        return Settings(
-            head=_default(self.head, OFFICIAL_HEAD if official else HEAD),
-            classes=len(self.classes),
-            draw=Draw(self.width, self.dropout, self.learning_rate),
-            search=self.search,
-            protocol=self.protocol,
-            seeds=_default(self.seeds, 6 if official else 3),
-            epochs=_default(self.epochs, 100 if chosen else 60),
-            seed=self.seed,
-            schedule=schedule,
-        )
+    official = options.protocol == MERTOOLS
+    chosen = official or options.search > 0
+    schedule = Schedule(
+        batch=options.batch,
+        weight_decay=1e-5 if official else 0.01,
+        decoupled=not official,
+        cosine=not chosen,
+        modality_dropout=_default(options.modality_dropout, 0.0 if official else 0.15),
+        feature_noise=options.feature_noise,
+        mixup=options.mixup,
+        label_smoothing=options.label_smoothing,
+        class_weights=options.class_weights,
+        contrast=options.contrast,
+    )
+    return Settings(
+        head=_default(options.head, OFFICIAL_HEAD if official else HEAD),
+        classes=len(options.classes),
+        draw=Draw(options.width, options.dropout, options.learning_rate),
+        search=options.search,
+        protocol=options.protocol,
+        seeds=_default(options.seeds, 6 if official else 3),
+        epochs=_default(options.epochs, 100 if chosen else 60),
+        seed=options.seed,
+        schedule=schedule,
+    )
 
 
 def _default(value: Any, other: Any) -> Any:
@@ -240,7 +176,7 @@ def _train(
     data: _Data, examples: LabelledClips, folds: Folds, options: FuseOptions, progress: Callable[[int, int], None]
 ) -> tuple[Systems, dict[str, Any] | None]:
     """Every part alone, where there are several, and last all together; and what self-training reports."""
-    several, settings = len(data.names) > 1, options.settings()
+    several, settings = len(data.names) > 1, make_settings(options)
     parts = [data.only(number) for number in range(len(data.names))] if several else []
     count, found = len(parts) + 1, {}
     for number, part in enumerate(parts):
@@ -274,7 +210,7 @@ def _save(
     systems: Systems,
     taught: dict[str, Any] | None,
 ) -> None:
-    settings = options.settings()
+    settings = make_settings(options)
     last, here = systems[list(systems)[-1]]
     there = data.any_present()[len(examples) :] if options.prior else None
     correction, effect = correct(last, examples, folds, here, there, options.calibrate, options.class_weights)

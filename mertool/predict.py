@@ -11,40 +11,17 @@ from mertool import encoders
 from mertool.bundle import Bundle
 from mertool.bundle.extraction import Extraction, extract_parts, score_blocks
 from mertool.devices import resolve_device
-from mertool.errors import MISSING_MODALITY_REASONS, MertoolError, check_choice
+from mertool.errors import MISSING_MODALITY_REASONS, MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.pipeline import Progress
 from mertool.files import check_writable, write_atomic
-from mertool.interop.mertools import SUBMISSIONS, check_candidates, read_candidates, write_submission
+from mertool.interop.mertools import check_candidates, read_candidates, write_submission
 from mertool.manifest import Manifest
+from mertool.options.predict import PredictOptions
 from mertool.predictions import PredictionsWriter, cache_beside
 from mertool.store import Failure, FeatureStore
 
 SUFFIXES = (".csv", ".jsonl")
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How to run; what is computed is fixed by the bundle.
-
-    asr: a Whisper that recognises what is said in clips without a transcript, for a bundle of given transcripts.
-    submission: `mer2024`, its form for exactly the clips that the CSV `candidates` names.
-    """
-
-    device: str = "auto"
-    workers: int | None = None
-    clip_timeout: float = 120.0
-    asr: str | None = None
-    submission: str | None = None
-    candidates: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.submission:
-            check_choice("submission", self.submission, SUBMISSIONS)
-        if bool(self.submission) != bool(self.candidates):
-            raise MertoolError("a submission is checked against its clips: give --submission mer2024 --candidates CSV")
-        if not self.clip_timeout > 0:
-            raise MertoolError(f"--clip-timeout {self.clip_timeout:g}: give more than 0 seconds")
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,20 @@ learns weights for all layers; shuffled labels measure chance, and where speaker
 measures what leaks. Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mertool.devices import resolve_device
-from mertool.errors import MertoolError, check_choice
+from mertool.errors import MertoolError
 from mertool.features import format_layers, name_layers
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, write_folds
 from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
-from mertool.manifest import EMOTIONS, Manifest
+from mertool.manifest import Manifest
 from mertool.metrics import confusion, per_class, score_json
-from mertool.probing.nested_cv import PENALTIES
+from mertool.options.probe_layers import ProbeLayersOptions
 from mertool.probing.probes import Plan, Probed, probe_all
 from mertool.probing.speakers import SpeakerReadout
 from mertool.probing.window import Window, choose_by_guess, nested_windows, window_guess
@@ -31,36 +31,8 @@ if TYPE_CHECKING:
 CERTAIN = 0.05
 
 
-@dataclass(frozen=True)
-class ProbeOptions:
-    """What is probed, and how.
-
-    folds: parts of the cross-validation, or a file of them. seeds: repetitions, with other folds unless they are
-    of a file, and with other starts of the perceptrons. width: layers in the recommended window (None: chosen).
-    injection: also train a short adapter in windows of that width, to see where one helps.
-    """
-
-    folds: int | Path = 5
-    seeds: int = 3
-    estimator: str = "logistic"
-    mlp: bool = True
-    width: int | None = None
-    injection: bool = False
-    seed: int = 0
-    device: str = "auto"
-    classes: tuple[str, ...] = EMOTIONS
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("estimator", self.estimator, PENALTIES)
-        if self.width is not None and self.width < 1:
-            raise MertoolError(f"a window of {self.width} layers: give --width 1 or more")
-        if self.seeds < 1:
-            raise MertoolError(f"{self.seeds} seeds: give --seeds 1 or more")
-
-
 def probe_layers(
-    store_path: Path, manifest: Manifest, output: Path, options: ProbeOptions, progress: "Progress"
+    store_path: Path, manifest: Manifest, output: Path, options: ProbeLayersOptions, progress: "Progress"
 ) -> tuple[Run, bool]:
     """Cross-validate probes of every layer and recommend a window; the run, and whether it was reused."""
     with FeatureStore(store_path) as store:
@@ -141,7 +113,7 @@ def _weigh_injection(metrics: dict[str, Any], window: Window) -> Window:
     return Window(first, last, reason)
 
 
-def _plan(folds: Folds, examples: LabelledClips, options: ProbeOptions) -> Plan:
+def _plan(folds: Folds, examples: LabelledClips, options: ProbeLayersOptions) -> Plan:
     """Every repetition shuffles the folds anew, unless they were given."""
     seeds = [options.seed + number for number in range(options.seeds)]
     given = isinstance(options.folds, Path)
@@ -151,7 +123,7 @@ def _plan(folds: Folds, examples: LabelledClips, options: ProbeOptions) -> Plan:
 
 
 def _judge(
-    probed: Probed, plan: Plan, examples: LabelledClips, layers: list[int], options: ProbeOptions
+    probed: Probed, plan: Plan, examples: LabelledClips, layers: list[int], options: ProbeLayersOptions
 ) -> tuple[dict[str, Any], Window]:
     """The scores, as metrics.json holds them, and the recommended window."""
     labels, classes, groups, linear = examples.labels, plan.classes, probed.groups, probed.linear
@@ -241,7 +213,9 @@ def _judge_speakers(found: SpeakerReadout, layers: list[int], seed: int) -> dict
     }
 
 
-def _draw(folder: Path, metrics: dict[str, Any], layers: list[int], window: Window, options: ProbeOptions) -> None:
+def _draw(
+    folder: Path, metrics: dict[str, Any], layers: list[int], window: Window, options: ProbeLayersOptions
+) -> None:
     from mertool.plots import layer_curve, recall_map, score_bars
 
     def bars(head: str | None) -> dict[str, tuple[float, float, float]]:

@@ -20,13 +20,15 @@ TIERS = {
     4: ("extraction", "probing"),
     3: ("encoders", "adapters.methods", "learning"),
     2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
-    1: ("manifest", "features", "registry"),
+    1: ("manifest", "features", "registry", "options"),
     0: ("errors", "files"),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
 # Imports allowed within one tier: `python -m mertool` is the command line, the writers of files turn an
-# OSError into a user's error, and noise blurs the frames of a face track.
-SAME_TIER = {("__main__", "cli"), ("files", "errors"), ("noise", "faces")}
+# OSError into a user's error, noise blurs the frames of a face track, and options name the choices of their tier.
+SAME_TIER = {("__main__", "cli"), ("files", "errors"), ("noise", "faces")} | {
+    ("options", choices) for choices in ("manifest", "features", "registry")
+}
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 HEAVY = ("torch", "transformers", "h5py", "matplotlib", "scipy", "sklearn", "av", "decord")

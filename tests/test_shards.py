@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mertool.errors import MertoolError
-from mertool.extract import parse_shard
+from mertool.options.extract import parse_shard
 from mertool.store import FeatureStore
 
 CLIPS = [f"c{number:02}" for number in range(13)]

@@ -23,12 +23,12 @@ from mertool.encoders.hidden_states import truncate_after
 from mertool.errors import MertoolError, check_choice
 from mertool.learning.checkpoint import Checkpoint
 from mertool.learning.cka import linear_cka
+from mertool.options.finetune import CLASS_WEIGHTS
 from mertool.probing.linear import fit_probes
 
 # Frames of one forward pass: on a CPU little padding and little memory, on a GPU as much as it takes to fill it.
 AT_ONCE = {"cpu": 1600}
 AT_ONCE_ON_GPU = 16_000
-CLASS_WEIGHTS = ("none", "balanced")
 MAX_OFFSET_CLIPS = 500  # of which an adapter's mean shift is taken; clips differ little in it
 
 

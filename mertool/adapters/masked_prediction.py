@@ -14,7 +14,6 @@ from torch import nn
 
 from mertool.features import SAMPLE_RATE
 
-TARGETS = ("units", "features", "logmel")
 SPAN = 10  # frames of 20 ms, as in HuBERT
 SHARE = 0.25  # of the frames; HuBERT hides half, but here the same pass must also show the emotion
 MOST_UNITS = 500  # as chinese-hubert-large was trained with

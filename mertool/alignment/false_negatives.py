@@ -16,7 +16,6 @@ import torch
 
 from mertool.alignment.losses._similar import cosines
 
-KINDS = ("none", "threshold", "pseudo-class")
 FALSE_NEGATIVE_QUANTILE = 0.05
 MOST_PAIRED = 2048  # clips whose pairs tell the threshold
 MOST_CLASSES = 512

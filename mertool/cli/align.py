@@ -26,6 +26,7 @@ from mertool.cli.console import (
     table,
 )
 from mertool.manifest import Manifest, parse_classes
+from mertool.options.align import AlignOptions
 
 EXAMPLE = "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual"
 LOSSES = ", ".join(registry.names("alignment.losses"))
@@ -87,14 +88,13 @@ def align(
     """
     labelled = Manifest.read(manifest) if manifest else None
     check_stores(audio, video)
-    from mertool.align import AlignOptions
     from mertool.align import align as run_stage
 
     options = AlignOptions(
-        loss,
-        false_negatives,
-        width,
-        blocks,
+        loss=loss,
+        false_negatives=false_negatives,
+        width=width,
+        blocks=blocks,
         epochs=epochs,
         patience=patience,
         batch=batch,

@@ -20,6 +20,7 @@ from mertool.cli.console import (
     table,
 )
 from mertool.manifest import Manifest
+from mertool.options.evaluate import EvaluateOptions
 
 EXAMPLE = "Example: mertool evaluate predictions.csv --labels clips.csv -o metrics.json"
 METRICS = {"waf": "weighted F1", "accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro F1"}
@@ -52,10 +53,17 @@ def evaluate(
     the sound and the picture blurred, as MER-NOISE does; features come from the folder beside the predictions.
     """
     truth = Manifest.read(labels)
-    from mertool.evaluate import EvaluateOptions
     from mertool.evaluate import evaluate as run_stage
 
-    options = EvaluateOptions(bundle, tuple(dict.fromkeys(missing or [])), noise, seed, device, workers, clip_timeout)
+    options = EvaluateOptions(
+        bundle=bundle,
+        missing=tuple(dict.fromkeys(missing or [])),
+        noise=noise,
+        seed=seed,
+        device=device,
+        workers=workers,
+        clip_timeout=clip_timeout,
+    )
     with progress("evaluate", quiet) as update:
         result = run_stage(predictions, truth, output, options, update)
     if as_json:

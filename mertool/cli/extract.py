@@ -28,6 +28,7 @@ from mertool.cli.console import (
     warn,
 )
 from mertool.manifest import Manifest
+from mertool.options.extract import ExtractOptions
 from mertool.runs import Run
 
 app = typer.Typer(help="Features of every clip into an HDF5 store.", no_args_is_help=True)
@@ -190,9 +191,9 @@ def _extract(modality: str, given: dict[str, Any]) -> None:
         if given.get(name):
             Run.read(given[name], stage)
     from mertool.devices import seed_everything
-    from mertool.extract import ExtractOptions, estimate, extract
+    from mertool.extract import estimate, extract
 
-    options = ExtractOptions(modality, **{key: value for key, value in given.items() if key not in apart})
+    options = ExtractOptions(modality=modality, **{key: value for key, value in given.items() if key not in apart})
     if (wrong := manifest.unknown_labels()) and not quiet:
         warn(f"note: {source}: {wrong} in the stages that read labels")
     seed_everything(seed)

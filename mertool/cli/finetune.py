@@ -34,6 +34,7 @@ from mertool.cli.console import (
 from mertool.errors import MertoolError
 from mertool.features import name_layers
 from mertool.manifest import Manifest, parse_classes
+from mertool.options.finetune import FinetuneOptions
 
 EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
 METHODS = ", ".join(registry.names("adapters.methods"))
@@ -123,31 +124,31 @@ def finetune(
     from mertool import finetune as stage
     from mertool.adapters import methods as peft_methods
 
-    options = stage.FinetuneOptions(
-        encoder,
-        layers,
-        method or "bottleneck",
-        size,
-        peft_methods.parse_budget(budget) if budget is not None else None,
-        parts,
-        epochs,
-        patience,
-        batch,
-        learning_rate,
-        seed,
-        mask_weight,
-        mask_target,
-        target_layer,
-        unlabelled,
-        class_weights,
-        label_smoothing,
-        prefix_cache,
-        device,
-        dtype,
-        workers,
-        clip_timeout,
-        parse_classes(classes),
-        overwrite,
+    options = FinetuneOptions(
+        encoder=encoder,
+        layers=layers,
+        method=method or "bottleneck",
+        size=size,
+        budget=peft_methods.parse_budget(budget) if budget is not None else None,
+        folds=parts,
+        epochs=epochs,
+        patience=patience,
+        batch=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+        mask_weight=mask_weight,
+        mask_target=mask_target,
+        target_layer=target_layer,
+        unlabelled=unlabelled,
+        class_weights=class_weights,
+        label_smoothing=label_smoothing,
+        prefix_cache=prefix_cache,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        clip_timeout=clip_timeout,
+        classes=parse_classes(classes),
+        overwrite=overwrite,
     )
     first = is_first_process()
     hidden = quiet or not first

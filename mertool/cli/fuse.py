@@ -28,6 +28,7 @@ from mertool.cli.console import (
     warn,
 )
 from mertool.manifest import Manifest, parse_classes
+from mertool.options.fuse import FuseOptions
 
 EXAMPLE = "Example: mertool fuse features/acoustic.h5 features/aligned.h5 features/text.h5 -m clips.csv -o runs/fusion"
 
@@ -94,7 +95,6 @@ def fuse(
     parts = None if folds is None else parse_folds(folds)
     labelled = Manifest.read(manifest)
     check_stores(*stores, *(unlabelled or ()))
-    from mertool.fuse import FuseOptions
     from mertool.fuse import fuse as run_stage
 
     options = FuseOptions(

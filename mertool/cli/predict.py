@@ -22,6 +22,7 @@ from mertool.cli.console import (
     table,
 )
 from mertool.manifest import Manifest
+from mertool.options.predict import PredictOptions
 from mertool.runs import Run
 
 EXAMPLE = "Example: mertool predict runs/fusion folder-of-videos -o predictions.csv"
@@ -60,11 +61,17 @@ def predict(
     from dataclasses import asdict
 
     from mertool.devices import seed_everything
-    from mertool.predict import PredictOptions
     from mertool.predict import predict as run_stage
 
     seed_everything(seed)
-    options = PredictOptions(device, workers, clip_timeout, asr, submission, candidates)
+    options = PredictOptions(
+        device=device,
+        workers=workers,
+        clip_timeout=clip_timeout,
+        asr=asr,
+        submission=submission,
+        candidates=candidates,
+    )
     with progress("predict", quiet) as update:
         result = run_stage(bundle, clips, output, options, update)
     if as_json:

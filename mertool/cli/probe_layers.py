@@ -29,6 +29,7 @@ from mertool.cli.console import (
 )
 from mertool.features import name_layers
 from mertool.manifest import Manifest, parse_classes
+from mertool.options.probe_layers import ProbeLayersOptions
 
 EXAMPLE = "Example: mertool probe-layers features/audio.h5 --manifest clips.csv -o runs/probe"
 
@@ -63,11 +64,19 @@ def probe_layers(
     parts = parse_folds(folds)
     labelled = Manifest.read(manifest)
     check_stores(store)
-    from mertool.probe_layers import ProbeOptions
     from mertool.probe_layers import probe_layers as run_stage
 
-    options = ProbeOptions(
-        parts, seeds, estimator, mlp, width, injection, seed, device, parse_classes(classes), overwrite
+    options = ProbeLayersOptions(
+        folds=parts,
+        seeds=seeds,
+        estimator=estimator,
+        mlp=mlp,
+        width=width,
+        injection=injection,
+        seed=seed,
+        device=device,
+        classes=parse_classes(classes),
+        overwrite=overwrite,
     )
     run, reused = run_stage(store, labelled, output, options, lambda title, unit: progress(title, quiet, unit))
     metrics = run.metrics

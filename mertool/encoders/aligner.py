@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from mertool.errors import MertoolError
+from mertool.options.align import HEADS
 from mertool.runs import load_tensors
 
-HEADS = 4
 MOST_FRAMES = 64  # of a clip; of a longer one so many are taken evenly
 LONGEST_WAVE = 10_000.0  # of the position code, in frames (Vaswani et al., 2017)
 

@@ -25,8 +25,6 @@ from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
 from mertool.store import PartWriter, StoreBusy, StoreWriter
 
-ENGINES = ("local", "ray")
-
 
 @dataclass(frozen=True)
 class ExtractionJob:
@@ -34,7 +32,7 @@ class ExtractionJob:
 
     `load` makes the encoder (None for face crops, which are stored as they are); `faces` is a store of crops
     for video features, which is read and filled; `no_text` has reasons why clips have no transcript.
-    `engine` is one of ENGINES; with `ray` the work is done on the cluster at `ray_address`, or on a Ray of our own.
+    `engine` is `local` or `ray`; with `ray` the work is done on the cluster at `ray_address`, or on a Ray of our own.
     """
 
     output: Path

@@ -21,9 +21,8 @@ from mertool.fusion.hyperparameters import Draw, choose_nested, choose_optimisti
 from mertool.fusion.trainer import Member, Schedule, Trained
 from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips
+from mertool.options.fuse import MERTOOLS, NESTED
 
-NESTED, MERTOOLS = "nested", "mertools"
-PROTOCOLS = (NESTED, MERTOOLS)
 OPTIMISTIC = "optimistic: epochs and hyper-parameters were chosen on the clips that score them"
 Progress = Callable[[int, int], None]
 Plan = tuple[Draw, int]  # hyper-parameters and epochs

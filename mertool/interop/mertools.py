@@ -22,7 +22,6 @@ from mertool.manifest import EMOTIONS, SPLITS
 NAME_COLUMNS = ("clip", "name", "file", "filename")
 LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
 TEXT_COLUMNS = ("text", "transcript", "chinese", "english", "sentence")
-SUBMISSIONS = ("mer2024",)
 MOST_NAMED = 10
 TRAIN_CORPORA = ("train_corpus", "whole_corpus")
 ALLOWED = {

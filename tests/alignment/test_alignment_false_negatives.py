@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.alignment.false_negatives import FALSE_NEGATIVE_QUANTILE, KINDS, FalseNegativeFilter
+from mertool.alignment.false_negatives import FALSE_NEGATIVE_QUANTILE, FalseNegativeFilter
+from mertool.options.align import FALSE_NEGATIVES
 
 CAUSES = np.repeat(np.arange(4), 25)
 
@@ -25,7 +26,7 @@ def find(anchors):
     return same
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FALSE_NEGATIVES)
 def test_a_clip_is_always_its_own_positive(kind, find):
     same = find(kind, np.arange(100))
     assert not np.diagonal(same).any()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.align import AlignOptions, align
+from mertool.align import align
 from mertool.alignment import losses
 from mertool.alignment import trainer as training
 from mertool.alignment.data import Frames
@@ -22,6 +22,7 @@ from mertool.encoders.aligner import Aligner
 from mertool.errors import MertoolError
 from mertool.learning.accelerator import start
 from mertool.learning.checkpoint import Checkpoint
+from mertool.options.align import AlignOptions
 from mertool.store import FeatureStore
 
 CLIPS = 60
@@ -144,7 +145,8 @@ OPTIONS = AlignOptions(width=16, blocks=1, dropout=0.0, epochs=3, batch=19, devi
 SCRIPT = f"""
 import sys
 from pathlib import Path
-from mertool.align import AlignOptions, align
+from mertool.align import align
+from mertool.options.align import AlignOptions
 audio, video, folder = map(Path, sys.argv[1:])
 align(audio, video, folder / "run", folder / "a.h5", None, {OPTIONS}, lambda *_: None)
 """

@@ -83,6 +83,7 @@ def call_side(side: str, folder: Path, options: argparse.Namespace) -> dict[str,
 def run_side(options: argparse.Namespace) -> dict[str, Any]:
     """The stage on the stores of `--folder`: its memory (MB), its pace, its losses."""
     import mertool.align as stage
+    from mertool.options.align import AlignOptions
 
     if options.side == "in memory":
         stage.Frames, stage.load_acoustic_targets = whole_frames(), whole_anchors  # type: ignore[misc, assignment]
@@ -91,7 +92,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
     def note(step: int, total: int) -> None:
         times.append(time.monotonic())
 
-    settings = stage.AlignOptions(
+    settings = AlignOptions(
         width=options.width, blocks=options.blocks, epochs=options.epochs, batch=options.batch, device=options.device
     )
     folder, began, start = options.folder, time.monotonic(), peak()

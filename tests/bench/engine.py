@@ -30,9 +30,10 @@ class Measured:
 def measure(modality: str, model: Path, manifest: Any, output: Path, device: str, dtype: str = "auto") -> Measured:
     """Extract every clip of the manifest into a new store `output`."""
     from mertool import encoders
-    from mertool.extract import ExtractOptions, extract
+    from mertool.extract import extract
+    from mertool.options.extract import ExtractOptions
 
-    options = ExtractOptions(modality, encoder=str(model), device=device, dtype=dtype)
+    options = ExtractOptions(modality=modality, encoder=str(model), device=device, dtype=dtype)
     with clock(encoders, "load") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
         began = time.perf_counter()
         result = extract(manifest, output, options, lambda *_: None)

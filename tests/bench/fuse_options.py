@@ -23,12 +23,13 @@ import torch
 from report import ROOT, Row, publish, say
 
 from mertool import registry
-from mertool.fuse import FuseOptions
+from mertool.fuse import make_settings
 from mertool.fusion import heads as fusion
 from mertool.fusion.cross_validation import logits_by_fold, train_system
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import confusion, paired_bootstrap, scores_of
+from mertool.options.fuse import FuseOptions
 
 RESULT = ROOT / "build" / "bench" / "fuse-options.json"
 OPTIONS = {
@@ -66,7 +67,7 @@ def main() -> None:
 
     def judge(options: FuseOptions) -> tuple[np.ndarray, float]:
         """Guess (N,) with all parts, and mean weighted F1 with one part withheld."""
-        settings = options.settings()
+        settings = make_settings(options)
         system = train_system(features, present, examples, folds, settings)
         build = partial(_build, settings.head, len(classes))
         lost = []

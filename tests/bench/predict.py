@@ -105,10 +105,13 @@ def without_loading() -> Any:
 
 def extract_part(part: str, manifest: Any, output: Path, models: dict[str, Path], options: argparse.Namespace) -> Path:
     """`mertool extract` of one part."""
-    from mertool.extract import ExtractOptions, extract
+    from mertool.extract import extract
+    from mertool.options.extract import ExtractOptions
 
     modality, encoder, settings = PARTS[part]
-    given = ExtractOptions(modality, encoder=str(models[encoder]), layers="last", device=options.device, **settings)
+    given = ExtractOptions(
+        modality=modality, encoder=str(models[encoder]), layers="last", device=options.device, **settings
+    )
     result = extract(manifest, output, given, lambda *_: None)
     if result.features != len(manifest):
         raise SystemExit(f"{part}: {len(manifest) - result.features} of {len(manifest)} clips failed")
@@ -117,10 +120,11 @@ def extract_part(part: str, manifest: Any, output: Path, models: dict[str, Path]
 
 def run_predict(bundle: Path, manifest: Any, output: Path, options: argparse.Namespace) -> np.ndarray:
     """`mertool predict`; the probabilities (N, C)."""
-    from mertool.predict import PredictOptions, predict
+    from mertool.options.predict import PredictOptions
+    from mertool.predict import predict
     from mertool.predictions import Predictions
 
-    predict(bundle, manifest, output, PredictOptions(options.device), lambda *_: None)
+    predict(bundle, manifest, output, PredictOptions(device=options.device), lambda *_: None)
     return Predictions.read(output).probabilities
 
 

@@ -126,11 +126,12 @@ def letters(tmp_path_factory):
 
 
 def test_audio_is_the_same(cluster, workspace, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path):
-    from mertool.extract import ExtractOptions, extract
+    from mertool.extract import extract
+    from mertool.options.extract import ExtractOptions
 
     names = [*clip_names.labelled[:5], clip_names.broken, clip_names.no_sound]
     manifest = Manifest.read(write_manifest(tmp_path / "clips.csv", [demo_rows[name] for name in names]))
-    options = ExtractOptions("audio", str(tiny_encoders["hubert"]), storage="float32", device="cpu")
+    options = ExtractOptions(modality="audio", encoder=str(tiny_encoders["hubert"]), storage="float32", device="cpu")
     extract(manifest, tmp_path / "local.h5", options, silent)
     steps = []
     options = replace(options, engine="ray")
@@ -151,12 +152,15 @@ def test_audio_is_the_same(cluster, workspace, demo_rows, write_manifest, tiny_e
 def test_video_and_crops_are_the_same_from_relative_paths(
     cluster, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path, monkeypatch
 ):
-    from mertool.extract import ExtractOptions, extract
+    from mertool.extract import extract
+    from mertool.options.extract import ExtractOptions
 
     monkeypatch.chdir(tmp_path)  # the workers are elsewhere
     names = [*clip_names.labelled[:2], clip_names.no_face]
     manifest = Manifest.read(write_manifest(Path("clips.csv"), [demo_rows[name] for name in names]))
-    options = ExtractOptions("video", str(tiny_encoders["clip"]), pool="none", storage="float32", fps=1, device="cpu")
+    options = ExtractOptions(
+        modality="video", encoder=str(tiny_encoders["clip"]), pool="none", storage="float32", fps=1, device="cpu"
+    )
     extract(manifest, Path("local/video.h5"), options, silent)
     extract(manifest, Path("ray/video.h5"), replace(options, engine="ray"), silent)
     for store, kind in (("video.h5", np.float32), ("faces.h5", np.uint8)):
