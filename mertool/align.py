@@ -33,7 +33,7 @@ from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
 from mertool.manifest import Manifest
 from mertool.options.align import AlignOptions
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, find_reusable_run, new_run
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
 
 Progress = Callable[[int, int], None]
@@ -63,7 +63,7 @@ def align(
         _check(sound, sight, aligned)
         labels = _read_labels(manifest, sight, options) if manifest else None
         key = _key(sound, sight, manifest, options)
-        found = reuse(output, "align", key, options)
+        found = find_reusable_run(output, "align", key=key, options=options)
         accelerator = start(device, torch.float32)
         if not found:
             _train(sound, sight, labels, output, key, options, accelerator, progress)
@@ -157,7 +157,7 @@ def _train(
         "held_out_clips": [clips[row] for row in parts.held_out],
         "development_clips": [clips[row] for row in parts.develop],
     }
-    with new_run(output, "align", key, asdict(options), **facts) as draft:
+    with new_run(output, "align", key=key, options=asdict(options), **facts) as draft:
         draft.save_tensors("aligner", aligner.state_dict())
         draft.metrics.update(metrics)
         _draw(draft.folder, metrics["held_out"], history, options)
@@ -205,12 +205,14 @@ def _probe(
 
 
 def _draw(folder: Path, scores: dict[str, Any], history: History, options: AlignOptions) -> None:
-    from mertool.plots import curves, recall_bars
+    from mertool.plots import plot_epoch_curves, plot_retrieval_recall
 
     title = "Video frames to the sound of the same clip"
     label = f"{options.loss} (more clips in a batch, higher by itself)"
-    curves(folder / "loss", {"training": history.loss, "development": history.development_loss}, label, title)
-    recall_bars(folder / "recall", scores, f"{scores['clips']} held-out clips")
+    plot_epoch_curves(
+        folder / "loss", {"training": history.loss, "development": history.development_loss}, label, title
+    )
+    plot_retrieval_recall(folder / "recall", scores, f"{scores['clips']} held-out clips")
 
 
 def _aligned_recipe(run: Run, sight: FeatureStore) -> Recipe:

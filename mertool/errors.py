@@ -1,26 +1,48 @@
-"""The two kinds of expected trouble: an error of the user's, and a clip that cannot be used."""
+"""The two expected kinds of failure: an error of the user's, and a clip that cannot be used."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 
-# Why a clip has no features. The first four are a normal state of a clip (the modality is simply not
-# there); the others are failures and count against `--max-failed`.
-REASONS = {
-    "no_audio": "the file has no audio stream",
-    "no_video": "the file has no video stream",
-    "no_face": "no face was found in any sampled frame",
-    "no_text": "the transcript is empty",
-    "missing_file": "the file does not exist",
-    "unreadable": "the container or a stream cannot be decoded",
-    "too_short": "less media than the encoder needs for one frame",
-    "timeout": "decoding took longer than --clip-timeout",
-    "crashed": "the decoder process died on this file",
-    "out_of_memory": "the device has not enough memory for this clip alone",
-    "not_finite": "the encoder gave NaN or infinity",
-}
-MISSING_MODALITY_REASONS = frozenset({"no_audio", "no_video", "no_face", "no_text"})
-# Reasons that another try may cure although the file is the same.
-TRANSIENT_REASONS = frozenset({"missing_file", "timeout", "crashed", "out_of_memory"})
+
+@dataclass(frozen=True, kw_only=True)
+class FailureReason:
+    """One reason why a clip has no features; all that mertool knows of the reason stands in its row.
+
+    code: the name in stores, tables and JSON. message: the text for a clip without details of its own.
+    stage: `decode` (reading the media file) or `encode` (running the encoder).
+    missing_modality: the clip simply lacks this modality; it does not count against `--max-failed`.
+    transient: another attempt may succeed although the file is unchanged, so the next run tries again.
+    """
+
+    code: str
+    message: str
+    stage: str = "decode"
+    missing_modality: bool = False
+    transient: bool = False
+
+
+_ROWS = (
+    FailureReason(code="no_audio", message="the file has no audio stream", missing_modality=True),
+    FailureReason(code="no_video", message="the file has no video stream", missing_modality=True),
+    FailureReason(code="no_face", message="no face was found in any sampled frame", missing_modality=True),
+    FailureReason(code="no_text", message="the transcript is empty", missing_modality=True),
+    FailureReason(code="missing_file", message="the file does not exist", transient=True),
+    FailureReason(code="unreadable", message="the container or a stream cannot be decoded"),
+    FailureReason(code="too_short", message="less media than the encoder needs for one frame"),
+    FailureReason(code="timeout", message="decoding took longer than --clip-timeout", transient=True),
+    FailureReason(code="crashed", message="the decoder process died on this file", transient=True),
+    FailureReason(
+        code="out_of_memory",
+        message="the device has not enough memory for this clip, even in a batch of its own",
+        stage="encode",
+        transient=True,
+    ),
+    FailureReason(code="not_finite", message="the encoder returned NaN or infinity", stage="encode"),
+)
+REASONS = {row.code: row for row in _ROWS}
+MISSING_MODALITY_REASONS = frozenset(row.code for row in _ROWS if row.missing_modality)
+TRANSIENT_REASONS = frozenset(row.code for row in _ROWS if row.transient)
 
 
 class MertoolError(Exception):
@@ -28,9 +50,9 @@ class MertoolError(Exception):
 
 
 class ClipError(Exception):
-    """A clip that cannot be used; it is recorded and the run goes on.
+    """A clip that cannot be used; it is recorded, and the run continues with the other clips.
 
-    `reason` is one of REASONS, `message` says what was seen in this file.
+    reason: a code of REASONS. message: details of this file; the reason's own message if empty.
     """
 
     def __init__(self, reason: str, message: str = ""):
@@ -38,25 +60,29 @@ class ClipError(Exception):
             raise ValueError(f"undocumented reason code {reason!r}")
         super().__init__(reason, message)
         self.reason = reason
-        self.message = message or REASONS[reason]
+        self.message = message or REASONS[reason].message
 
 
-def suggest(given: str, valid: Iterable[str]) -> str:
-    """`did you mean 'x'? ` or an empty string."""
-    close = get_close_matches(given.lower(), list(valid), n=1, cutoff=0.6)
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Return `did you mean 'x'? ` for the valid name closest to `name`, or an empty string."""
+    close = get_close_matches(name.lower(), list(valid), n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'? " if close else ""
 
 
-def check_choice(what: str, given: str, valid: Iterable[str]) -> str:
-    """Return `given` if it is one of `valid`; otherwise raise an error that lists what is."""
-    names = list(valid)
-    if given in names:
-        return given
-    raise MertoolError(f"unknown {what} '{given}': {suggest(given, names)}valid: {', '.join(names)}")
+def check_choice(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return `name` if it is one of `valid`; otherwise raise an error that lists the valid names.
+
+    >>> check_choice("pooling", "mean", ["mean", "none"])
+    'mean'
+    """
+    choices = list(valid)
+    if name in choices:
+        return name
+    raise MertoolError(f"unknown {kind} '{name}': {suggest(name, choices)}valid: {', '.join(choices)}")
 
 
-def combine_errors(where: str, faults: list[str], most: int = 20) -> MertoolError:
-    """One error for all faults found in one place."""
-    more = f"; and {len(faults) - most} more" if len(faults) > most else ""
+def combine_errors(where: str, faults: list[str], max_listed: int = 20) -> MertoolError:
+    """Return one error that lists the faults of one input, at most `max_listed` of them."""
+    more = f"; and {len(faults) - max_listed} more" if len(faults) > max_listed else ""
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    return MertoolError(f"{where}: {count}: {'; '.join(faults[:most])}{more}")
+    return MertoolError(f"{where}: {count}: {'; '.join(faults[:max_listed])}{more}")

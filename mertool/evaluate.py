@@ -12,7 +12,7 @@ import numpy as np
 from mertool.errors import MertoolError
 from mertool.files import check_writable, write_atomic
 from mertool.manifest import Manifest
-from mertool.metrics import calibration, confusion, mcnemar, paired_bootstrap, per_class, score_json
+from mertool.metrics import calibration_error, confusion_matrix, mcnemar, paired_bootstrap, per_class_scores, score_json
 from mertool.options.evaluate import EvaluateOptions
 from mertool.predictions import Predictions
 
@@ -84,7 +84,7 @@ def _scored(systems: list[Predictions], paths: list[Path], manifest: Manifest) -
     classes = systems[0].classes
     if any(system.classes != classes for system in systems):
         raise MertoolError(f"{paths[0]} and {paths[1]} predict different classes: compare predictions of the same ones")
-    labels, speakers = manifest.scored(classes), manifest.speakers()
+    labels, speakers = manifest.known_labels(classes), manifest.speakers()
     if not labels:
         raise MertoolError(f"{manifest.source} has no labels: build it with `mertool manifest FOLDER --labels CSV`")
     shared = set(labels).intersection(*(system.clips for system in systems))
@@ -108,17 +108,17 @@ def _rows(system: Predictions, clips: list[str]) -> np.ndarray:
 
 def _scores(scored: _Scored, probabilities: np.ndarray, seed: int) -> dict[str, Any]:
     guess, count = probabilities.argmax(1), len(scored.classes)
-    matrix = confusion(scored.truth, guess, count)
+    matrix = confusion_matrix(scored.truth, guess, count)
     return {
-        **score_json(scored.truth, guess, count, seed, scored.speakers),
-        "calibration": calibration(probabilities, scored.truth),
-        "per_class": per_class(matrix, scored.classes),
+        **score_json(scored.truth, guess, count, seed=seed, groups=scored.speakers),
+        "calibration": calibration_error(probabilities, scored.truth),
+        "per_class": per_class_scores(matrix, scored.classes),
         "confusion": matrix.tolist(),
     }
 
 
 def _gain(scored: _Scored, first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, float]:
-    return paired_bootstrap(scored.truth, first, second, len(scored.classes), seed, scored.speakers)
+    return paired_bootstrap(scored.truth, first, second, classes=len(scored.classes), seed=seed, groups=scored.speakers)
 
 
 def _robustness(
@@ -146,7 +146,7 @@ def _robustness(
             {
                 "condition": name,
                 "clips": len(found),
-                **score_json(some.truth, guess, len(some.classes), options.seed, some.speakers),
+                **score_json(some.truth, guess, len(some.classes), seed=options.seed, groups=some.speakers),
                 "difference": _gain(some, np.array([as_is[clip] for clip in found]), guess, options.seed),
             }
         )
@@ -154,13 +154,13 @@ def _robustness(
 
 
 def _write(output: Path, result: dict[str, Any]) -> None:
-    from mertool.plots import confusion_matrix, reliability, score_bars
+    from mertool.plots import plot_confusion_matrix, plot_reliability, plot_score_bars
 
     write_atomic(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     first, classes = result["systems"][0], tuple(result["classes"])
-    confusion_matrix(output.with_name(output.stem + "-confusion"), np.array(first["confusion"]), classes)
+    plot_confusion_matrix(output.with_name(output.stem + "-confusion"), np.array(first["confusion"]), classes)
     found = first["calibration"]
-    reliability(output.with_name(output.stem + "-reliability"), found["bins"], found["ece"])
+    plot_reliability(output.with_name(output.stem + "-reliability"), found["bins"], found["ece"])
     if "robustness" in result:
         bars = {row["condition"]: tuple(row["waf"].values()) for row in result["robustness"]}
-        score_bars(output.with_name(output.stem + "-robustness"), bars, "The same bundle with less to go by")
+        plot_score_bars(output.with_name(output.stem + "-robustness"), bars, "The same bundle with less to go by")

@@ -21,12 +21,12 @@ from mertool.extraction.job import ExtractionJob, ExtractionSummary, extract_to_
 from mertool.extraction.transcripts import transcribe_clips, transcripts_beside
 from mertool.features import (
     LAST_FOUR,
-    PREPROCESSING,
+    PREPROCESSING_VERSIONS,
     SAMPLE_RATE,
     Recipe,
+    aligner_input_recipe,
     faces_recipe,
     parse_layers,
-    unaligned_frames,
 )
 from mertool.files import check_writable
 from mertool.manifest import Manifest
@@ -195,14 +195,14 @@ def _prepare_encoder(options: ExtractOptions) -> Prepared:
         _media_settings(options),
         adapter.digest() if adapter else None,
         aligner.digest() if aligner else None,
-        PREPROCESSING[modality],
+        PREPROCESSING_VERSIONS[modality],
         layer_sum,
     )
-    trained_on = Recipe.from_json(aligner.info["video"]) if aligner else unaligned_frames(recipe)
-    if trained_on != unaligned_frames(recipe):
+    trained_on = Recipe.from_json(aligner.info["video"]) if aligner else aligner_input_recipe(recipe)
+    if trained_on != aligner_input_recipe(recipe):
         raise MertoolError(
             f"{options.aligner} was trained on other video features "
-            f"({unaligned_frames(recipe).differences(trained_on)}): extract with its settings"
+            f"({aligner_input_recipe(recipe).differences(trained_on)}): extract with its settings"
         )
     origin = {
         "encoder": source.to_json(),

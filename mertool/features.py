@@ -7,11 +7,11 @@ from mertool.errors import MertoolError, check_choice, suggest
 from mertool.files import digest_json
 
 MODALITIES = ("audio", "video", "text")
-STORAGE = ("float16", "float32")
+STORAGE_DTYPES = ("float16", "float32")
 POOLING_MODES = ("mean", "none")
 SAMPLE_RATE = 16_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
-PREPROCESSING = {"audio": 1, "video": 1, "text": 1, "faces": 1}
+PREPROCESSING_VERSIONS = {"audio": 1, "video": 1, "text": 1, "faces": 1}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Recipe:
         return cls(**{**value, "layers": tuple(value["layers"])})
 
     @property
-    def axis(self) -> tuple[int, ...]:
+    def layer_axis(self) -> tuple[int, ...]:
         """The layer that each entry of a store's L axis is; a sum of layers counts as its last."""
         return self.layers[-1:] if self.layer_sum else self.layers
 
@@ -111,12 +111,12 @@ def format_layers(layers: tuple[int, ...] | list[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def name_layers(layers: str) -> str:
+def describe_layers(layers: str) -> str:
     """What `format_layers` gives with its noun: `layer 3`, `layers 16-21`."""
     return f"layer{'' if layers.isdecimal() else 's'} {layers}"
 
 
-def unaligned_frames(recipe: Recipe) -> Recipe:
+def aligner_input_recipe(recipe: Recipe) -> Recipe:
     """The recipe of the frame store that an aligner of this video recipe is trained on."""
     return replace(recipe, pool="none", aligner=None)
 
@@ -131,5 +131,5 @@ def faces_recipe(media: dict[str, Any]) -> Recipe:
         "none",
         storage_dtype="uint8",
         media=media,
-        preprocessing=PREPROCESSING["faces"],
+        preprocessing=PREPROCESSING_VERSIONS["faces"],
     )

@@ -62,7 +62,7 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             file.close()
             os.replace(temporary, path)
-            sync(path.parent)
+            fsync(path.parent)
     except BaseException:
         with suppress(OSError):
             file.close()
@@ -70,7 +70,7 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -25,7 +25,7 @@ from mertool.encoders.hidden_states import find_blocks
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import item_digest
-from mertool.features import format_layers, name_layers, parse_layers
+from mertool.features import describe_layers, format_layers, parse_layers
 from mertool.learning.accelerator import start
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
 from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples
@@ -33,7 +33,7 @@ from mertool.manifest import Manifest
 from mertool.metrics import mcnemar, paired_bootstrap, score_json
 from mertool.options.finetune import FinetuneOptions
 from mertool.predictions import Predictions
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, find_reusable_run, new_run
 
 HELD_OUT = "held_out.csv"
 
@@ -59,7 +59,7 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     """Train the adapters; the run, and whether it was there already."""
     plan = _make_plan(manifest, options)
     key = _key(plan, manifest, options)
-    if found := reuse(output, "finetune", key, options):
+    if found := find_reusable_run(output, "finetune", key=key, options=options):
         return found, True
     # Faults show before the long work; which clips have no sound, and need no fold, shows after it.
     get_folds(options.folds, plan.examples, options.seed, whole=False)
@@ -102,20 +102,20 @@ def compare(
         )
         made[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), chosen, progress)
     key = cache_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
-    if found := reuse(output, "compare", key, options):
+    if found := find_reusable_run(output, "compare", key=key, options=options):
         return found, True
     if not start(resolve_device(options.device), torch.float32).is_main_process:
         return Run(output, {}), False
     facts = {"seed": options.seed, "classes": list(options.classes)}
-    with new_run(output, "compare", key, asdict(options), **facts) as draft:
+    with new_run(output, "compare", key=key, options=asdict(options), **facts) as draft:
         draft.metrics.update(_comparison(manifest, made, options))
-        from mertool.plots import score_bars
+        from mertool.plots import plot_score_bars
 
         bars = {"frozen": draft.metrics["frozen"]} | {
             name: scores["adapted"] for name, scores in draft.metrics["methods"].items()
         }
-        title = f"Adapters on {name_layers(draft.metrics['layers'])}, held-out clips"
-        score_bars(
+        title = f"Adapters on {describe_layers(draft.metrics['layers'])}, held-out clips"
+        plot_score_bars(
             draft.folder / "methods", {name: tuple(score["waf"].values()) for name, score in bars.items()}, title
         )
     return Run.read(output, "compare"), False
@@ -138,7 +138,7 @@ def _comparison(manifest: Manifest, made: dict[str, Run], options: FinetuneOptio
         rows[method]["run"] = str(made[method].folder)
         if method != best:  # which is chosen on these very clips, so its lead is optimistic
             pair = (truth, guesses[best], guesses[method])
-            rows[method]["against_best"] = paired_bootstrap(*pair, classes, options.seed, groups)
+            rows[method]["against_best"] = paired_bootstrap(*pair, classes=classes, seed=options.seed, groups=groups)
             rows[method]["mcnemar"] = mcnemar(*pair)
     shared = {name: metrics[best][name] for name in ("clips", "folds", "interval", "layers", "frozen", "parameters")}
     return {**shared, "budget": options.budget, "best": best, "methods": rows}
@@ -249,8 +249,8 @@ def _write(
     with new_run(
         output,
         "finetune",
-        key,
-        {**asdict(options), "size": adaptation.method.size},
+        key=key,
+        options={**asdict(options), "size": adaptation.method.size},
         seed=options.seed,
         classes=list(options.classes),
         encoder={**plan.source.to_json(), "weights": plan.weights},
@@ -287,20 +287,24 @@ def _scores(
     classes, seed, groups = len(options.classes), options.seed, speaker_groups(examples)
     guesses = {name: held_out(jobs, trained, name).argmax(-1) for name in ("frozen", "adapted")}
     scores: dict[str, Any] = {
-        name: score_json(examples.labels, guess, classes, seed, groups) for name, guess in guesses.items()
+        name: score_json(examples.labels, guess, classes, seed=seed, groups=groups) for name, guess in guesses.items()
     }
     layers = {}
     cka = np.mean([found.cka for found, job in zip(trained, jobs, strict=True) if len(job.part.held_out)], axis=0)
     before, after = (held_out(jobs, trained, f"layers_{name}").argmax(-1) for name in ("frozen", "adapted"))
     for number, layer in enumerate(window):
         layers[str(layer)] = {
-            "frozen": score_json(examples.labels, before[number], classes, seed, groups),
-            "adapted": score_json(examples.labels, after[number], classes, seed, groups),
-            "gain": paired_bootstrap(examples.labels, before[number], after[number], classes, seed, groups),
+            "frozen": score_json(examples.labels, before[number], classes, seed=seed, groups=groups),
+            "adapted": score_json(examples.labels, after[number], classes, seed=seed, groups=groups),
+            "gain": paired_bootstrap(
+                examples.labels, before[number], after[number], classes=classes, seed=seed, groups=groups
+            ),
             "cka": float(cka[number]),
         }
     # Partly the head's, which went on learning from its probe; what the features gained is told by `layers`.
-    gain = paired_bootstrap(examples.labels, guesses["frozen"], guesses["adapted"], classes, seed, groups)
+    gain = paired_bootstrap(
+        examples.labels, guesses["frozen"], guesses["adapted"], classes=classes, seed=seed, groups=groups
+    )
     return {**scores, "gain": gain, "probes": layers}
 
 
@@ -314,13 +318,13 @@ def _write_held_out(
 
 
 def _draw(draft: RunDraft, window: tuple[int, ...]) -> None:
-    from mertool.plots import adaptation_curve, training_curves
+    from mertool.plots import plot_adaptation, plot_training_losses
 
     metrics = draft.metrics
-    title = f"{metrics['method']} on {name_layers(metrics['layers'])}"
+    title = f"{metrics['method']} on {describe_layers(metrics['layers'])}"
     losses = {
         name: (history["label_loss"], [history["start_loss"], *history["development_loss"]], history["best_epoch"])
         for name, history in metrics["history"].items()
     }
-    training_curves(draft.folder / "losses", losses, title)
-    adaptation_curve(draft.folder / "layers", list(window), metrics["probes"], title)
+    plot_training_losses(draft.folder / "losses", losses, title)
+    plot_adaptation(draft.folder / "layers", list(window), metrics["probes"], title)

@@ -39,10 +39,10 @@ from mertool.learning.cached_features import gather
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips, labelled_examples, present_in
 from mertool.manifest import Manifest
-from mertool.metrics import confusion
+from mertool.metrics import confusion_matrix
 from mertool.options.fuse import MERTOOLS, FuseOptions
 from mertool.predictions import Predictions
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
 
 FOLDS, ROUNDS = 5, 3
@@ -124,7 +124,7 @@ def fuse(
                 "manifest": manifest.digest(),
             },
         )
-        if found := reuse(output, "fuse", key, options):
+        if found := find_reusable_run(output, "fuse", key=key, options=options):
             return found, True
         check_parts(parts)
         others = match_stores(opened, others) if others else []
@@ -218,8 +218,8 @@ def _save(
     with new_run(
         output,
         "fuse",
-        key,
-        asdict(options),
+        key=key,
+        options=asdict(options),
         seed=options.seed,
         settings=asdict(settings),
         selection=selection,
@@ -288,10 +288,10 @@ def _held_out(
 
 
 def _draw(draft: RunDraft, labels: np.ndarray, guess: np.ndarray, classes: tuple[str, ...]) -> None:
-    from mertool.plots import confusion_matrix, score_bars
+    from mertool.plots import plot_confusion_matrix, plot_score_bars
 
     scores = draft.metrics["cross_validation"]
     bars = {name: tuple(value["waf"].values()) for name, value in scores.items()}
     title = "Cross-validation" + (" (optimistic)" if draft.info["selection"] == OPTIMISTIC else "")
-    score_bars(draft.folder / "scores", bars, title, draft.metrics["always_largest_class"])
-    confusion_matrix(draft.folder / "confusion", confusion(labels, guess, len(classes)), classes)
+    plot_score_bars(draft.folder / "scores", bars, title, draft.metrics["always_largest_class"])
+    plot_confusion_matrix(draft.folder / "confusion", confusion_matrix(labels, guess, len(classes)), classes)

@@ -102,11 +102,11 @@ class Manifest:
             wrong = next(c.path for c in self.clips if not str(c.path).isprintable())
             raise MertoolError(f"the file name {str(wrong)!r} is not UTF-8: rename the file") from error
 
-    def labelled(self, classes: tuple[str, ...] = EMOTIONS) -> dict[str, str]:
+    def training_labels(self, classes: tuple[str, ...] = EMOTIONS) -> dict[str, str]:
         """Canonical labels of the training clips: splits test and unlabelled are left out."""
         return self._labels(classes, {None, "train"})
 
-    def scored(self, classes: tuple[str, ...] = EMOTIONS) -> dict[str, str]:
+    def known_labels(self, classes: tuple[str, ...] = EMOTIONS) -> dict[str, str]:
         """Canonical label of every clip that has one, whatever its split; for scoring predictions."""
         other_set = "those of the predictions, so give the labels of the clips that were predicted"
         return self._labels(classes, {None, "train", "test"}, other_set)
@@ -123,7 +123,7 @@ class Manifest:
             raise MertoolError(f"{self.source}: {_unknown_labels(unknown, classes)}; {other_set}")
         return {clip.clip: str(canonical_label(str(clip.label), classes)) for clip in chosen}
 
-    def unknown_labels(self, classes: tuple[str, ...] = EMOTIONS) -> str:
+    def describe_unknown_labels(self, classes: tuple[str, ...] = EMOTIONS) -> str:
         """A sentence about labels outside `classes`, empty if there are none."""
         labels = [str(c.label) for c in self.clips if c.label]
         unknown = Counter(label for label in labels if canonical_label(label, classes) is None)
@@ -277,8 +277,9 @@ def clip_id_faults(name: str) -> list[str]:
     return []
 
 
-def with_facts(
+def with_annotations(
     manifest: Manifest,
+    *,
     labels: dict[str, str] | None = None,
     texts: dict[str, str] | None = None,
     speakers: dict[str, str] | None = None,

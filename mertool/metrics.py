@@ -33,14 +33,14 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def confusion(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
+def confusion_matrix(truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
     """Confusion matrices (..., C, C), rows are the truth, of class indices (..., N)."""
     flat = truth * classes + guess
     hits = np.apply_along_axis(np.bincount, -1, flat, minlength=classes * classes)
     return hits.reshape(*hits.shape[:-1], classes, classes)
 
 
-def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
+def scores_from_confusion(matrix: np.ndarray) -> dict[str, np.ndarray]:
     """WAF, accuracy, UAR and macro F1 (...,) of confusion matrices (..., C, C)."""
     right = np.diagonal(matrix, axis1=-2, axis2=-1).astype(float)
     support, guessed = matrix.sum(-1), matrix.sum(-2)
@@ -57,16 +57,16 @@ def scores_of(matrix: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def score(
-    truth: np.ndarray, guess: np.ndarray, classes: int, seed: int = 0, groups: np.ndarray | None = None
+    truth: np.ndarray, guess: np.ndarray, classes: int, *, seed: int = 0, groups: np.ndarray | None = None
 ) -> dict[str, Interval]:
     """WAF, accuracy, UAR and macro F1 with intervals over clips, or over `groups` (N,), drawn with replacement.
 
     `guess` is (N,), or (S, N) of S repetitions: then of the mean of their scores, on the same draws.
     """
     guesses = np.atleast_2d(guess)
-    values = scores_of(confusion(np.broadcast_to(truth, guesses.shape), guesses, classes))
+    values = scores_from_confusion(confusion_matrix(np.broadcast_to(truth, guesses.shape), guesses, classes))
     tables = _redraw(truth * classes + guesses, classes**2, groups, seed)
-    drawn = scores_of(tables.reshape(*tables.shape[:2], classes, classes))
+    drawn = scores_from_confusion(tables.reshape(*tables.shape[:2], classes, classes))
     return {
         name: Interval(float(values[name].mean()), *map(float, np.quantile(drawn[name].mean(1), [0.025, 0.975])))
         for name in SCORES
@@ -74,10 +74,10 @@ def score(
 
 
 def score_json(
-    truth: np.ndarray, guess: np.ndarray, classes: int, seed: int = 0, groups: np.ndarray | None = None
+    truth: np.ndarray, guess: np.ndarray, classes: int, *, seed: int = 0, groups: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
     """`score` in the form that metrics.json holds."""
-    return {name: value.to_json() for name, value in score(truth, guess, classes, seed, groups).items()}
+    return {name: value.to_json() for name, value in score(truth, guess, classes, seed=seed, groups=groups).items()}
 
 
 def _redraw(cells: np.ndarray, count: int, groups: np.ndarray | None, seed: int) -> np.ndarray:
@@ -101,7 +101,7 @@ def _redraw(cells: np.ndarray, count: int, groups: np.ndarray | None, seed: int)
     return (drawn.astype(float) @ each.reshape(len(each), -1)).reshape(DRAWS, len(cells), count)
 
 
-def per_class(matrix: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def per_class_scores(matrix: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and number of clips of each class, from one confusion matrix."""
     rows = []
     for index, name in enumerate(classes):
@@ -122,6 +122,7 @@ def paired_bootstrap(
     truth: np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
+    *,
     classes: int,
     seed: int = 0,
     groups: np.ndarray | None = None,
@@ -129,8 +130,8 @@ def paired_bootstrap(
     """WAF of `second` minus `first` on the same draws of clips or groups: difference, 95 % interval, two-sided p."""
     cells = (truth * classes + first) * classes + second
     tables = _redraw(cells[None], classes**3, groups, seed).reshape(-1, classes, classes, classes)
-    gain = scores_of(tables.sum(-2))["waf"] - scores_of(tables.sum(-1))["waf"]
-    value = [float(scores_of(confusion(truth, guess, classes))["waf"]) for guess in (first, second)]
+    gain = scores_from_confusion(tables.sum(-2))["waf"] - scores_from_confusion(tables.sum(-1))["waf"]
+    value = [float(scores_from_confusion(confusion_matrix(truth, guess, classes))["waf"]) for guess in (first, second)]
     # Add-one: with finitely many draws a p of exactly zero cannot be claimed.
     tail = min((np.sum(gain <= 0) + 1) / (DRAWS + 1), (np.sum(gain >= 0) + 1) / (DRAWS + 1))
     low, high = np.quantile(gain, [0.025, 0.975])
@@ -153,7 +154,7 @@ def mcnemar(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[st
     return {"only_first": only_first, "only_second": only_second, "p": float(p)}
 
 
-def calibration(probabilities: np.ndarray, truth: np.ndarray, bins: int = 15) -> dict[str, Any]:
+def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 15) -> dict[str, Any]:
     """Expected calibration error (Naeini et al., 2015; Guo et al., 2017) of probabilities (N, C), and its bins.
 
     Clips are binned by their confidence, the probability of the guessed class, into `bins` equal widths; the error is

@@ -17,7 +17,7 @@ MOST_TICKS = 26
 Bars = dict[str, tuple[float, float, float]]  # name -> value, low, high
 
 
-def layer_curve(
+def plot_layer_scores(
     path: Path,
     layers: list[int],
     scores: Bars,
@@ -51,7 +51,9 @@ def layer_curve(
     _save(figure, path)
 
 
-def recall_map(path: Path, layers: list[int], recall: dict[str, dict[str, float]], window: tuple[int, int]) -> None:
+def plot_recall_by_layer(
+    path: Path, layers: list[int], recall: dict[str, dict[str, float]], window: tuple[int, int]
+) -> None:
     """Recall of each class (rows) by layer, written in where there is room; the window is framed."""
     classes = list(recall[str(layers[0])])
     shares = np.array([[recall[str(layer)][name] for layer in layers] for name in classes]) * 100
@@ -72,7 +74,7 @@ def recall_map(path: Path, layers: list[int], recall: dict[str, dict[str, float]
     _save(figure, path)
 
 
-def score_bars(path: Path, scores: Bars, title: str, chance: float | None = None) -> None:
+def plot_score_bars(path: Path, scores: Bars, title: str, chance: float | None = None) -> None:
     """One horizontal bar per system with its interval."""
     names = list(scores)
     values = np.array([scores[name] for name in names]) * 100
@@ -87,7 +89,7 @@ def score_bars(path: Path, scores: Bars, title: str, chance: float | None = None
     _save(figure, path)
 
 
-def confusion_matrix(path: Path, matrix: np.ndarray, classes: tuple[str, ...]) -> None:
+def plot_confusion_matrix(path: Path, matrix: np.ndarray, classes: tuple[str, ...]) -> None:
     """Share of each true class (row) by predicted class (column), the number of clips written in."""
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, axes = plt.subplots(figsize=(1.6 + 0.7 * len(classes), 1.1 + 0.65 * len(classes)), layout="constrained")
@@ -102,8 +104,8 @@ def confusion_matrix(path: Path, matrix: np.ndarray, classes: tuple[str, ...]) -
     _save(figure, path)
 
 
-def reliability(path: Path, bins: list[dict[str, Any]], error: float) -> None:
-    """Accuracy by confidence, as `metrics.calibration` bins them, above the number of clips in each bin."""
+def plot_reliability(path: Path, bins: list[dict[str, Any]], error: float) -> None:
+    """Accuracy by confidence, as `metrics.calibration_error` bins them, above the number of clips in each bin."""
     figure, (axes, counts) = plt.subplots(2, figsize=(5, 5.6), layout="constrained", sharex=True, height_ratios=[3, 1])
     full = [row for row in bins if row["clips"]]
     places, width = [(row["low"] + row["high"]) / 2 for row in bins], 1 / len(bins)
@@ -120,7 +122,7 @@ def reliability(path: Path, bins: list[dict[str, Any]], error: float) -> None:
     _save(figure, path)
 
 
-def curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) -> None:
+def plot_epoch_curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) -> None:
     """Lines over epochs."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, values in series.items():
@@ -131,7 +133,7 @@ def curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) 
     _save(figure, path)
 
 
-def recall_bars(path: Path, scores: dict[str, Any], title: str) -> None:
+def plot_retrieval_recall(path: Path, scores: dict[str, Any], title: str) -> None:
     """Recall at 1, 5 and 10 of video finding its sound and back, with intervals; chance dashed."""
     names = [name for name in scores["chance"] if name.startswith("recall")]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -152,7 +154,7 @@ def recall_bars(path: Path, scores: dict[str, Any], title: str) -> None:
     _save(figure, path)
 
 
-def training_curves(path: Path, losses: dict[str, tuple[list[float], list[float], int]], title: str) -> None:
+def plot_training_losses(path: Path, losses: dict[str, tuple[list[float], list[float], int]], title: str) -> None:
     """Training loss of each adapter, and its development loss from before the first epoch; the epoch kept is marked."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True, sharex=True)
     for number, (name, (training, development, best)) in enumerate(losses.items()):
@@ -168,7 +170,7 @@ def training_curves(path: Path, losses: dict[str, tuple[list[float], list[float]
     _save(figure, path)
 
 
-def adaptation_curve(path: Path, layers: list[int], probes: dict[str, Any], title: str) -> None:
+def plot_adaptation(path: Path, layers: list[int], probes: dict[str, Any], title: str) -> None:
     """Weighted F1 of a probe of every adapted layer before and after, and how alike the layer stayed (CKA)."""
     figure, (axes, alike) = plt.subplots(2, figsize=(7, 5), layout="constrained", sharex=True, height_ratios=[3, 1])
     for name, colour, shift, style in (("frozen", GREY, -0.06, "s--"), ("adapted", BLUE, 0.06, "o-")):

@@ -18,7 +18,7 @@ from mertool.files import check_writable, write_atomic
 from mertool.interop.mertools import check_candidates, read_candidates, write_submission
 from mertool.manifest import Manifest
 from mertool.options.predict import PredictOptions
-from mertool.predictions import PredictionsWriter, cache_beside
+from mertool.predictions import PredictionsWriter, feature_cache_folder
 from mertool.store import Failure, FeatureStore
 
 SUFFIXES = (".csv", ".jsonl")
@@ -64,7 +64,7 @@ def predict(
         DecoderLimits(options.workers, options.clip_timeout),
         _recogniser(opened, options),
     )
-    cache = cache_beside(output)
+    cache = feature_cache_folder(output)
     paths = extract_parts(opened, opened.parts, manifest, cache, how, progress)
     with ExitStack() as stack:
         stores = [stack.enter_context(FeatureStore(path)) for path in paths]

@@ -17,7 +17,7 @@ from mertool.files import atomic_open, explain_write_errors
 PREFIX = "p_"
 
 
-def cache_beside(predictions: Path) -> Path:
+def feature_cache_folder(predictions: Path) -> Path:
     """The folder of the features that predictions were made from."""
     return predictions.with_name(predictions.name + ".features")
 

@@ -13,16 +13,16 @@ import numpy as np
 
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
-from mertool.features import format_layers, name_layers
+from mertool.features import describe_layers, format_layers
 from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, write_folds
 from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
 from mertool.manifest import Manifest
-from mertool.metrics import confusion, per_class, score_json
+from mertool.metrics import confusion_matrix, per_class_scores, score_json
 from mertool.options.probe_layers import ProbeLayersOptions
 from mertool.probing.probes import Plan, Probed, probe_all
 from mertool.probing.speakers import SpeakerReadout
 from mertool.probing.window import Window, choose_by_guess, nested_windows, window_guess
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, new_run, reuse
+from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def probe_layers(
                 "manifest": manifest.digest(),
             },
         )
-        if found := reuse(output, "probe-layers", key, options):
+        if found := find_reusable_run(output, "probe-layers", key=key, options=options):
             return found, True
         examples = labelled_examples(manifest, options.classes)
         examples = keep(examples, present_in(store, examples))
@@ -84,8 +84,8 @@ def probe_layers(
     with new_run(
         output,
         "probe-layers",
-        key,
-        asdict(options),
+        key=key,
+        options=asdict(options),
         seed=options.seed,
         classes=list(options.classes),
         folds=folds.to_json(examples),
@@ -106,7 +106,7 @@ def _weigh_injection(metrics: dict[str, Any], window: Window) -> Window:
     if best is read_out or read_out["against_best"]["p"] >= CERTAIN:
         return window
     read_best = metrics["window"]["layers"]
-    reason = f"adapters there score best after a short training; {name_layers(read_best)} read out best"
+    reason = f"adapters there score best after a short training; {describe_layers(read_best)} read out best"
     metrics["window"]["read_out"] = read_best
     metrics["window"] |= {"layers": best["layers"], "reason": reason}
     first, last = best["window"]
@@ -129,15 +129,17 @@ def _judge(
     labels, classes, groups, linear = examples.labels, plan.classes, probed.groups, probed.linear
 
     def scored(truth: np.ndarray, guess: np.ndarray) -> dict[str, Any]:
-        return score_json(truth, guess, classes, options.seed, groups)
+        return score_json(truth, guess, classes, seed=options.seed, groups=groups)
 
     guess = linear.logits.argmax(-1)  # (S, L, N)
     by_layer: dict[str, dict[str, Any]] = {}
     for place, layer in enumerate(layers):
-        matrix = confusion(labels, guess[:, place], classes).sum(0)
+        matrix = confusion_matrix(labels, guess[:, place], classes).sum(0)
         by_layer[str(layer)] = {
             **scored(labels, guess[:, place]),
-            "recall": {row["class"]: row["recall"] for row in per_class(matrix, options.classes) if row["clips"]},
+            "recall": {
+                row["class"]: row["recall"] for row in per_class_scores(matrix, options.classes) if row["clips"]
+            },
             "penalties": linear.chosen[:, :, place].tolist(),
             "control": scored(probed.shuffled, linear.control[:, place].argmax(-1)),
         }
@@ -201,7 +203,7 @@ def _judge_speakers(found: SpeakerReadout, layers: list[int], seed: int) -> dict
 
     def accuracy(truth: np.ndarray, guess: np.ndarray) -> dict[str, float]:
         right = (truth == guess).astype(np.int64)
-        return score_json(np.ones_like(right), right, 2, seed)["accuracy"]
+        return score_json(np.ones_like(right), right, 2, seed=seed)["accuracy"]
 
     chance = [accuracy(found.shuffled, guess) for guess in found.control]
     return {
@@ -216,7 +218,7 @@ def _judge_speakers(found: SpeakerReadout, layers: list[int], seed: int) -> dict
 def _draw(
     folder: Path, metrics: dict[str, Any], layers: list[int], window: Window, options: ProbeLayersOptions
 ) -> None:
-    from mertool.plots import layer_curve, recall_map, score_bars
+    from mertool.plots import plot_layer_scores, plot_recall_by_layer, plot_score_bars
 
     def bars(head: str | None) -> dict[str, tuple[float, float, float]]:
         found = {layer: (scores[head] if head else scores)["waf"] for layer, scores in metrics["layers"].items()}
@@ -224,9 +226,9 @@ def _draw(
 
     span, mlp = (window.first, window.last), bars("mlp") if options.mlp else None
     over = f"95 % intervals over {metrics['intervals']}"
-    layer_curve(folder / "layers", layers, bars(None), span, bars("control"), mlp, over)
+    plot_layer_scores(folder / "layers", layers, bars(None), span, bars("control"), mlp, over)
     recall = {layer: scores["recall"] for layer, scores in metrics["layers"].items()}
-    recall_map(folder / "recall", layers, recall, span)
+    plot_recall_by_layer(folder / "recall", layers, recall, span)
     if "injection" in metrics:
-        windows = {name_layers(one["layers"]): tuple(one["waf"].values()) for one in metrics["injection"]}
-        score_bars(folder / "injection", windows, "A short adapter in each window, held-out clips")
+        windows = {describe_layers(one["layers"]): tuple(one["waf"].values()) for one in metrics["injection"]}
+        plot_score_bars(folder / "injection", windows, "A short adapter in each window, held-out clips")

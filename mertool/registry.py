@@ -9,7 +9,7 @@ from mertool.errors import check_choice
 ROOT = Path(__file__).parent
 
 
-def names(package: str) -> list[str]:
+def choices(package: str) -> list[str]:
     """The choices of `mertool.<package>`, one per file: `layer_adapters.py` is `layer-adapters`."""
     files = ROOT.joinpath(*package.split(".")).glob("*.py")
     return sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_"))
@@ -17,7 +17,7 @@ def names(package: str) -> list[str]:
 
 def check(package: str, what: str, name: str) -> None:
     """Raise if `name` is no choice of the package; imports nothing."""
-    check_choice(what, name, names(package))
+    check_choice(what, name, choices(package))
 
 
 def load(package: str, what: str, name: str) -> ModuleType:

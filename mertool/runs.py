@@ -29,7 +29,7 @@ OPTIONS_NOT_IN_KEY = ("device", "workers", "clip_timeout", "overwrite")
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
-class OtherStage(MertoolError):
+class WrongStageError(MertoolError):
     """A run was given where one of another stage is needed."""
 
     def __init__(self, folder: Path, found: str, stage: str):
@@ -62,7 +62,7 @@ class Run:
                 f"{file} cannot be read ({error}): run `mertool {stage}` again with --overwrite"
             ) from error
         if found != stage:
-            raise OtherStage(folder, found, stage)
+            raise WrongStageError(folder, found, stage)
         return cls(folder, info)
 
     @property
@@ -95,7 +95,7 @@ def cache_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> st
     return f"{own[:16]}-{whole[:48]}"
 
 
-def reuse(folder: Path, stage: str, key: str, options: Any) -> Run | None:
+def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any) -> Run | None:
     """The run in `folder` if it is the one asked for; raises if `folder` is something else's.
 
     A run of the same options on data that changed is made anew, and so is one of which a file is missing or cut. One
@@ -114,7 +114,7 @@ def reuse(folder: Path, stage: str, key: str, options: Any) -> Run | None:
         return None
     try:
         found = Run.read(folder, stage)
-    except OtherStage as error:
+    except WrongStageError as error:
         raise MertoolError(f"{folder} holds a run of {error.found}: give another -o") from None
     except MertoolError:
         if overwrite:
@@ -148,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def new_run(folder: Path, stage: str, key: str, options: dict[str, Any], **facts: Any) -> Iterator["RunDraft"]:
+def new_run(folder: Path, stage: str, *, key: str, options: dict[str, Any], **facts: Any) -> Iterator["RunDraft"]:
     """Build a run beside `folder` and put it in place at the end; an error leaves the old one untouched."""
     target = folder.absolute()
     make_folder(target.parent)

@@ -711,7 +711,7 @@ def make_bundle() -> Callable[..., Path]:
         tensors = [dict([*module.named_parameters(), *module.named_buffers()]) for module in heads]
         state = {name: torch.stack([member[name].detach() for member in tensors]) for name in tensors[0]}
         members = bundle.Members(head, 8, 0.1, state, (0, 1, 2), (0, 0, 0))
-        with new_run(folder, "fuse", f"made {folder.name}", {}, classes=names) as draft:
+        with new_run(folder, "fuse", key=f"made {folder.name}", options={}, classes=names) as draft:
             bundle.write(draft, parts, [members], bundle.Correction(temperature=1.5))
         return folder
 

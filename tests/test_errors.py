@@ -46,7 +46,7 @@ def test_faults_in_one_error(count, start, end):
 
 
 def test_a_clip_error_has_a_reason_and_words():
-    assert ClipError("no_audio").message == REASONS["no_audio"]
+    assert ClipError("no_audio").message == REASONS["no_audio"].message
     assert ClipError("unreadable", "moov atom not found").message == "moov atom not found"
 
 

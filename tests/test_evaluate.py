@@ -191,7 +191,7 @@ def robust(
 
 def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
     from mertool.bundle import extraction
-    from mertool.predictions import Predictions, cache_beside
+    from mertool.predictions import Predictions, feature_cache_folder
     from mertool.store import FeatureStore
 
     bundle, path, manifest = robust
@@ -212,7 +212,7 @@ def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
     from mertool.learning.cached_features import gather
 
     opened, clips = Bundle.open(bundle), Predictions.read(path).clips
-    stores = [FeatureStore(cache_beside(path) / f"{part['name']}.h5") for part in opened.parts]
+    stores = [FeatureStore(feature_cache_folder(path) / f"{part['name']}.h5") for part in opened.parts]
     features, present = gather(stores, clips)
     features[0][:], present[:, 0] = 0, False
     logits = opened.logits([torch.from_numpy(values) for values in features], torch.from_numpy(present))
@@ -227,7 +227,7 @@ def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
 def label_of(manifest):
     from mertool.manifest import Manifest
 
-    return Manifest.read(manifest).scored(CLASSES)
+    return Manifest.read(manifest).known_labels(CLASSES)
 
 
 def test_clips_with_nothing_left_are_not_guessed(
@@ -243,16 +243,16 @@ def test_clips_with_nothing_left_are_not_guessed(
 
 def test_in_noise(robust, invoke, tmp_path, monkeypatch):
     from mertool.extraction import shared as together
-    from mertool.predictions import cache_beside
+    from mertool.predictions import feature_cache_folder
     from mertool.store import FeatureStore
 
     bundle, path, manifest = robust
     given = [path, "-l", manifest, "--bundle", bundle, "--noise", "babble"]
     found = evaluate(invoke, *given)["robustness"]
     assert [row["condition"] for row in found] == ["as is", "noisy (babble)"]
-    (noisy,) = cache_beside(path).glob("noise-*")
+    (noisy,) = feature_cache_folder(path).glob("noise-*")
     assert sorted(file.name for file in noisy.glob("*.h5")) == ["audio.h5", "video-frames.h5"]
-    with FeatureStore(noisy / "audio.h5") as store, FeatureStore(cache_beside(path) / "audio.h5") as clean:
+    with FeatureStore(noisy / "audio.h5") as store, FeatureStore(feature_cache_folder(path) / "audio.h5") as clean:
         assert store.recipe.media["noise"]["snr"] == [5.0, 10.0]
         assert sorted(store.ids) == sorted(clean.ids)
         assert all(not np.allclose(store.read([clip]), clean.read([clip]), atol=1e-3) for clip in store.ids)

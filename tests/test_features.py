@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from mertool.errors import MertoolError
-from mertool.features import Recipe, format_layers, parse_layers, unaligned_frames
+from mertool.features import Recipe, aligner_input_recipe, format_layers, parse_layers
 
 RECIPE = Recipe("audio", "hubert", "w0", (0, 1), "mean", media={"sample_rate": 16_000})
 OTHER = {
@@ -43,8 +43,8 @@ def test_a_recipe_from_before_sums_of_layers_keeps_its_fingerprint():
 
 def test_a_sum_of_layers_is_one_entry():
     summed = replace(RECIPE, layers=(9, 10, 11, 12), layer_sum=True)
-    assert summed.axis == (12,)
-    assert replace(summed, layer_sum=False).axis == (9, 10, 11, 12)
+    assert summed.layer_axis == (12,)
+    assert replace(summed, layer_sum=False).layer_axis == (9, 10, 11, 12)
     assert "layer sum: None there, True here" in summed.differences(replace(summed, layer_sum=False))
 
 
@@ -65,7 +65,7 @@ def test_an_unknown_pooling():
 
 def test_frames_an_aligner_is_trained_on():
     aligned = Recipe("video", "clip", "w", (12,), "mean", aligner="d")
-    assert unaligned_frames(aligned) == Recipe("video", "clip", "w", (12,), "none")
+    assert aligner_input_recipe(aligned) == Recipe("video", "clip", "w", (12,), "none")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_random_labels_are_near_chance(made, invoke, tmp_path):
     assert result["cross_validation"]["fusion"]["accuracy"]["value"] < 0.38
 
 
-@pytest.mark.parametrize("head", registry.names("fusion.heads"))
+@pytest.mark.parametrize("head", registry.choices("fusion.heads"))
 def test_every_head_trains(head, made, invoke, tmp_path):
     result = fuse(invoke, [made[0]["audio"], made[0]["text"]], made[1], tmp_path / "run", "--head", head)
     assert result["cross_validation"]["fusion"]["accuracy"]["value"] > 0.6

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mertool.errors import MertoolError
-from mertool.manifest import EMOTIONS, Clip, Manifest, canonical_label, parse_classes, with_facts
+from mertool.manifest import EMOTIONS, Clip, Manifest, canonical_label, parse_classes, with_annotations
 
 
 def read(tmp_path: Path, text: str, encoding: str = "utf-8") -> Manifest:
@@ -262,8 +262,8 @@ def test_labels_of_training_clips_are_canonical():
         ("neutral", "unlabelled"),
         (None, None),
     )
-    assert manifest.labelled() == {"c0": "happy", "c1": "angry", "c2": "worried"}
-    assert manifest.scored() == {"c0": "happy", "c1": "angry", "c2": "worried", "c3": "sad"}
+    assert manifest.training_labels() == {"c0": "happy", "c1": "angry", "c2": "worried"}
+    assert manifest.known_labels() == {"c0": "happy", "c1": "angry", "c2": "worried", "c3": "sad"}
 
 
 @pytest.mark.parametrize(
@@ -281,15 +281,15 @@ def test_an_alias_is_no_label_of_another_set():
 def test_unknown_labels_are_counted_with_a_way_out():
     manifest = labelled(("hapy", None), ("hapy", None), ("bored", None), ("sad", None))
     with pytest.raises(MertoolError) as caught:
-        manifest.labelled()
+        manifest.training_labels()
     for words in ("clips.csv", "'hapy' (2 clips), 'bored' (1 clips)", "did you mean 'happy'?", "--classes a,b,c"):
         assert words in str(caught.value)
-    assert "'hapy' (2 clips)" in manifest.unknown_labels()
-    assert labelled(("sad", None)).unknown_labels() == ""
+    assert "'hapy' (2 clips)" in manifest.describe_unknown_labels()
+    assert labelled(("sad", None)).describe_unknown_labels() == ""
 
 
 def test_another_set_of_classes():
-    assert labelled(("Calm", None)).labelled(("calm", "tense")) == {"c0": "calm"}
+    assert labelled(("Calm", None)).training_labels(("calm", "tense")) == {"c0": "calm"}
 
 
 def test_classes_are_parsed():
@@ -304,13 +304,15 @@ def test_too_few_or_repeated_classes(text):
 
 def test_facts_fill_in_labels_and_splits():
     manifest = labelled((None, None), (None, None), (None, None))
-    filled = with_facts(manifest, {"c0": "sad", "c1": "happy"}, {"c0": "Oh."}, {"c2": "s1"}, {"c1": "test"})
+    filled = with_annotations(
+        manifest, labels={"c0": "sad", "c1": "happy"}, texts={"c0": "Oh."}, speakers={"c2": "s1"}, splits={"c1": "test"}
+    )
     assert [(c.label, c.split, c.text, c.speaker) for c in filled.clips] == [
         ("sad", "train", "Oh.", None),
         ("happy", "test", None, None),
         (None, "unlabelled", None, "s1"),
     ]
-    assert [c.split for c in with_facts(manifest).clips] == [None, None, None]
+    assert [c.split for c in with_annotations(manifest).clips] == [None, None, None]
 
 
 # ---------------------------------------------------------------- digests

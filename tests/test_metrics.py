@@ -7,12 +7,20 @@ import pytest
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
-    confusion_matrix,
     f1_score,
     precision_recall_fscore_support,
 )
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
-from mertool.metrics import Interval, confusion, mcnemar, paired_bootstrap, per_class, score, scores_of
+from mertool.metrics import (
+    Interval,
+    confusion_matrix,
+    mcnemar,
+    paired_bootstrap,
+    per_class_scores,
+    score,
+    scores_from_confusion,
+)
 
 
 def guesses(seed: int, count: int, true_classes: int, guessed_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,9 +37,9 @@ CASES = [(0, 200, 6, 6), (1, 40, 4, 6), (2, 40, 6, 3), (3, 7, 2, 6), (4, 1, 6, 6
 @pytest.mark.parametrize("case", CASES)
 def test_scores_are_those_of_scikit_learn(case):
     truth, guess = guesses(*case)
-    matrix = confusion(truth, guess, 6)
-    np.testing.assert_array_equal(matrix, confusion_matrix(truth, guess, labels=range(6)))
-    found = scores_of(matrix)
+    matrix = confusion_matrix(truth, guess, 6)
+    np.testing.assert_array_equal(matrix, sklearn_confusion_matrix(truth, guess, labels=range(6)))
+    found = scores_from_confusion(matrix)
     assert found["waf"] == pytest.approx(f1_score(truth, guess, average="weighted", zero_division=0))
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, guess))
     assert found["uar"] == pytest.approx(balanced_accuracy_score(truth, guess))
@@ -44,7 +52,7 @@ def test_per_class_rows_are_those_of_scikit_learn(case):
     truth, guess = guesses(*case)
     names = tuple("abcdef")
     expected = precision_recall_fscore_support(truth, guess, labels=range(6), zero_division=0)
-    rows = per_class(confusion(truth, guess, 6), names)
+    rows = per_class_scores(confusion_matrix(truth, guess, 6), names)
     assert [row["class"] for row in rows] == list(names)
     for row, (precision, recall, f1, support) in zip(rows, np.transpose(expected), strict=True):
         assert row["precision"] == pytest.approx(precision)
@@ -56,9 +64,9 @@ def test_per_class_rows_are_those_of_scikit_learn(case):
 def test_many_draws_at_once_are_many_single_ones():
     pairs = [guesses(seed, 30, 4, 4) for seed in range(5)]
     truth, guess = (np.stack(column) for column in zip(*pairs, strict=True))
-    together = scores_of(confusion(truth, guess, 4))
+    together = scores_from_confusion(confusion_matrix(truth, guess, 4))
     for number, pair in enumerate(pairs):
-        alone = scores_of(confusion(*pair, 4))
+        alone = scores_from_confusion(confusion_matrix(*pair, 4))
         assert {name: together[name][number] for name in together} == alone
 
 
@@ -114,9 +122,9 @@ def test_a_speaker_is_drawn_for_both_systems():
     truth = np.zeros(100, int)
     first = (np.arange(100) % 10 < 5).astype(int)
     second = (np.arange(100) % 10 < 3).astype(int)
-    found = paired_bootstrap(truth, first, second, 2, groups=groups)
+    found = paired_bootstrap(truth, first, second, classes=2, groups=groups)
     assert found["low"] == pytest.approx(found["difference"]) == pytest.approx(found["high"])
-    assert paired_bootstrap(truth, first, second, 2)["low"] < found["low"]
+    assert paired_bootstrap(truth, first, second, classes=2)["low"] < found["low"]
 
 
 @pytest.mark.parametrize("groups", [None, np.arange(200) // 20], ids=["clips", "speakers"])
@@ -139,7 +147,7 @@ def test_the_better_second_system_gains():
     truth = np.arange(300) % 3
     weak, strong = truth.copy(), truth.copy()
     weak[:150], strong[:30] = (truth[:150] + 1) % 3, (truth[:30] + 1) % 3
-    forth, back = paired_bootstrap(truth, weak, strong, 3), paired_bootstrap(truth, strong, weak, 3)
+    forth, back = paired_bootstrap(truth, weak, strong, classes=3), paired_bootstrap(truth, strong, weak, classes=3)
     assert forth["difference"] == pytest.approx(
         f1_score(truth, strong, average="weighted") - f1_score(truth, weak, average="weighted")
     )
@@ -151,14 +159,14 @@ def test_the_better_second_system_gains():
 
 def test_two_equal_systems_do_not_differ():
     truth, guess = guesses(0, 60, 4, 4)
-    assert paired_bootstrap(truth, guess, guess, 4) == {"difference": 0, "low": 0, "high": 0, "p": 1}
+    assert paired_bootstrap(truth, guess, guess, classes=4) == {"difference": 0, "low": 0, "high": 0, "p": 1}
 
 
 def test_noise_alone_is_not_significant():
     truth = np.arange(200) % 2
     first, second = truth.copy(), truth.copy()
     first[:20], second[100:121] = 1 - truth[:20], 1 - truth[100:121]  # 20 against 21 errors
-    found = paired_bootstrap(truth, first, second, 2)
+    found = paired_bootstrap(truth, first, second, classes=2)
     assert found["low"] < 0 < found["high"]
     assert found["p"] > 0.5
 

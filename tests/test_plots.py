@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mertool import plots
-from mertool.metrics import calibration
+from mertool.metrics import calibration_error
 
 SCORES = {"0": (0.3, 0.2, 0.4), "1": (0.5, 0.4, 0.6), "2": (0.4, 0.3, 0.5)}
 
@@ -17,27 +17,29 @@ def words_as_text(monkeypatch):
 
 DRAWN = {
     "layers": (
-        lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), 0.2),
+        lambda path: plots.plot_layer_scores(path, [0, 1, 2], SCORES, (1, 2), 0.2),
         ["recommended window", "95 % intervals", "chance", "layer (0 = embedding)"],
     ),
     "layers and mlp": (
-        lambda path: plots.layer_curve(path, [0, 1, 2], SCORES, (1, 2), SCORES, SCORES, "95 % intervals over speakers"),
+        lambda path: plots.plot_layer_scores(
+            path, [0, 1, 2], SCORES, (1, 2), SCORES, SCORES, "95 % intervals over speakers"
+        ),
         ["small MLP", "over speakers", "chance"],
     ),
     "one layer": (
-        lambda path: plots.layer_curve(path, [1], SCORES, (1, 1), SCORES, SCORES),
+        lambda path: plots.plot_layer_scores(path, [1], SCORES, (1, 1), SCORES, SCORES),
         ["linear probe", "small MLP"],
     ),
     "adapters": (
-        lambda path: plots.training_curves(path, {"fold0": ([2.0, 1.0], [2.1, 1.8, 1.9], 1)}, "lora on layer 3"),
+        lambda path: plots.plot_training_losses(path, {"fold0": ([2.0, 1.0], [2.1, 1.8, 1.9], 1)}, "lora on layer 3"),
         ["fold0", "development part (circle: the epoch kept)", "lora on layer 3"],
     ),
     "recall": (
-        lambda path: plots.recall_map(path, [0, 1], {"0": {"calm": 0.125}, "1": {"calm": 0.83}}, (1, 1)),
+        lambda path: plots.plot_recall_by_layer(path, [0, 1], {"0": {"calm": 0.125}, "1": {"calm": 0.83}}, (1, 1)),
         ["calm", "13", "83", "recall", "recommended window"],
     ),
     "scores": (
-        lambda path: plots.score_bars(path, {"audio": SCORES["0"], "fusion": SCORES["1"]}, "Fusion", 0.2),
+        lambda path: plots.plot_score_bars(path, {"audio": SCORES["0"], "fusion": SCORES["1"]}, "Fusion", 0.2),
         ["audio", "fusion", "Fusion", "always the largest class"],
     ),
     "confusion": (
@@ -45,13 +47,15 @@ DRAWN = {
         ["calm", "tense", "37", "predicted"],
     ),
     "reliability": (
-        lambda path: plots.reliability(
-            path, calibration(np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), np.array([0, 0, 0]))["bins"], 0.123
+        lambda path: plots.plot_reliability(
+            path, calibration_error(np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), np.array([0, 0, 0]))["bins"], 0.123
         ),
         ["calibration error 12.3 %", "confidence", "share of right guesses", "accuracy"],
     ),
     "loss": (
-        lambda path: plots.curves(path, {"training": [3.0, 2.0], "validation": [3.1, 2.9]}, "loss", "Losses"),
+        lambda path: plots.plot_epoch_curves(
+            path, {"training": [3.0, 2.0], "validation": [3.1, 2.9]}, "loss", "Losses"
+        ),
         ["training", "validation", "epoch", "Losses"],
     ),
 }

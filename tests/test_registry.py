@@ -19,7 +19,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_files_are_choices_and_underscores_are_hidden(package):
-    assert registry.names(package) == ["concat", "cross-attention"]
+    assert registry.choices(package) == ["concat", "cross-attention"]
 
 
 def test_a_new_file_is_a_new_choice(package):
@@ -41,7 +41,7 @@ def test_the_help_of_a_path_is_no_choice(package):
 @pytest.mark.parametrize("room", ["fusion.heads", "adapters.methods"])
 def test_names_of_the_package_are_known_without_importing(room):
     before = set(sys.modules)
-    assert registry.names(room)
+    assert registry.choices(room)
     assert set(sys.modules) == before
 
 

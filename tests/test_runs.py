@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mertool.errors import MertoolError
-from mertool.runs import Run, cache_key, load_tensors, new_run, reuse
+from mertool.runs import Run, cache_key, find_reusable_run, load_tensors, new_run
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Options:
 
 
 def make(folder, key="k1", score=1, stage="fuse", tensors=None, **facts) -> Run:
-    with new_run(folder, stage, key, {"seed": 0}, **facts) as draft:
+    with new_run(folder, stage, key=key, options={"seed": 0}, **facts) as draft:
         draft.metrics["score"] = score
         for name, value in (tensors or {}).items():
             draft.save_tensors(name, {"weight": value})
@@ -56,7 +56,7 @@ def test_a_new_run_replaces_the_old_one_as_a_whole(tmp_path):
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
 def test_an_error_leaves_the_old_run_and_no_other_folder(error, tmp_path):
     make(tmp_path / "run")
-    with pytest.raises(error), new_run(tmp_path / "run", "fuse", "k2", {}) as draft:
+    with pytest.raises(error), new_run(tmp_path / "run", "fuse", key="k2", options={}) as draft:
         draft.save_tensors("half", {"weight": torch.ones(1)})
         raise error
     assert Run.read(tmp_path / "run", "fuse").info["key"] == "k1"
@@ -64,13 +64,13 @@ def test_an_error_leaves_the_old_run_and_no_other_folder(error, tmp_path):
 
 
 def test_an_error_of_a_first_run_leaves_nothing(tmp_path):
-    with pytest.raises(KeyError), new_run(tmp_path / "run", "fuse", "k", {}):
+    with pytest.raises(KeyError), new_run(tmp_path / "run", "fuse", key="k", options={}):
         raise KeyError
     assert os.listdir(tmp_path) == []
 
 
 def test_the_run_is_not_there_before_it_is_whole(tmp_path):
-    with new_run(tmp_path / "run", "fuse", "k", {}) as draft:
+    with new_run(tmp_path / "run", "fuse", key="k", options={}) as draft:
         assert draft.folder.is_dir()
         assert not (tmp_path / "run").exists()
     assert (tmp_path / "run" / "run.json").exists()
@@ -86,7 +86,7 @@ def test_a_rename_that_fails_leaves_the_old_run_in_place(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(MertoolError, match="cannot write"), new_run(tmp_path / "run", "fuse", "k2", {}):
+    with pytest.raises(MertoolError, match="cannot write"), new_run(tmp_path / "run", "fuse", key="k2", options={}):
         pass
     assert Run.read(tmp_path / "run", "fuse").info["key"] == "k1"
 
@@ -117,27 +117,39 @@ def test_a_relative_folder(tmp_path, monkeypatch):
 
 def test_the_same_key_finds_its_run(tmp_path):
     make(tmp_path / "run")
-    assert reuse(tmp_path / "run", "fuse", "k1", Options(False)).info["key"] == "k1"
-    assert reuse(tmp_path / "run", "fuse", "k1", Options(True)) is None
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(False)).info["key"] == "k1"
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(True)) is None
 
 
 def test_a_run_of_other_options_is_not_replaced_unasked(tmp_path):
     run = tmp_path / "run"
     key = cache_key("probe-layers", {"width": 2}, {"store": "a"})
-    with new_run(run, "probe-layers", key, asdict(Options(width=2, folds=Path("a.csv")))):
+    with new_run(run, "probe-layers", key=key, options=asdict(Options(width=2, folds=Path("a.csv")))):
         pass
     options = Options(width=3, device="cuda", folds=Path("a.csv"))
     with pytest.raises(MertoolError, match=r"options \(width: 2 there, 3 here\): give --overwrite to replace it, or"):
-        reuse(run, "probe-layers", cache_key("probe-layers", {"width": 3}, {"store": "a"}), options)
-    assert reuse(run, "probe-layers", cache_key("probe-layers", {"width": 3}, {"store": "a"}), Options(True)) is None
+        find_reusable_run(
+            run, "probe-layers", key=cache_key("probe-layers", {"width": 3}, {"store": "a"}), options=options
+        )
+    assert (
+        find_reusable_run(
+            run, "probe-layers", key=cache_key("probe-layers", {"width": 3}, {"store": "a"}), options=Options(True)
+        )
+        is None
+    )
     # Data that changed make it anew: a pipeline is run again.
-    assert reuse(run, "probe-layers", cache_key("probe-layers", {"width": 2}, {"store": "b"}), Options(False)) is None
+    assert (
+        find_reusable_run(
+            run, "probe-layers", key=cache_key("probe-layers", {"width": 2}, {"store": "b"}), options=Options(False)
+        )
+        is None
+    )
 
 
 def test_a_free_place_has_no_run(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert reuse(tmp_path / "nowhere", "fuse", "k1", Options(False)) is None
-    assert reuse(tmp_path / "empty", "fuse", "k1", Options(False)) is None
+    assert find_reusable_run(tmp_path / "nowhere", "fuse", key="k1", options=Options(False)) is None
+    assert find_reusable_run(tmp_path / "empty", "fuse", key="k1", options=Options(False)) is None
 
 
 def test_a_key_names_stage_options_and_inputs():
@@ -161,7 +173,7 @@ def test_the_digest_follows_the_tensors_and_not_the_folder(tmp_path):
 
 def test_adapters_that_change_places_have_another_digest(tmp_path):
     def adapted(folder, order):
-        with new_run(folder, "finetune", "k", {}) as draft:
+        with new_run(folder, "finetune", key="k", options={}) as draft:
             for name, value in zip("ab", order, strict=True):
                 (draft.folder / name).mkdir()
                 draft.save_tensors(f"{name}/adapter", {"weight": torch.full((2,), value)})
@@ -176,13 +188,13 @@ def test_adapters_that_change_places_have_another_digest(tmp_path):
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(MertoolError, match="is not empty and not a run of mertool: give another -o"):
-        reuse(tmp_path, "fuse", "k", Options(True))
+        find_reusable_run(tmp_path, "fuse", key="k", options=Options(True))
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "run").write_text("x")
     with pytest.raises(MertoolError, match="is a file: give a folder for the run"):
-        reuse(tmp_path / "run", "fuse", "k", Options(False))
+        find_reusable_run(tmp_path / "run", "fuse", key="k", options=Options(False))
 
 
 def test_a_run_of_another_stage(tmp_path):
@@ -191,7 +203,7 @@ def test_a_run_of_another_stage(tmp_path):
     with pytest.raises(MertoolError, match=words):
         Run.read(tmp_path / "run", "fuse")
     with pytest.raises(MertoolError, match="holds a run of align: give another -o"):
-        reuse(tmp_path / "run", "fuse", "k1", Options(True))
+        find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(True))
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -204,8 +216,8 @@ def test_a_damaged_run(content, tmp_path):
     make(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(MertoolError, match=r"run\.json cannot be read .*run `mertool fuse` again with --overwrite"):
-        reuse(tmp_path / "run", "fuse", "k1", Options(False))
-    assert reuse(tmp_path / "run", "fuse", "k1", Options(True)) is None
+        find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(False))
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(True)) is None
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "model.safetensors"])
@@ -215,7 +227,7 @@ def test_a_run_of_which_a_file_is_missing_or_cut_is_made_anew(name, harm, tmp_pa
     assert run.is_complete
     harm(run.folder / name)
     assert not run.is_complete
-    assert reuse(tmp_path / "run", "fuse", "k1", Options(False)) is None
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(False)) is None
 
 
 def test_metrics_that_are_gone_are_one_line(tmp_path):

@@ -24,7 +24,7 @@ from mertool.extraction.decoding import DecoderLimits, DecoderPool, decode_audio
 from mertool.extraction.encode_spec import EncoderAssets, assemble
 from mertool.extraction.job import ExtractionJob, extract_to_store
 from mertool.extraction.plan import WorkItem, item_digest
-from mertool.features import PREPROCESSING, SAMPLE_RATE, Recipe, format_layers
+from mertool.features import PREPROCESSING_VERSIONS, SAMPLE_RATE, Recipe, format_layers
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
 
@@ -116,7 +116,7 @@ def _read_layers(
         "none",
         dtype_name(wanted.dtype),
         media=media,
-        preprocessing=PREPROCESSING["audio"],
+        preprocessing=PREPROCESSING_VERSIONS["audio"],
     )
     path = cache / f"{wanted.source.name.replace('/', '--')}-{format_layers(layers)}-{recipe.fingerprint[:8]}.h5"
     load = partial(assemble, recipe, EncoderAssets(wanted.source), wanted.device, None)

@@ -93,11 +93,11 @@ def ablate_windows(
 
 
 def _ranked(found: list[dict[str, Any]], examples: LabelledClips, injection: Injection) -> list[dict[str, Any]]:
-    groups, classes, truth = speaker_groups(examples), injection.classes, examples.labels
-    rest = (classes, injection.seed, groups)
+    truth = examples.labels
+    resampling: dict[str, Any] = {"seed": injection.seed, "groups": speaker_groups(examples)}
     for one in found:
-        one["scores"] = score_json(truth, one["adapted"], *rest)
-        one["gain"] = paired_bootstrap(truth, one["frozen"], one["adapted"], *rest)
+        one["scores"] = score_json(truth, one["adapted"], injection.classes, **resampling)
+        one["gain"] = paired_bootstrap(truth, one["frozen"], one["adapted"], classes=injection.classes, **resampling)
     found.sort(key=lambda one: -one["scores"]["waf"]["value"])
     return [
         {
@@ -106,7 +106,9 @@ def _ranked(found: list[dict[str, Any]], examples: LabelledClips, injection: Inj
             "trainable": one["trainable"],
             **one["scores"],
             "gain": one["gain"],
-            "against_best": paired_bootstrap(truth, found[0]["adapted"], one["adapted"], *rest),
+            "against_best": paired_bootstrap(
+                truth, found[0]["adapted"], one["adapted"], classes=injection.classes, **resampling
+            ),
         }
         for one in found
     ]

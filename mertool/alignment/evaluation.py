@@ -91,9 +91,9 @@ def probe_gain(
         "clips": len(truth),
         "folds": folds.kind,
         "interval": "clips" if groups is None else "speakers",
-        "unaligned": score_json(truth, first, classes, seed, groups),
-        "aligned": score_json(truth, second, classes, seed, groups),
-        "gain": paired_bootstrap(truth, first, second, classes, seed, groups),
+        "unaligned": score_json(truth, first, classes, seed=seed, groups=groups),
+        "aligned": score_json(truth, second, classes, seed=seed, groups=groups),
+        "gain": paired_bootstrap(truth, first, second, classes=classes, seed=seed, groups=groups),
     }
 
 

@@ -23,7 +23,7 @@ from mertool.extraction.transcripts import read_rows
 from mertool.files import digest_json
 from mertool.manifest import Manifest
 from mertool.noise import NoiseCorruption
-from mertool.predictions import cache_beside
+from mertool.predictions import feature_cache_folder
 from mertool.store import FeatureStore
 
 AGREE = 1e-3  # what probabilities made again may differ by, on another device
@@ -58,8 +58,8 @@ class RobustnessEvaluator:
             again = _scores(bundle, stores, clips, how)
             if list(again) != clips or not all(np.allclose(again[clip], given[clip], atol=AGREE) for clip in clips):
                 raise MertoolError(
-                    f"{self.predictions} is not what {self.folder} makes of {cache_beside(self.predictions)}: run "
-                    f"`mertool predict {self.folder}` again"
+                    f"{self.predictions} is not what {self.folder} makes of "
+                    f"{feature_cache_folder(self.predictions)}: run `mertool predict {self.folder}` again"
                 )
             yield "as is", again
             for modality in missing:
@@ -79,7 +79,7 @@ class RobustnessEvaluator:
 
     def _cached(self, bundle: Bundle) -> list[Path]:
         """The stores that the predictions were made from."""
-        paths = [cache_beside(self.predictions) / f"{part['name']}.h5" for part in bundle.parts]
+        paths = [feature_cache_folder(self.predictions) / f"{part['name']}.h5" for part in bundle.parts]
         for path in paths:
             if not path.exists():
                 raise MertoolError(
@@ -113,7 +113,7 @@ class RobustnessEvaluator:
         manifest = replace(
             self.manifest, clips=tuple(replace(clip, text=None) if clip.clip in heard else clip for clip in chosen)
         )
-        folder = cache_beside(self.predictions) / f"noise-{digest_json(sounds.to_json('audio'))[:8]}"
+        folder = feature_cache_folder(self.predictions) / f"noise-{digest_json(sounds.to_json('audio'))[:8]}"
         made = dict(zip(map(_name, noisy), extract_parts(bundle, noisy, manifest, folder, how, progress), strict=True))
         return [made.get(_name(part), store.path) for part, store in zip(bundle.parts, stores, strict=True)]
 
@@ -123,7 +123,7 @@ class RobustnessEvaluator:
         for part, store in zip(bundle.parts, stores, strict=True):
             digest = store.recipe.media.get("asr")
             if digest and part["modality"] == "text":
-                heard |= read_rows(transcripts_in(cache_beside(self.predictions), digest)).keys()
+                heard |= read_rows(transcripts_in(feature_cache_folder(self.predictions), digest)).keys()
                 if "asr" not in part["recipe"]["media"]:
                     named = store.origin["asr"]
                     how = replace(how, asr=find(named["checkpoint"], "audio", named["revision"]))

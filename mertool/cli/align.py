@@ -29,7 +29,7 @@ from mertool.manifest import Manifest, parse_classes
 from mertool.options.align import AlignOptions
 
 EXAMPLE = "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual"
-LOSSES = ", ".join(registry.names("alignment.losses"))
+LOSSES = ", ".join(registry.choices("alignment.losses"))
 WAYS = {"video_to_audio": "video finds its audio", "audio_to_video": "audio finds its video"}
 RECALLS = ("recall@1", "recall@5", "recall@10")
 TRAINING = "Training"

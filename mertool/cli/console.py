@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mertool.errors import MertoolError, combine_errors
+from mertool.manifest import EMOTIONS
 
 SourceArgument = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
@@ -33,7 +34,7 @@ Folds = Annotated[int, typer.Option(min=2, help="Parts of the cross-validation; 
 FoldsOrFile = Annotated[
     str, typer.Option("--folds", help="Parts of the cross-validation (by speaker where all are known), or their file.")
 ]
-MER_CLASSES = "neutral,angry,happy,sad,worried,surprise"
+MER_CLASSES = ",".join(EMOTIONS)
 # Written out with spaces: a narrow terminal would cut the default.
 Classes = Annotated[
     str,

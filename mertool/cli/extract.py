@@ -194,7 +194,7 @@ def _extract(modality: str, given: dict[str, Any]) -> None:
     from mertool.extract import estimate, extract
 
     options = ExtractOptions(modality=modality, **{key: value for key, value in given.items() if key not in apart})
-    if (wrong := manifest.unknown_labels()) and not quiet:
+    if (wrong := manifest.describe_unknown_labels()) and not quiet:
         warn(f"note: {source}: {wrong} in the stages that read labels")
     seed_everything(seed)
     if dry_run:

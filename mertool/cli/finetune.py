@@ -32,12 +32,12 @@ from mertool.cli.console import (
     warn,
 )
 from mertool.errors import MertoolError
-from mertool.features import name_layers
+from mertool.features import describe_layers
 from mertool.manifest import Manifest, parse_classes
 from mertool.options.finetune import FinetuneOptions
 
 EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
-METHODS = ", ".join(registry.names("adapters.methods"))
+METHODS = ", ".join(registry.choices("adapters.methods"))
 LOSS, TRAINING = "Loss", "Training"
 
 
@@ -184,7 +184,7 @@ def _show(metrics: dict[str, Any]) -> None:
     size = f" of size {metrics['size']}" if metrics["size"] else ""
     share = metrics["trainable"] / metrics["parameters"]
     adapted = f"{metrics['trainable']:,} trainable parameters ({share:.2%})"
-    echo(f"{metrics['method']}{size} on {name_layers(metrics['layers'])}: {adapted}")
+    echo(f"{metrics['method']}{size} on {describe_layers(metrics['layers'])}: {adapted}")
     rows = [
         [name, *(format_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
         for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted, with its head"))

@@ -41,7 +41,7 @@ def fuse(
     output: RunOutput,
     head: Annotated[
         str | None,
-        typer.Option(help=f"Fusion head: {', '.join(registry.names('fusion.heads'))}; default: attention."),
+        typer.Option(help=f"Fusion head: {', '.join(registry.choices('fusion.heads'))}; default: attention."),
     ] = None,
     folds: Annotated[
         str | None, typer.Option(help="Parts of the cross-validation, or their file; default: the adapters', else 5.")

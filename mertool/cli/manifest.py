@@ -9,7 +9,7 @@ import typer
 from mertool.cli.console import MER_CLASSES, Classes, Json, Quiet, echo, print_json, suggest_next, table, warn
 from mertool.errors import MertoolError
 from mertool.files import check_writable
-from mertool.manifest import Manifest, parse_classes, with_facts
+from mertool.manifest import Manifest, parse_classes, with_annotations
 
 EXAMPLE = "Example: mertool manifest my-clips -o clips.csv --labels labels.csv --transcripts words.csv"
 
@@ -47,8 +47,8 @@ def manifest(
                 f"{path} names {len(names or {})} clips with {what}, none of which is in {folder} "
                 f"(there: {min(known)}, ...; {what}: {min(names or {'-'})}, ...)"
             )
-    made = with_facts(found, label_of, text_of, _speakers(found, speakers), split_of)
-    if wrong := made.unknown_labels(parse_classes(classes)):
+    made = with_annotations(found, labels=label_of, texts=text_of, speakers=_speakers(found, speakers), splits=split_of)
+    if wrong := made.describe_unknown_labels(parse_classes(classes)):
         raise MertoolError(f"{labels}: {wrong}")
     made.write(output)
     _report(made, output, len(set(label_of or {}) - known), quiet, as_json)

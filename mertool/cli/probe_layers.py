@@ -27,7 +27,7 @@ from mertool.cli.console import (
     table,
     warn,
 )
-from mertool.features import name_layers
+from mertool.features import describe_layers
 from mertool.manifest import Manifest, parse_classes
 from mertool.options.probe_layers import ProbeLayersOptions
 
@@ -127,9 +127,11 @@ def _show(metrics: dict[str, Any], window: list[int]) -> None:
     if "injection" in metrics:
         _show_injection(metrics["injection"])
     chosen = metrics["window"]
-    echo(f"recommended window: {name_layers(chosen['layers'])} ({chosen['reason']})")
+    echo(f"recommended window: {describe_layers(chosen['layers'])} ({chosen['reason']})")
     how = "on clips that did not choose it" if metrics["nested"] else f"chosen {chosen['choice']}"
-    what = f"{name_layers(chosen['read_out'])}, chosen by read-out" if "read_out" in chosen else "a window chosen so"
+    what = (
+        f"{describe_layers(chosen['read_out'])}, chosen by read-out" if "read_out" in chosen else "a window chosen so"
+    )
     echo(f"{what}, {how}: weighted F1 {format_score(chosen['waf'])}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mertool.devices import is_out_of_memory
-from mertool.errors import MISSING_MODALITY_REASONS, ClipError
+from mertool.errors import MISSING_MODALITY_REASONS, REASONS, ClipError
 from mertool.extraction.background_writer import BackgroundWriter
 from mertool.extraction.batching import BatchBudget, batches
 from mertool.extraction.decoding import DecodedClip, DecodeResult
@@ -263,7 +263,7 @@ class _Recorder:
         self.step()
 
     def failure(self, item: WorkItem, error: ClipError) -> None:
-        stage = "encode" if error.reason in ("out_of_memory", "not_finite") else "decode"
+        stage = REASONS[error.reason].stage
         for writer in self.writers:
             writer.fail(Failure(item.clip.clip, item.digest, stage, error.reason, error.message))
         self.report.reasons[error.reason] += 1

@@ -23,7 +23,7 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import chi2
 
 from mertool.errors import MertoolError
-from mertool.metrics import calibration, confusion, scores_of
+from mertool.metrics import calibration_error, confusion_matrix, scores_from_confusion
 
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures beyond say that the logits are of no use
 LEAST_SHARE = 1e-3  # of a class in an estimated prior: EM would shut out for good a class that it once gives 0
@@ -111,7 +111,7 @@ def temperature_effect(logits: np.ndarray, labels: np.ndarray, folds: np.ndarray
         scaled[folds == fold] /= fit_temperature(logits[folds != fold], labels[folds != fold])
 
     def judge(given: np.ndarray) -> dict[str, float]:
-        table = calibration(softmax(given, axis=-1), labels)
+        table = calibration_error(softmax(given, axis=-1), labels)
         return {"cross_entropy": cross_entropy(given, labels), "ece": table["ece"]}
 
     before = judge(np.asarray(logits, np.float64))
@@ -188,7 +188,7 @@ def prior_effect(
     plain = Correction(correction.temperature)
     guesses = {name: apply_correction(logits, c).argmax(1) for name, c in (("before", plain), ("after", correction))}
     classes = logits.shape[1]
-    tables = {name: confusion(labels, guess, classes).astype(float) for name, guess in guesses.items()}
+    tables = {name: confusion_matrix(labels, guess, classes).astype(float) for name, guess in guesses.items()}
     weight = np.ones((classes, 1))
     if correction.train_prior and correction.target_prior:
         weight = (np.array(correction.target_prior) / np.array(correction.train_prior))[:, None]
@@ -197,7 +197,7 @@ def prior_effect(
     return {
         "unlabelled_clips": len(unlabelled),
         "labels_changed": int(changed.sum()),
-        "as_they_are": {name: float(scores_of(table)["waf"]) for name, table in tables.items()},
+        "as_they_are": {name: float(scores_from_confusion(table)["waf"]) for name, table in tables.items()},
         "at_target": {name: _weighed_waf(table) for name, table in weighed.items()},
     }
 

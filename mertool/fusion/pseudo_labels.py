@@ -161,7 +161,7 @@ def self_train(
         last = train(pseudo)
         rounds.append(_report(chosen, first, last, labels, seed, groups))
     classes = first.held_out.shape[1]
-    before = score_json(labels, first.held_out.argmax(1), classes, seed, groups)
+    before = score_json(labels, first.held_out.argmax(1), classes, seed=seed, groups=groups)
     return SelfTrained(last, pseudo, {"unlabelled_clips": clips, "before": before["waf"], "rounds": rounds})
 
 
@@ -194,6 +194,6 @@ def _report(
     by_class = ("agreed", "thresholds", "taken")
     return {
         **{name: np.mean([getattr(selection, name) for selection in chosen], 0).tolist() for name in by_class},
-        "waf": score_json(labels, after, classes, seed, groups)["waf"],
-        "gain": paired_bootstrap(labels, before, after, classes, seed, groups),
+        "waf": score_json(labels, after, classes, seed=seed, groups=groups)["waf"],
+        "gain": paired_bootstrap(labels, before, after, classes=classes, seed=seed, groups=groups),
     }

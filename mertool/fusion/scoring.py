@@ -7,7 +7,7 @@ import numpy as np
 from mertool.fusion.cross_validation import CrossValidatedEnsemble
 from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import confusion, mcnemar, paired_bootstrap, score_json, scores_of
+from mertool.metrics import confusion_matrix, mcnemar, paired_bootstrap, score_json, scores_from_confusion
 
 AFTERWARDS = "the best part was chosen after the fact, by the scores above"
 
@@ -17,7 +17,10 @@ def score_system(
 ) -> dict[str, Any]:
     """Scores on the examples `here` (N,): a clip without a modality gives that part nothing to judge by."""
     guess, groups = system.held_out.argmax(1), _speakers(examples, here)
-    return {"clips": int(here.sum()), **score_json(examples.labels[here], guess[here], classes, seed, groups)}
+    return {
+        "clips": int(here.sum()),
+        **score_json(examples.labels[here], guess[here], classes, seed=seed, groups=groups),
+    }
 
 
 def against_best(
@@ -26,17 +29,17 @@ def against_best(
     """The last system against the best of the others, on the examples that this one has features of."""
     *parts, last = systems
     tables = {
-        name: confusion(examples.labels[here], _guess(systems, name)[here], classes)
+        name: confusion_matrix(examples.labels[here], _guess(systems, name)[here], classes)
         for name, (_, here) in systems.items()
     }
-    best = max(parts, key=lambda name: scores_of(tables[name])["waf"])
+    best = max(parts, key=lambda name: scores_from_confusion(tables[name])["waf"])
     here = systems[best][1]
     truth, first, second = (values[here] for values in (examples.labels, _guess(systems, best), _guess(systems, last)))
     return {
         "part": best,
         "note": AFTERWARDS,
         "clips": int(here.sum()),
-        **paired_bootstrap(truth, first, second, classes, seed, _speakers(examples, here)),
+        **paired_bootstrap(truth, first, second, classes=classes, seed=seed, groups=_speakers(examples, here)),
         "mcnemar": mcnemar(truth, first, second),
     }
 
@@ -44,12 +47,12 @@ def against_best(
 def majority_class_waf(labels: np.ndarray, classes: int) -> float:
     """Weighted F1 of always guessing the largest class."""
     always = np.full_like(labels, np.bincount(labels).argmax())
-    return float(scores_of(confusion(labels, always, classes))["waf"])
+    return float(scores_from_confusion(confusion_matrix(labels, always, classes))["waf"])
 
 
 def _waf(system: CrossValidatedEnsemble, here: np.ndarray, examples: LabelledClips, classes: int) -> float:
-    table = confusion(examples.labels[here], system.held_out.argmax(1)[here], classes)
-    return float(scores_of(table)["waf"])
+    table = confusion_matrix(examples.labels[here], system.held_out.argmax(1)[here], classes)
+    return float(scores_from_confusion(table)["waf"])
 
 
 def _guess(systems: dict[str, tuple[CrossValidatedEnsemble, np.ndarray]], name: str) -> np.ndarray:

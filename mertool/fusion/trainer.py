@@ -12,7 +12,7 @@ from mertool.fusion.batches import Batch, Epoch, Features, Orders, class_weights
 from mertool.fusion.heads import Dropout, Head, stack
 from mertool.fusion.objective import losses
 from mertool.fusion.random_bits import Factors, Noise
-from mertool.metrics import scores_of
+from mertool.metrics import scores_from_confusion
 
 _BUILDING = threading.Lock()  # heads draw their initial weights from torch's one global generator
 
@@ -220,7 +220,7 @@ class _Watch:
         member = torch.arange(len(cells), device=cells.device)[:, None] * self.classes**2
         counts = torch.bincount((cells + member)[self.real], minlength=len(cells) * self.classes**2)
         table = counts.view(-1, self.classes, self.classes).cpu().numpy()
-        found = scores_of(table)["waf"]
+        found = scores_from_confusion(table)["waf"]
         better = np.ones(len(found), bool) if not self.scores else found > np.max(self.scores, axis=0)
         self.scores.append(found)
         if self.keep:

@@ -230,7 +230,7 @@ def _from_emobox(file: Path, rows: list[dict[str, str]], clips: Iterable[str]) -
         if row["split"].lower() != "test" and tested.get(row["file"]) == row["fold"]:
             faults.append(f"{row['file']} is in both parts of fold {row['fold']}")
     if faults:
-        raise combine_errors(f"{file}: the test parts do not part the files", faults, most=5)
+        raise combine_errors(f"{file}: the test parts do not part the files", faults, max_listed=5)
     named: dict[str, list[str]] = {}
     for name in tested:
         parts = PurePosixPath(name).with_suffix("").parts
@@ -239,5 +239,5 @@ def _from_emobox(file: Path, rows: list[dict[str, str]], clips: Iterable[str]) -
     chosen = {clip: named[clip] for clip in clips if clip in named}
     unclear = [f"'{clip}' may be {names[0]} or {names[1]}" for clip, names in chosen.items() if len(names) > 1]
     if unclear:
-        raise combine_errors(f"{file}: file names that fit several files", unclear, most=5)
+        raise combine_errors(f"{file}: file names that fit several files", unclear, max_listed=5)
     return {clip: tested[names[0]] for clip, names in chosen.items()}

@@ -23,7 +23,7 @@ class LabelledClips:
 
 def labelled_examples(manifest: Manifest, classes: tuple[str, ...]) -> LabelledClips:
     """The training clips of a manifest. At least two classes must occur."""
-    labels, speakers = manifest.labelled(classes), manifest.speakers()
+    labels, speakers = manifest.training_labels(classes), manifest.speakers()
     if not labels:
         raise MertoolError(
             f"{manifest.source} has no labelled training clip: fill in the column label (split empty or train), or "

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mertool.errors import MertoolError, check_choice
-from mertool.features import POOLING_MODES, STORAGE
+from mertool.features import POOLING_MODES, STORAGE_DTYPES
 
 EXTRACTED = ("audio", "video", "faces", "text")
 ENGINES = ("local", "ray")
@@ -53,7 +53,7 @@ class ExtractOptions:
     def __post_init__(self) -> None:
         check_choice("modality", self.modality, EXTRACTED)
         check_choice("pooling", self.pool, POOLING_MODES)
-        check_choice("storage", self.storage, STORAGE)
+        check_choice("storage", self.storage, STORAGE_DTYPES)
         check_choice("engine", self.engine, ENGINES)
         if self.ray_address and self.engine != "ray":
             raise MertoolError("--ray-address belongs to --engine ray")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mertool.learning.folds import Folds
-from mertool.metrics import confusion, score, scores_of
+from mertool.metrics import confusion_matrix, score, scores_from_confusion
 
 MOST_SHARE = 3  # a window that mertool sizes holds at most one third of the layers
 
@@ -69,11 +69,11 @@ def choose_by_guess(
 ) -> Window:
     """The window by what probes guessed, (S, L, N), of clips with `labels` (N,)."""
     truth = np.broadcast_to(labels, guess.shape)
-    wafs = scores_of(confusion(truth, guess, classes))["waf"].mean(0)
+    wafs = scores_from_confusion(confusion_matrix(truth, guess, classes))["waf"].mean(0)
     error = 0.0
     if width is None:
         best = max((place for place, layer in enumerate(layers) if layer >= 1), key=lambda place: wafs[place])
-        interval = score(labels, guess[:, best], classes, seed, groups)["waf"]
+        interval = score(labels, guess[:, best], classes, seed=seed, groups=groups)["waf"]
         error = (interval.high - interval.low) / (2 * 1.96)
     return choose_window(layers, wafs, error, width)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
-from mertool.files import explain_write_errors, sync, write_atomic
+from mertool.files import explain_write_errors, fsync, write_atomic
 from mertool.store.layout import ClipFeatures, Failure, read_clips, read_failures, write_tables
 from mertool.store.reader import FeatureStore
 
@@ -57,12 +57,12 @@ def merge_files(
             with h5py.File(temporary, "w") as out:
                 write_tables(out, recipe, origin, [row.clip for row in rows], failures)
                 if recipe.pool == "none":
-                    _copy_frames(sources, rows, out, layout, len(recipe.axis) > 1)
+                    _copy_frames(sources, rows, out, layout, len(recipe.layer_axis) > 1)
                 else:
-                    _copy_pooled(sources, rows, out, layout, len(recipe.axis))
-            sync(temporary)
+                    _copy_pooled(sources, rows, out, layout, len(recipe.layer_axis))
+            fsync(temporary)
             os.replace(temporary, target)
-            sync(target.parent)
+            fsync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

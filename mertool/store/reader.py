@@ -61,7 +61,7 @@ class FeatureStore:
     @property
     def layers(self) -> tuple[int, ...]:
         """Which layer each entry of the L axis is."""
-        return self.recipe.axis
+        return self.recipe.layer_axis
 
     @property
     def channels(self) -> int:

@@ -97,7 +97,7 @@ class PartWriter:
             with h5py.File(content, "w") as file:
                 write_tables(file, self.recipe, self.origin, self._features, self._failures)
                 values = [f.values for f in self._features]
-                axis = 1 if self.frames and len(self.recipe.axis) > 1 else 0
+                axis = 1 if self.frames and len(self.recipe.layer_axis) > 1 else 0
                 if values:
                     joined = np.concatenate(values, axis) if self.frames else np.stack(values)
                     file["values"] = joined

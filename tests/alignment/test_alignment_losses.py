@@ -6,7 +6,7 @@ import torch
 from mertool import registry
 from mertool.alignment import losses
 
-NAMES = registry.names(losses.PACKAGE)
+NAMES = registry.choices(losses.PACKAGE)
 each_loss = pytest.mark.parametrize("name", NAMES)
 
 

@@ -191,7 +191,7 @@ def read_guesses(runs: dict[str, Path]) -> tuple[tuple[np.ndarray, np.ndarray], 
 def paired(truth: tuple[np.ndarray, np.ndarray], first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     from mertool.metrics import paired_bootstrap
 
-    return paired_bootstrap(truth[0], first, second, 8, 0, truth[1])
+    return paired_bootstrap(truth[0], first, second, classes=8, groups=truth[1])
 
 
 def show(rows: list[Row]) -> None:

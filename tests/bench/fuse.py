@@ -33,7 +33,7 @@ from mertool.fusion import heads as fusion
 from mertool.fusion.ensemble import Member, Schedule, at_once, train_members
 from mertool.fusion.hyperparameters import make_draws
 from mertool.learning.folds import Folds
-from mertool.metrics import confusion, scores_of
+from mertool.metrics import confusion_matrix, scores_from_confusion
 
 RESULT = ROOT / "build" / "bench" / "fuse.json"
 HEAD, CLASSES, FOLDS, EPOCHS, BATCH, DROPOUT = "attention-mertools", 6, 5, 100, 32, 0.3
@@ -235,7 +235,7 @@ def _plain(data: Data, size: Size, fused: bool, width: int) -> RateEstimator:
         model.eval()
         with torch.no_grad():
             guess = torch.cat([model([v[rows] for v in vectors]).argmax(1) for rows in held_out.split(BATCH)])
-        scores_of(confusion(data.labels[held_out].cpu().numpy(), guess.cpu().numpy(), CLASSES))
+        scores_from_confusion(confusion_matrix(data.labels[held_out].cpu().numpy(), guess.cpu().numpy(), CLASSES))
     return began.pace(data.device, size.plain_epochs)
 
 

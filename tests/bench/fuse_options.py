@@ -28,7 +28,7 @@ from mertool.fusion import heads as fusion
 from mertool.fusion.cross_validation import logits_by_fold, train_system
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import confusion, paired_bootstrap, scores_of
+from mertool.metrics import confusion_matrix, paired_bootstrap, scores_from_confusion
 from mertool.options.fuse import FuseOptions
 
 RESULT = ROOT / "build" / "bench" / "fuse-options.json"
@@ -47,7 +47,7 @@ OPTIONS = {
     "contrast-0.1": {"contrast": 0.1},
     "epochs-20": {"epochs": 20},
     "learning-rate-0.0003": {"learning_rate": 3e-4},
-    **{head: {"head": head} for head in registry.names("fusion.heads") if head != "attention"},
+    **{head: {"head": head} for head in registry.choices("fusion.heads") if head != "attention"},
 }
 
 
@@ -79,13 +79,13 @@ def main() -> None:
         return system.held_out.argmax(1), float(np.mean(lost))
 
     def waf(guess: np.ndarray) -> float:
-        return float(scores_of(confusion(examples.labels, guess, len(classes)))["waf"])
+        return float(scores_from_confusion(confusion_matrix(examples.labels, guess, len(classes)))["waf"])
 
     before, missing_before = judge(base)
     rows = []
     for name in given.only or OPTIONS:
         after, missing = judge(replace(base, **OPTIONS[name]))
-        gain = paired_bootstrap(examples.labels, before, after, len(classes), groups=speakers)
+        gain = paired_bootstrap(examples.labels, before, after, classes=len(classes), groups=speakers)
         say(
             f"{name}: {100 * waf(after):.1f} against {100 * waf(before):.1f}, p = {gain['p']:.3f}; "
             f"a part missing: {100 * missing:.1f} against {100 * missing_before:.1f}"

@@ -58,14 +58,14 @@ def main() -> None:
     rows, guesses = [], {}
     for name, (parts, head) in systems.items():
         guesses[name] = test = run(corpus, parts, head, options.seeds)
-        scores = score(truth, test, 2, 0, videos)
+        scores = score(truth, test, 2, groups=videos)
         baseline = PUBLISHED["contextual"] if "context" in name else PUBLISHED["majority"]
         each = (test == truth).mean(1)
         fields = {metric: value.to_json() for metric, value in scores.items()}
         fields |= {"deviation": float(each.std(ddof=1)), "seeds": each.tolist()}
         if name.startswith("fusion"):
             # Of the first seed's predictions: a paired test takes two systems, not ten.
-            fields["gain_over_text"] = paired_bootstrap(truth, guesses["text"][0], test[0], 2, 0, videos)
+            fields["gain_over_text"] = paired_bootstrap(truth, guesses["text"][0], test[0], classes=2, groups=videos)
         rows.append(Row(f"mosi/{name}", float(each.mean()), "accuracy", baseline, fields))
         say(f"{name}: test {scores['accuracy']}, deviation {100 * each.std(ddof=1):.1f}")
     publish(rows, options.output, f"CMU-MOSI, binary accuracy, {options.seeds} seeds")

@@ -152,7 +152,7 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     tensors = [dict([*head.named_parameters(), *head.named_buffers()]) for head in heads]
     state = {name: torch.stack([member[name].detach() for member in tensors]) for name in tensors[0]}
     members = bundle.Members("attention", 128, 0.3, state, tuple(range(5)), (0,) * 5)
-    with new_run(folder, "fuse", "bench", {}, classes=list(EMOTIONS)) as draft:
+    with new_run(folder, "fuse", key="bench", options={}, classes=list(EMOTIONS)) as draft:
         bundle.write(draft, parts, [members], bundle.Correction())
     return folder
 

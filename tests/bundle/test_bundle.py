@@ -28,7 +28,7 @@ CORRECTION = Correction(2.0, (0.5, 0.25, 0.25), (0.25, 0.25, 0.5))
 
 def trained(folder: Path, stage: str, inside: str, extra: str) -> Run:
     """A run of `finetune` or `align` with one file of tensors, its JSON beside it, and one file no bundle needs."""
-    with new_run(folder, stage, cache_key(stage, {}, {}), {}) as draft:
+    with new_run(folder, stage, key=cache_key(stage, {}, {}), options={}) as draft:
         (draft.folder / inside).mkdir(parents=True, exist_ok=True)
         save_file({"w": torch.ones(3)}, draft.folder / inside / "adapter_model.safetensors")
         (draft.folder / inside / extra).write_text("{}")
@@ -74,7 +74,7 @@ def group(width: int, count: int, seed: int) -> Members:
 
 
 def fused(folder: Path, parts: list[dict], groups: list[Members]) -> Path:
-    with new_run(folder, "fuse", "key", {}, classes=CLASSES) as draft:
+    with new_run(folder, "fuse", key="key", options={}, classes=CLASSES) as draft:
         bundle.write(draft, parts, groups, CORRECTION)
     return folder
 

@@ -16,7 +16,7 @@ from mertool.fusion.calibration import (
     prior_effect,
     temperature_effect,
 )
-from mertool.metrics import calibration
+from mertool.metrics import calibration_error
 
 UNIFORM = np.full(4, 0.25)
 
@@ -189,7 +189,7 @@ def test_the_effect_of_a_prior_correction():
 
 def test_calibration_error_of_a_table_done_by_hand():
     probabilities = np.array([[0.95, 0.05], [0.95, 0.05], [0.55, 0.45], [0.4, 0.6]])
-    table = calibration(probabilities, np.array([0, 1, 0, 1]), bins=10)
+    table = calibration_error(probabilities, np.array([0, 1, 0, 1]), bins=10)
     # Bin (0.9, 1]: confidence 0.95, accuracy 0.5. Bin (0.5, 0.6]: confidences 0.55 and 0.6, both right.
     assert table["ece"] == pytest.approx((2 * 0.45 + 2 * 0.425) / 4)
     assert [row["clips"] for row in table["bins"]] == [0, 0, 0, 0, 0, 2, 0, 0, 0, 2]
@@ -199,4 +199,4 @@ def test_calibration_error_of_a_table_done_by_hand():
 
 def test_true_posteriors_are_calibrated():
     logits, labels = drawn(20000)
-    assert calibration(softmax(logits, -1), labels)["ece"] < 0.01
+    assert calibration_error(softmax(logits, -1), labels)["ece"] < 0.01

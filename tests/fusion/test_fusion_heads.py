@@ -8,7 +8,7 @@ from mertool.errors import MertoolError
 from mertool.fusion import heads as fusion
 from mertool.fusion.heads import stack
 
-HEADS = registry.names("fusion.heads")
+HEADS = registry.choices("fusion.heads")
 SHAPES = [(3, 8), (1, 5), (2, 4)]
 each_head = pytest.mark.parametrize("name", HEADS)
 UNSCALED = {"attention-mertools"}  # takes features as they are

@@ -62,7 +62,7 @@ def load_adapters(model: nn.Module, folder: Path) -> Any:
     import peft
     from safetensors import SafetensorError
 
-    for method in registry.names(PACKAGE):
+    for method in registry.choices(PACKAGE):
         registry.load(PACKAGE, "PEFT method", method)  # makes our own methods known to PEFT
     folders = {path.parent.name: path.parent for path in sorted(folder.glob("*/adapter_config.json"))}
     if FINAL not in folders:

@@ -9,7 +9,7 @@ from mertool import registry
 from mertool.adapters import methods as peft_methods
 from mertool.errors import MertoolError
 
-METHODS = registry.names("adapters.methods")
+METHODS = registry.choices("adapters.methods")
 SIZED = [name for name in METHODS if registry.load("adapters.methods", "PEFT method", name).SIZE]
 LAYERS = range(16, 22)
 

@@ -15,7 +15,7 @@ from mertool.encoders.hidden_states import truncate_after
 from mertool.encoders.packed import PackedLinear, _can_pack, pack
 from mertool.errors import MertoolError
 
-METHODS = registry.names("adapters.methods")
+METHODS = registry.choices("adapters.methods")
 ENCODERS = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group"]
 each_method = pytest.mark.parametrize("method", METHODS)
 each_form = pytest.mark.parametrize("name", ["hubert", "wavlm"])
