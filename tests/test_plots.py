@@ -43,7 +43,7 @@ DRAWN = {
         ["audio", "fusion", "Fusion", "always the largest class"],
     ),
     "confusion": (
-        lambda path: plots.confusion_matrix(path, np.array([[37, 2], [0, 0]]), ("calm", "tense")),
+        lambda path: plots.plot_confusion_matrix(path, np.array([[37, 2], [0, 0]]), ("calm", "tense")),
         ["calm", "tense", "37", "predicted"],
     ),
     "reliability": (
