@@ -21,7 +21,7 @@ from mertool.alignment.encoding import embed_stored, encode_distributed
 from mertool.alignment.evaluation import probe_folds, probe_gain, validate
 from mertool.alignment.false_negatives import FalseNegativeFilter
 from mertool.alignment.targets import common_clips, load_acoustic_targets, split
-from mertool.alignment.trainer import History, Pairs, Schedule, fit
+from mertool.alignment.trainer import History, Pairs, Schedule, train
 from mertool.devices import resolve_device, seed_everything
 from mertool.encoders.aligner import MOST_FRAMES, Aligner
 from mertool.errors import MertoolError, combine_errors
@@ -133,7 +133,15 @@ def _train(
     aligner = Aligner(sight.channels, options.width, options.blocks, sound.channels, dropout=options.dropout)
     saved = _unfinished(output, key, accelerator.is_main_process)
     accelerator.wait_for_everyone()
-    history = fit(aligner, losses.load(options.loss).build(), pairs, _schedule(options), accelerator, saved, progress)
+    history = train(
+        aligner,
+        losses.load(options.loss).build(),
+        pairs,
+        schedule=_schedule(options),
+        accelerator=accelerator,
+        checkpoint=saved,
+        progress=progress,
+    )
     visual = encode_distributed(aligner, pairs.frames, parts.held_out, accelerator)
     if not accelerator.is_main_process:
         return
@@ -161,7 +169,7 @@ def _train(
         draft.save_tensors("aligner", aligner.state_dict())
         draft.metrics.update(metrics)
         _draw(draft.folder, metrics["held_out"], history, options)
-    saved.clear()
+    saved.remove()
 
 
 def _schedule(options: AlignOptions) -> Schedule:
@@ -183,7 +191,7 @@ def _unfinished(output: Path, key: str, writes: bool) -> Checkpoint:
         for other in target.parent.glob(f".{glob.escape(target.name)}.unfinished-*.safetensors"):
             if other != path:
                 other.unlink(missing_ok=True)
-    return Checkpoint(path, writes)
+    return Checkpoint(path, is_writer=writes)
 
 
 def _probe(

@@ -224,7 +224,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(call, paired, tmp_p
 
     given = ["align", "--audio", paired[0], "--video", paired[1], "--width", 8, "--epochs", 4, "--batch", 16, "-q"]
     call(*given, "-o", tmp_path / "whole", "--aligned", tmp_path / "w.h5")
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     step, steps = training._step, []
 
     def dying(*arguments):

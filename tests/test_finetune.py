@@ -316,7 +316,7 @@ def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(manifest, finetune, 
     from mertool.adapters import adapter as module
     from mertool.learning import checkpoint
 
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     whole = finetune(manifest(), "whole", "--epochs", 3)
     fit, begun = module.fit, []
 

@@ -83,7 +83,7 @@ class Unfinished:
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Where the training of one adapter is saved now and then."""
-        return Checkpoint(self.folder / f"{name}.training.safetensors", self.writes)
+        return Checkpoint(self.folder / f"{name}.training.safetensors", is_writer=self.writes)
 
     def read(self, name: str) -> Trained | None:
         """What came of an adapter that is trained already."""
@@ -106,7 +106,7 @@ class Unfinished:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _result(self, name: str) -> Checkpoint:
-        return Checkpoint(self.folder / f"{name}.safetensors", self.writes)
+        return Checkpoint(self.folder / f"{name}.safetensors", is_writer=self.writes)
 
 
 def train_jobs(
@@ -135,7 +135,7 @@ def train_jobs(
                 lambda step, before=before, total=total: progress(before + step, total),
             )
             unfinished.write(job.name, trained)
-            checkpoint.clear()
+            checkpoint.remove()
         progress(before + sizes[number], total)
         yield trained
 

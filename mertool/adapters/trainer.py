@@ -16,8 +16,8 @@ from torch import nn
 
 from mertool.errors import MertoolError
 from mertool.learning.checkpoint import Checkpoint, adam_state, restore_adam
-from mertool.learning.lr_schedule import set_rate
-from mertool.learning.stopping import check_finite
+from mertool.learning.early_stopping import check_finite
+from mertool.learning.lr_schedule import set_learning_rate, warmup_cosine
 
 SORTED_OVER = 8  # batches' worth of clips are sorted by length together
 
@@ -109,7 +109,7 @@ def fit(
     peaks: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         peaks.setdefault(task.peak(name, schedule.learning_rate), []).append(parameter)
-    groups = [{"params": some, "peak": peak} for peak, some in peaks.items()]
+    groups = [{"params": some, "lr": peak} for peak, some in peaks.items()]
     optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     per_epoch = -(-len(rows.labelled) // schedule.batch)
     steps = schedule.epochs * per_epoch
@@ -125,20 +125,20 @@ def fit(
         epoch, within = divmod(at.step, per_epoch)
         if epoch != planned:
             planned, plan = epoch, batches(rows, schedule, epoch)
-        set_rate(ready, at.step, steps)
+        set_learning_rate(ready, warmup_cosine(at.step, steps))
         losses = _step(task, objective, ready, plan[within], epoch, accelerator)
-        check_finite(epoch, *losses)
+        check_finite(*losses, epoch=epoch + 1)
         at.label_loss += losses[0] / per_epoch
         at.mask_loss += losses[1] / per_epoch
         at.step += 1
         if within == per_epoch - 1:
             development = task.development_loss()
-            check_finite(epoch, development)
+            check_finite(development, epoch=epoch + 1)
             _end_epoch(history, at, development, schedule.patience)
             if history.best_epoch == epoch + 1:
                 best = _copies(trained)
         progress(at.step)
-        if checkpoint.due:
+        if checkpoint.should_save:
             checkpoint.save(_state(trained, best, optimizer), {"history": asdict(history), "at": asdict(at)})
     with torch.no_grad():
         for name, parameter in trained.items():

@@ -1,12 +1,11 @@
-"""The training loop: batches out of the stream, one optimizer, early stopping, exact resume.
+"""The training loop of `align`: batches, loss, step, learning rate, choice of the epoch, exact resume.
 
-Whatever is random is drawn from (seed, epoch) or (seed, step), so that a run that was killed needs no generator's
-state to go on exactly.
+Random numbers are drawn from (seed, epoch) or (seed, step, process), never from a running generator, so that a
+training that was killed resumes exactly without the state of a generator.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from mertool.alignment.false_negatives import FalseNegativeFilter
 from mertool.alignment.targets import Split
 from mertool.encoders.aligner import Aligner
 from mertool.errors import MertoolError
-from mertool.learning.checkpoint import Checkpoint, adam_state, restore_adam
-from mertool.learning.lr_schedule import set_rate
-from mertool.learning.stopping import check_finite
+from mertool.learning.checkpoint import Checkpoint, restore_training, training_tensors
+from mertool.learning.early_stopping import EarlyStopping, check_finite
+from mertool.learning.lr_schedule import set_learning_rate, warmup_cosine
 
 # What is not given follows the number of clips: few clips get small batches, so that there are steps enough.
 BATCHES, LEAST_BATCH, MOST_BATCH = 16, 64, 1024
@@ -76,77 +75,80 @@ class Pairs:
 
 @dataclass
 class History:
-    """By epoch: mean loss of the training batches, loss of the development part as one batch."""
+    """Losses by epoch: mean over the training batches, and of the development clips as one batch.
+
+    `best_epoch` is the one with the lowest development loss, counted from 1.
+    """
 
     loss: list[float] = field(default_factory=list)
     development_loss: list[float] = field(default_factory=list)
     best_epoch: int = 0
 
 
-@dataclass
-class _Counters:
-    """Where a training stands: steps done, loss of the epoch so far, whether it has stopped early."""
-
-    step: int = 0
-    loss: float = 0.0
-    stopped: bool = False
-
-
-def fit(
+def train(
     aligner: Aligner,
-    objective: nn.Module,
-    pairs: Pairs,
+    loss_function: nn.Module,
+    data: Pairs,
+    *,
     schedule: Schedule,
     accelerator: Accelerator,
-    saved: Checkpoint,
+    checkpoint: Checkpoint,
     progress: Callable[[int, int], None],
 ) -> History:
-    """Train `aligner`, and what `objective` learns, in place; both are left as they were after the best epoch."""
-    aligner.to(accelerator.device)
-    both = nn.ModuleDict({"aligner": aligner, "objective": objective.to(accelerator.device)})
-    peak = schedule.learning_rate
+    """Train `aligner` and the parameters of `loss_function` in place; both end with the weights of the best epoch."""
+    model = nn.ModuleDict({"aligner": aligner, "loss": loss_function}).to(accelerator.device)
     optimizer = torch.optim.AdamW(
         [
-            {"params": list(aligner.parameters()), "peak": peak, "weight_decay": schedule.weight_decay},
-            {"params": list(objective.parameters()), "peak": peak, "weight_decay": 0.0},
+            {"params": list(aligner.parameters()), "weight_decay": schedule.weight_decay},
+            # A temperature that decays to zero would make all similarities equal.
+            {"params": list(loss_function.parameters()), "weight_decay": 0.0},
         ],
-        lr=peak,
+        lr=schedule.learning_rate,
     )
-    history, at = History(), _Counters()
-    best: dict[str, torch.Tensor] = {}
-    if found := saved.load():
-        history, best, at = _restore(found, both, optimizer)
+    stopping, history = EarlyStopping(schedule.patience), History()
+    step, epoch_loss = 0, 0.0  # steps done, and the loss of the current epoch so far
+    if saved := checkpoint.load():
+        tensors, state = saved
+        stopping.resume(state["stopping"], restore_training(tensors, model, optimizer))
+        step, epoch_loss, history = state["step"], state["epoch_loss"], History(**state["history"])
     else:
-        mean, deviation = frame_statistics(pairs.frames, pairs.parts.train)
-        aligner.mean.copy_(torch.from_numpy(mean))
-        aligner.std.copy_(torch.from_numpy(deviation))
-    epochs, per_epoch = schedule.plan(len(pairs.parts.train))
-    total = epochs * per_epoch
-    while at.step < total and not at.stopped:
-        epoch, within = divmod(at.step, per_epoch)
-        with pairs.frames.mixed(pairs.parts.train, per_epoch, (schedule.seed, epoch), within) as batches:
+        aligner.set_statistics(*frame_statistics(data.frames, data.parts.train))
+
+    epochs, epoch_steps = schedule.plan(len(data.parts.train))
+    while step < epochs * epoch_steps and not stopping.should_stop:
+        epoch, first = divmod(step, epoch_steps)
+        with data.frames.mixed(data.parts.train, epoch_steps, (schedule.seed, epoch), first) as batches:
             for rows, frames in batches:
-                set_rate(optimizer, at.step, total)
-                loss = _step(both, optimizer, pairs, rows, frames, schedule, at.step, accelerator)
-                check_finite(epoch, loss)
-                at.loss += loss / per_epoch
-                at.step += 1
-                if at.step % per_epoch == 0:
-                    development = _development_loss(both, pairs, accelerator)
-                    check_finite(epoch, development)
-                    _end_epoch(history, at, development, schedule.patience)
-                    if history.best_epoch == epoch + 1:
-                        best = {name: value.detach().clone() for name, value in both.state_dict().items()}
-                progress(at.step, total)
-                if saved.due:
-                    saved.save(_state(both, best, optimizer), {"history": asdict(history), "at": asdict(at)})
-    both.load_state_dict(best)
-    progress(total, total)
+                set_learning_rate(optimizer, warmup_cosine(step, epochs * epoch_steps))
+                loss = _step(model, optimizer, data, rows, frames, schedule, step, accelerator)
+                check_finite(loss, epoch=epoch + 1)
+                epoch_loss += loss / epoch_steps
+                step += 1
+                if step % epoch_steps == 0:
+                    development_loss = _development_loss(model, data, accelerator)
+                    stopping.update(epoch + 1, development_loss, model.state_dict())
+                    history.loss.append(epoch_loss)
+                    history.development_loss.append(development_loss)
+                    epoch_loss = 0.0
+                progress(step, epochs * epoch_steps)
+                if checkpoint.should_save:
+                    checkpoint.save(
+                        training_tensors(model, optimizer, stopping.best_weights),
+                        {
+                            "step": step,
+                            "epoch_loss": epoch_loss,
+                            "history": asdict(history),
+                            "stopping": stopping.to_json(),
+                        },
+                    )
+    stopping.restore(model.state_dict())
+    history.best_epoch = stopping.best_epoch
+    progress(epochs * epoch_steps, epochs * epoch_steps)
     return history
 
 
 def _step(
-    both: nn.ModuleDict,
+    model: nn.ModuleDict,
     optimizer: torch.optim.Optimizer,
     pairs: Pairs,
     rows: np.ndarray,
@@ -157,22 +159,22 @@ def _step(
 ) -> float:
     """One step on a batch of clips, its loss. Every device reads the batch, embeds its share, and sees all vectors."""
     world, rank = accelerator.num_processes, accelerator.process_index
-    both.train()
+    model.train()
     optimizer.zero_grad()
     torch.manual_seed(int(np.random.SeedSequence((schedule.seed, step, rank)).generate_state(1)[0]))
     mine = frames[rank::world]
     if mine:
-        vectors = embed(both["aligner"], mine, accelerator.device, schedule.at_once)
+        vectors = embed(model["aligner"], mine, accelerator.device, schedule.at_once)
     else:
         vectors = torch.zeros(0, pairs.anchors.shape[1], device=accelerator.device)
     visual = gather(vectors, len(rows), accelerator)
-    loss = _loss(both["objective"], visual, pairs, rows, accelerator.device)
+    loss = _loss(model["loss"], visual, pairs, rows, accelerator.device)
     loss.backward()
     if world > 1:
         # The loss is the whole batch's on every device, its gradient there that of the clips embedded there.
-        _reduce(both["aligner"], "sum", accelerator)
-        _reduce(both["objective"], "mean", accelerator)
-    nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        _reduce(model["aligner"], "sum", accelerator)
+        _reduce(model["loss"], "mean", accelerator)
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())
 
@@ -185,10 +187,10 @@ def _loss(
 
 
 @torch.no_grad()
-def _development_loss(both: nn.ModuleDict, pairs: Pairs, accelerator: Accelerator) -> float:
+def _development_loss(model: nn.ModuleDict, pairs: Pairs, accelerator: Accelerator) -> float:
     rows = pairs.parts.develop
-    visual = encode_distributed(both["aligner"], pairs.frames, rows, accelerator)  # type: ignore[arg-type]
-    return float(_loss(both["objective"], visual, pairs, rows, accelerator.device))
+    visual = encode_distributed(model["aligner"], pairs.frames, rows, accelerator)  # type: ignore[arg-type]
+    return float(_loss(model["loss"], visual, pairs, rows, accelerator.device))
 
 
 def _reduce(module: nn.Module, how: str, accelerator: Accelerator) -> None:
@@ -201,32 +203,3 @@ def _reduce(module: nn.Module, how: str, accelerator: Accelerator) -> None:
     joined = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]), how)
     for parameter, part in zip(parameters, joined.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
-
-
-def _end_epoch(history: History, at: _Counters, development: float, patience: int) -> None:
-    history.loss.append(at.loss)
-    history.development_loss.append(development)
-    at.loss = 0.0
-    history.best_epoch = int(np.argmin(history.development_loss)) + 1
-    at.stopped = len(history.loss) - history.best_epoch >= patience
-
-
-def _state(
-    both: nn.ModuleDict, best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    tensors = {f"now.{name}": value for name, value in both.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    return tensors | adam_state(dict(both.named_parameters()), optimizer)
-
-
-def _restore(
-    found: tuple[dict[str, torch.Tensor], dict[str, Any]], both: nn.ModuleDict, optimizer: torch.optim.Optimizer
-) -> tuple[History, dict[str, torch.Tensor], _Counters]:
-    tensors, facts = found
-    now, best = (
-        {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
-        for kind in ("now.", "best.")
-    )
-    both.load_state_dict(now)
-    restore_adam(tensors, dict(both.named_parameters()), optimizer)
-    return History(**facts["history"]), best, _Counters(**facts["at"])

@@ -47,6 +47,11 @@ class Aligner(nn.Module):
             scores = scores.masked_fill(~mask, float("-inf"))
         return self.project((scores.softmax(dim=-1)[..., None] * hidden).sum(dim=1))
 
+    def set_statistics(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Set the mean and the deviation (channels,) by which frames are standardised."""
+        self.mean.copy_(torch.from_numpy(mean))
+        self.std.copy_(torch.from_numpy(std))
+
     @torch.inference_mode()
     def embed(self, frames: torch.Tensor) -> torch.Tensor:
         """Frames (1, T, channels) of one clip -> (1, acoustic)."""

@@ -1,15 +1,43 @@
-"""The learning rate over a training: up along a line for a tenth of the steps, then down along half a cosine."""
+"""Learning-rate schedules, as factors of the peak learning rate, computed from the number of the step alone.
+
+A schedule object of `torch.optim.lr_scheduler` counts its own steps; a training that resumes from a checkpoint would
+have to restore that count. A function of the step has no state.
+"""
 
 import math
 from typing import Any
 
-WARM_UP = 0.1  # of the steps
-LEAST = 1e-3  # of the peak
+WARMUP_FRACTION = 0.1  # of all steps
+MIN_LR_RATIO = 1e-3  # of the peak: the last steps still change something
 
 
-def set_rate(optimizer: Any, step: int, steps: int) -> None:
-    """Give each group of parameters its learning rate in `step`, counted from 0, of `steps`, by the group's `peak`."""
-    warm = max(1, round(WARM_UP * steps))
-    falling = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def warmup_cosine(step: int, total_steps: int) -> float:
+    """Return the factor of the peak learning rate in `step` (from 0): linear warm-up, then cosine decay.
+
+    >>> [round(warmup_cosine(step, 20), 3) for step in (0, 1, 2, 11, 19)]
+    [0.5, 1.0, 1.0, 0.5, 0.008]
+    """
+    warmup_steps = max(1, round(WARMUP_FRACTION * total_steps))
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    decay = 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+    return max(decay, MIN_LR_RATIO)
+
+
+def cosine(step: int, total_steps: int) -> float:
+    """Return the factor of the peak learning rate in `step` (from 0): cosine decay to zero, without warm-up.
+
+    >>> [round(cosine(step, 4), 3) for step in range(4)]
+    [1.0, 0.854, 0.5, 0.146]
+    """
+    return 0.5 * (1 + math.cos(math.pi * (step / total_steps)))
+
+
+def set_learning_rate(optimizer: Any, factor: float) -> None:
+    """Set the learning rate of each parameter group to `factor` times the one the group was made with.
+
+    `optimizer` is one of torch, or one that accelerate has prepared.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * ((step + 1) / warm if step < warm else max(falling, LEAST))
+        # torch's own schedules keep the peak under this name, too.
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor

@@ -59,7 +59,7 @@ def accelerator():
 @pytest.fixture
 def train(accelerator, tmp_path):
     def run(task, schedule, rows=ROWS, progress=lambda step: None, every=None):
-        return fit(task, rows, schedule, accelerator, Checkpoint(tmp_path / "c.safetensors", every=every), progress)
+        return fit(task, rows, schedule, accelerator, Checkpoint(tmp_path / "c.safetensors", interval=every), progress)
 
     return run
 

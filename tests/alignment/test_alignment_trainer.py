@@ -17,7 +17,7 @@ from mertool.alignment import trainer as training
 from mertool.alignment.data import Frames
 from mertool.alignment.false_negatives import FalseNegativeFilter
 from mertool.alignment.targets import split
-from mertool.alignment.trainer import Pairs, Schedule, fit
+from mertool.alignment.trainer import Pairs, Schedule
 from mertool.encoders.aligner import Aligner
 from mertool.errors import MertoolError
 from mertool.learning.accelerator import start
@@ -57,8 +57,16 @@ def train(pairs, tmp_path):
         torch.manual_seed(0)
         aligner, objective = Aligner(6, 16, 1, 5), losses.load(loss).build()
         accelerator = start(torch.device("cpu"), torch.float32)
-        saved = Checkpoint(tmp_path / "c.safetensors", every=every)
-        history = fit(aligner, objective, pairs, schedule, accelerator, saved, progress)
+        saved = Checkpoint(tmp_path / "c.safetensors", interval=every)
+        history = training.train(
+            aligner,
+            objective,
+            pairs,
+            schedule=schedule,
+            accelerator=accelerator,
+            checkpoint=saved,
+            progress=progress,
+        )
         return SimpleNamespace(aligner=aligner, objective=objective, history=history)
 
     return run
@@ -95,7 +103,7 @@ def test_it_stops_early_and_keeps_the_best_epoch(train, monkeypatch):
     found = train(Schedule(epochs=6, batch=16, patience=3))
     assert found.history.development_loss == given[:5]
     assert found.history.best_epoch == 2
-    best = {**found.aligner.state_dict(prefix="aligner."), **found.objective.state_dict(prefix="objective.")}
+    best = {**found.aligner.state_dict(prefix="aligner."), **found.objective.state_dict(prefix="loss.")}
     assert best.keys() == kept[1].keys()
     assert all(torch.equal(best[name], kept[1][name]) for name in best)
 

@@ -82,7 +82,7 @@ def measure(place: Path, layers: tuple[int, ...], options: argparse.Namespace) -
     for number in range(options.rounds):
         for name in sorted(seconds, reverse=bool(number % 2)):
             times: list[float] = []
-            checkpoint = Checkpoint(place / "none.safetensors", writes=False)
+            checkpoint = Checkpoint(place / "none.safetensors", is_writer=False)
             folder = place / f"{name}-{number}"
             schedule = Schedule(1, options.batch, seed=number)
             trained = shared[name].train(part, schedule, folder, "final", checkpoint, marks(times))
