@@ -15,8 +15,8 @@ from mertool.errors import MISSING_MODALITY_REASONS, MertoolError
 from mertool.extraction import pipeline
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.encode_spec import EncoderAssets, assemble
-from mertool.extraction.estimate import Estimate, estimate_fill
-from mertool.extraction.face_crops import crops_beside
+from mertool.extraction.estimate import Estimate, estimate_extraction
+from mertool.extraction.face_crops import crops_path_beside
 from mertool.extraction.job import ExtractionJob, ExtractionSummary, extract_to_store
 from mertool.extraction.transcripts import transcribe_clips, transcripts_beside
 from mertool.features import (
@@ -91,7 +91,7 @@ def estimate(manifest: Manifest, output: Path, options: ExtractOptions) -> Estim
     manifest, job = _prepare(manifest, output, options)
     if options.asr and any(not (clip.text or "").strip() for clip in manifest.clips):
         raise MertoolError("--dry-run measures no speech recognition: leave out --asr for an estimate of the rest")
-    return estimate_fill(manifest, job, options.overwrite)
+    return estimate_extraction(manifest, job, options.overwrite)
 
 
 def _prepare(manifest: Manifest, output: Path, options: ExtractOptions) -> tuple[Manifest, ExtractionJob]:
@@ -146,7 +146,7 @@ def _faces_store(output: Path, options: ExtractOptions, shard: str) -> Path | No
         return None
     recipe = faces_recipe(_media_settings(options))
     if options.faces is None:
-        return crops_beside(output, recipe, shard) if options.keep_faces else None
+        return crops_path_beside(output, recipe, shard) if options.keep_faces else None
     with FeatureStore(options.faces) as store:
         if store.recipe.modality != "faces":
             raise MertoolError(f"{store.path} holds {store.recipe.modality}: --faces takes a store of `extract faces`")

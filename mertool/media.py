@@ -1,8 +1,8 @@
-"""Sound and frames from one media file, without intermediate files.
+"""Audio and video frames of one media file, read without intermediate files.
 
-Sound is 16 kHz mono by PyAV (soundfile for wav and flac at that rate). Frames come from decord, and from
-PyAV where decord is not installed, fails, counts other frames than the container shows (files with an edit
-list), or does not keep the order of frames (MPEG-1 streams); elsewhere both give the same pixels.
+Audio is resampled to 16 kHz mono by PyAV; soundfile reads wav and flac that are at that rate. Frames are decoded by
+decord. PyAV decodes them if decord is not installed, fails, counts other frames than the container shows (files with
+an edit list) or does not keep their order (MPEG-1 streams). Both decoders give the same pixels.
 """
 
 from collections.abc import Iterator
@@ -18,16 +18,15 @@ import soundfile
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
-# decord's frames are right in these; in MPEG program streams it mixes frames up.
+# In other containers, such as MPEG program streams, decord returns frames in the wrong order.
 DECORD_CONTAINERS = frozenset({"mp4", "matroska"})
-DECODERS = ("auto", "decord", "pyav")
-# A rate beyond these, in Hz, is damage: resampling would take gigabytes, or blow a second up to hours.
-RATES = (1_000, 768_000)
+# Hz. Another rate in a header is damage: resampling would take gigabytes, or turn a second into hours.
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
 av.logging.set_level(av.logging.PANIC)
 
 
 def read_audio(path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Samples (n,) in [-1, 1], float32, 16 kHz mono, of the whole file or from `start` to `end` seconds.
+    """Read samples (n,) in [-1, 1], float32, 16 kHz mono, of the whole file or from `start` to `end` seconds.
 
     Raises ClipError: missing_file, no_audio, unreadable, too_short.
     """
@@ -45,88 +44,93 @@ def read_audio(path: Path, start: float | None = None, end: float | None = None)
 def read_frames(
     path: Path,
     fps: float,
-    most: int,
+    max_frames: int,
+    *,
     start: float | None = None,
     end: float | None = None,
     decoder: str = "auto",
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """Yield (seconds, RGB frame (H, W, 3) uint8) at about `fps` per second, at most `most`, evenly spread.
+    """Yield (seconds, RGB frame (H, W, 3) uint8) at about `fps` per second, at most `max_frames`, evenly spread.
 
-    Each is the frame on the screen in the middle of its 1/fps interval. Rotation metadata is applied.
-    Raises ClipError: missing_file, no_video, unreadable, too_short.
+    Each is the frame on the screen in the middle of its 1/fps interval. Rotation metadata is applied. `decoder` is
+    `auto`, `decord` or `pyav`. Raises ClipError: missing_file, no_video, unreadable, too_short.
     """
     times, container = frame_table(path)
-    wanted = sample_frames(times, fps, most, start, end)
-    done = 0
+    indices = sample_frames(times, fps, max_frames, start=start, end=end)
+    n_decoded = 0
     decord = _decord() if decoder != "pyav" and container in DECORD_CONTAINERS else None
     if decord is not None:
         try:
             reader = decord.VideoReader(str(path), num_threads=1)
             if len(reader) == len(times):
-                for index in wanted:
+                for index in indices:
                     yield times[index], reader[index].asnumpy()
-                    done += 1
+                    n_decoded += 1
                 return
         except (decord.DECORDError, RuntimeError, IndexError, UnicodeEncodeError) as error:
             if decoder == "decord":
-                raise ClipError("unreadable", f"decord: {_brief(error)}") from error
-    for index, frame in _read_pyav_frames(path, wanted[done:]):
+                raise ClipError("unreadable", f"decord: {_first_line(error)}") from error
+    for index, frame in _read_pyav_frames(path, indices[n_decoded:]):
         yield times[index], frame
 
 
 def frame_table(path: Path) -> tuple[list[float], str]:
-    """Seconds at which each frame of the video stream is shown, from its packets and without decoding, and
-    the kind of container (`mp4`, `matroska`, `mpeg`, ...).
+    """Return the presentation time of each frame of the video stream in seconds, and the kind of container.
 
-    Packets that an edit list discards are not counted; the container's own duration is not trusted.
+    Times are read from the packets, without decoding. Packets that an edit list discards are not counted; the
+    duration that the container states is not used, because it is often wrong. Containers are `mp4`, `matroska`, ...
     """
     check_file(path)
     try:
         with _open(path) as container:
             stream = _video_stream(container)
             kind = "mp4" if "mp4" in container.format.name else container.format.name.split(",")[0]
-            packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-            stamps = [p.pts for p in packets]
+            timestamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
             rate = float(stream.average_rate or stream.guessed_rate or 25)
-            base = float(stream.time_base or 1 / rate)
+            time_base = float(stream.time_base or 1 / rate)
     except av.error.FFmpegError as error:
-        raise ClipError("unreadable", _brief(error)) from error
-    if not stamps:
+        raise ClipError("unreadable", _first_line(error)) from error
+    if not timestamps:
         raise ClipError("unreadable", "the video stream holds no frame")
-    if any(stamp is None for stamp in stamps):
-        return [index / rate for index in range(len(stamps))], kind
-    ordered = sorted(stamp for stamp in stamps if stamp is not None)
-    return [(stamp - ordered[0]) * base for stamp in ordered], kind
+    # Packets are in decoding order, so their timestamps are sorted into presentation order.
+    ordered = sorted(timestamp for timestamp in timestamps if timestamp is not None)
+    if len(ordered) < len(timestamps):
+        return [index / rate for index in range(len(timestamps))], kind
+    return [(timestamp - ordered[0]) * time_base for timestamp in ordered], kind
 
 
 def sample_frames(
-    times: list[float], fps: float, most: int, start: float | None = None, end: float | None = None
+    times: list[float], fps: float, max_frames: int, *, start: float | None = None, end: float | None = None
 ) -> list[int]:
-    """Indices of the frames on the screen in the middle of each of n equal intervals of the clip."""
-    shown = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / fps
-    first, last = start or 0.0, min(times[-1] + shown, np.inf if end is None else end)
+    """Return the indices of the frames on the screen in the middle of each of n equal intervals of the clip.
+
+    `times` are the frames' presentation times in seconds. Frames that would be sampled twice are returned once.
+    """
+    frame_seconds = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / fps
+    duration = times[-1] + frame_seconds
+    first, last = start or 0.0, min(duration, np.inf if end is None else end)
     if last <= first:
-        raise ClipError("too_short", f"the video ends at {times[-1] + shown:.2f} s, before the clip begins")
-    count = int(np.clip(round((last - first) * fps), 1, most))
+        raise ClipError("too_short", f"the video ends at {duration:.2f} s, before the clip begins")
+    count = int(np.clip(round((last - first) * fps), 1, max_frames))
     middles = first + (np.arange(count) + 0.5) * (last - first) / count
     indices = np.searchsorted(times, middles, side="right") - 1
     return sorted(set(np.clip(indices, 0, len(times) - 1).tolist()))
 
 
 def check_file(path: Path) -> None:
-    """Raise ClipError missing_file if there is no such file, or something that is none (a folder, a pipe)."""
+    """Raise ClipError missing_file if the path does not exist or is not a regular file."""
     if not path.is_file():
         raise ClipError("missing_file", f"{path} {'is not a file' if path.exists() else 'does not exist'}")
 
 
 def _open(path: Path) -> "av.container.InputContainer":
-    """Titles and comments are in any encoding, and of no interest here: they must not cost the clip."""
+    # Titles and comments may be in any encoding; one that cannot be decoded must not make the clip unreadable.
     return av.open(str(path), metadata_errors="replace")
 
 
 @cache
 def _decord() -> Any:
-    """The module decord, or None where there is no wheel of it (Apple silicon, arm64 Linux)."""
+    """Return the module decord, or None on platforms without a wheel of it (Apple silicon, arm64 Linux)."""
     try:
         import_module("torch")  # decord must be imported after torch (decord issue 251)
         decord = import_module("decord")
@@ -137,7 +141,7 @@ def _decord() -> Any:
 
 
 def _read_soundfile(path: Path) -> np.ndarray | None:
-    """Samples of a wav or flac file that is at 16 kHz already; None for any other, PyAV reads it."""
+    """Read a wav or flac file that is at 16 kHz already; None for any other file, which PyAV reads."""
     if path.suffix.lower() not in (".wav", ".flac"):
         return None
     try:
@@ -150,7 +154,7 @@ def _read_soundfile(path: Path) -> np.ndarray | None:
 
 
 def _read_pyav_audio(path: Path) -> np.ndarray:
-    # s16 because a float downmix of stereo comes out sqrt(2) too loud.
+    # s16, because FFmpeg's downmix of stereo to float is too loud by sqrt(2).
     resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
     pieces: list[np.ndarray] = []
     try:
@@ -158,47 +162,47 @@ def _read_pyav_audio(path: Path) -> np.ndarray:
             if not container.streams.audio:
                 raise ClipError("no_audio")
             for frame in container.decode(container.streams.audio[0]):
-                if not RATES[0] <= frame.sample_rate <= RATES[1]:
-                    raise ClipError("unreadable", f"no sound has a sample rate of {frame.sample_rate} Hz")
-                frame.pts = None  # gaps in the time stamps must not become silence or an error
+                if not MIN_SAMPLE_RATE <= frame.sample_rate <= MAX_SAMPLE_RATE:
+                    raise ClipError("unreadable", f"a sample rate of {frame.sample_rate} Hz is not one of audio")
+                frame.pts = None  # gaps in the timestamps must not become silence or an error
                 pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
             if pieces:
                 pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
     except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError("unreadable", _brief(error)) from error
+        raise ClipError("unreadable", _first_line(error)) from error
     if not pieces:
         raise ClipError("unreadable", "the audio stream holds no sample")
     return np.concatenate(pieces).astype(np.float32) / 32768
 
 
 def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
-    """The first stream of moving pictures: the cover of a music file is not one."""
-    cover = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    """Return the first video stream that is not the cover image of a music file."""
+    cover_image = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover_image]
     if not streams:
         raise ClipError("no_video")
     return streams[0]
 
 
-def _read_pyav_frames(path: Path, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode from the beginning and keep the wanted frames, counted in order of presentation."""
-    remaining = set(wanted)
+def _read_pyav_frames(path: Path, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode from the beginning and yield the frames with these indices in order of presentation."""
+    remaining = set(indices)
     try:
         with _open(path) as container:
             stream = _video_stream(container)
-            stream.thread_type = "NONE"
+            stream.thread_type = "NONE"  # the decoder processes already use all cores
             for index, frame in enumerate(container.decode(stream)):
                 if index in remaining:
                     remaining.discard(index)
-                    picture = frame.to_ndarray(format="rgb24")
-                    yield index, np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90) % 4))
+                    image = frame.to_ndarray(format="rgb24")
+                    yield index, np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
                 if not remaining:
                     return
     except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError("unreadable", _brief(error)) from error
-    if len(remaining) == len(wanted):
+        raise ClipError("unreadable", _first_line(error)) from error
+    if len(remaining) == len(indices):
         raise ClipError("unreadable", "no frame of the video stream can be decoded")
 
 
-def _brief(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

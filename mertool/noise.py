@@ -1,11 +1,11 @@
-"""Noise as MER-NOISE has it: other sound at 5 to 10 dB SNR, the picture blurred by 1, 2 or 4.
+"""Corruption of clips as in the track MER-NOISE: audio mixed in at 5 to 10 dB SNR, frames blurred by 1, 2 or 4.
 
-What a clip gets is drawn by its id and a seed, so it is the same in every run. The decoder processes import
-this module, so it imports no torch.
+The noise of a clip is drawn from its id and a seed, so it is the same in every run and for any set of clips. Decoder
+processes import this module, so it does not import torch.
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,114 +16,107 @@ from mertool.errors import ClipError, MertoolError
 from mertool.files import digest_json, media_digest
 from mertool.manifest import Clip, Manifest
 
-SNR = (5.0, 10.0)  # dB, drawn evenly
-BLURS = (1, 2, 4)
-VOICES = 5  # clips that speak at once in babble
-SPARE = 4  # files more than are needed: some may hold no sound
+SNR_RANGE = (5.0, 10.0)  # dB, drawn uniformly
+BLUR_FACTORS = (1, 2, 4)
+BABBLE_VOICES = 5  # clips that speak at the same time
+SPARE_FILES = 4  # drawn beyond those that are mixed in, because some may hold no audio
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseMix:
-    """What is mixed into one clip: the first `count` of `files` that hold sound, from the share `start` of each on."""
+    """The noise of one clip: the first `n_voices` of `files` that hold audio, mixed in at `snr` dB.
+
+    Each file is read from the fraction `start` of it on.
+    """
 
     files: tuple[Path, ...]
-    count: int
+    n_voices: int
     start: float
     snr: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseCorruption:
-    """Sounds to draw from, with their speakers where those are known; `voices` of them are heard at once."""
+    """Files of noise to draw from, their speakers (None: unknown), and how many of them are mixed into a clip."""
 
     files: tuple[Path, ...]
     speakers: tuple[str | None, ...]
-    voices: int = 1
+    n_voices: int = 1
     seed: int = 0
 
     @classmethod
     def from_folder(cls, folder: Path, seed: int = 0) -> "NoiseCorruption":
-        """One file of the folder for each clip."""
+        """Mix one file of the folder into each clip."""
         if not folder.is_dir():
-            raise MertoolError(f"--noise {folder} is not a folder: give a folder of sound files, or babble")
+            raise MertoolError(f"--noise {folder} is not a folder: give a folder of audio files, or babble")
         files = tuple(clip.path for clip in Manifest.from_folder(folder).clips)
-        return cls(files, (None,) * len(files), 1, seed)
+        return cls(files=files, speakers=(None,) * len(files), seed=seed)
 
     @classmethod
     def babble(cls, manifest: Manifest, seed: int = 0) -> "NoiseCorruption":
-        """Several other clips of the manifest at once, of other speakers where speakers are known."""
-        whole = {clip.path: clip.speaker for clip in manifest.clips if clip.path.is_file()}
-        if len(whole) < 2:
-            raise MertoolError(f"{manifest.source} has too few files for babble: give a folder of sound files")
-        return cls(tuple(whole), tuple(whole.values()), VOICES, seed)
+        """Mix several other clips of the manifest into each clip, of other speakers if speakers are known."""
+        speaker_of = {clip.path: clip.speaker for clip in manifest.clips if clip.path.is_file()}
+        if len(speaker_of) < 2:
+            raise MertoolError(f"{manifest.source} has too few files for babble: give a folder of audio files")
+        return cls(files=tuple(speaker_of), speakers=tuple(speaker_of.values()), n_voices=BABBLE_VOICES, seed=seed)
 
-    def sound(self, clip: Clip) -> dict[str, Any]:
-        """The setting `noise` of `decode_audio` for a clip."""
+    def audio_settings(self, clip: Clip) -> dict[str, Any]:
+        """Return the settings of `decode_audio` that corrupt a clip."""
         rng = self._rng(clip, 0)
-        start, snr = float(rng.random()), float(rng.uniform(*SNR))
-        others = [n for n, path in enumerate(self.files) if path != clip.path]
-        strangers = [n for n in others if clip.speaker is None or self.speakers[n] != clip.speaker]
-        chosen = rng.permutation(strangers or others)[: self.voices + SPARE]
-        return {"noise": NoiseMix(tuple(self.files[n] for n in chosen), self.voices, start, snr)}
+        start, snr = float(rng.random()), float(rng.uniform(*SNR_RANGE))
+        other_files = [index for index, path in enumerate(self.files) if path != clip.path]
+        other_speakers = [
+            index for index in other_files if clip.speaker is None or self.speakers[index] != clip.speaker
+        ]
+        drawn = rng.permutation(other_speakers or other_files)[: self.n_voices + SPARE_FILES]
+        files = tuple(self.files[index] for index in drawn)
+        return {"noise": NoiseMix(files=files, n_voices=self.n_voices, start=start, snr=snr)}
 
-    def picture(self, clip: Clip) -> dict[str, Any]:
-        """The setting `blur` of `decode_faces` for a clip."""
-        return {"blur": int(self._rng(clip, 1).choice(BLURS))}
+    def video_settings(self, clip: Clip) -> dict[str, Any]:
+        """Return the settings of `decode_faces` that corrupt a clip."""
+        return {"blur_factor": int(self._rng(clip, 1).choice(BLUR_FACTORS))}
 
     def to_json(self, modality: str) -> dict[str, Any]:
-        """What features of this modality, made with this noise, depend on; paths do not count."""
+        """Return everything that features of this modality depend on: the content of the files, not their paths."""
         if modality == "video":
-            return {"blurs": list(BLURS), "seed": self.seed}
+            return {"blurs": list(BLUR_FACTORS), "seed": self.seed}
         sounds = digest_json([[media_digest(path) for path in self.files], list(self.speakers)])[:32]
-        return {"sounds": sounds, "voices": self.voices, "snr": list(SNR), "seed": self.seed}
+        return {"sounds": sounds, "voices": self.n_voices, "snr": list(SNR_RANGE), "seed": self.seed}
 
-    def _rng(self, clip: Clip, kind: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, kind, zlib.crc32(clip.clip.encode())])
+    def _rng(self, clip: Clip, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream, zlib.crc32(clip.clip.encode())])
 
 
-def add_noise(wave: np.ndarray, mixture: NoiseMix, read: Callable[[Path], np.ndarray]) -> np.ndarray:
-    """Sound (n,) with the mixture in it; `read` gives the samples of a file.
+def add_noise(waveform: np.ndarray, mix: NoiseMix, read_audio: Callable[[Path], np.ndarray]) -> np.ndarray:
+    """Mix noise into a waveform (n,); `read_audio` returns the samples of a file.
 
-    Its SNR is of the mean power over the whole clip; where the sum would clip, all of it is made softer. Silence
-    stays silence. Raises ClipError where no file of the mixture holds sound.
+    All voices have the same power. The SNR is that of the mean power over the whole clip. A sum that would clip is
+    scaled down. A silent waveform stays silent. Raises ClipError unreadable if no file of the mix holds audio.
     """
-    power = float(np.mean(np.square(wave, dtype=np.float64)))
+    power = float(np.mean(np.square(waveform, dtype=np.float64)))
     if power == 0:
-        return wave
-    noise = np.zeros(len(wave))
-    heard = 0
-    for file in mixture.files:
+        return waveform
+    noise = np.zeros(len(waveform))
+    n_mixed = 0
+    for file in mix.files:
         try:
-            voice = _excerpt(read(file), mixture.start, len(wave))
+            voice = _excerpt(read_audio(file), mix.start, len(waveform))
         except ClipError:
             continue
-        loud = float(np.mean(np.square(voice)))
-        if loud > 0:
-            noise += voice / np.sqrt(loud)
-            heard += 1
-        if heard == mixture.count:
+        voice_power = float(np.mean(np.square(voice)))
+        if voice_power > 0:
+            noise += voice / np.sqrt(voice_power)
+            n_mixed += 1
+        if n_mixed == mix.n_voices:
             break
-    if not heard:
-        raise ClipError("unreadable", f"no sound to mix in: {len(mixture.files)} files hold none")
-    noise *= np.sqrt(power / 10 ** (mixture.snr / 10) / np.mean(np.square(noise)))
-    mixed = wave + noise
+    if not n_mixed:
+        raise ClipError("unreadable", f"no noise to mix in: none of {len(mix.files)} files holds audio")
+    noise *= np.sqrt(power / 10 ** (mix.snr / 10) / np.mean(np.square(noise)))
+    mixed = waveform + noise
     return (mixed / max(1.0, float(np.abs(mixed).max()))).astype(np.float32)
 
 
 def _excerpt(samples: np.ndarray, start: float, length: int) -> np.ndarray:
-    """`length` samples from the share `start` on, over and over where there are fewer."""
+    """Return `length` samples from the fraction `start` on; shorter audio is repeated."""
     first = int(start * max(1, len(samples) - length))
     return np.resize(samples[first:], length).astype(np.float64)
-
-
-def blurred(frames: Iterator[tuple[float, np.ndarray]], factor: int) -> Iterator[tuple[float, np.ndarray]]:
-    """Frames (H, W, 3) made smaller by the factor and enlarged again; 1 leaves them as they are."""
-    if factor == 1:
-        yield from frames
-        return
-    from mertool.faces import resize  # it imports torch
-
-    for moment, frame in frames:
-        height, width = frame.shape[:2]
-        small = resize(frame, max(1, height // factor), max(1, width // factor))
-        yield moment, resize(small, height, width)

@@ -5,7 +5,7 @@ import pytest
 
 from mertool import faces
 from mertool.errors import ClipError
-from mertool.faces import CROP, FaceTrack, find_face, overlap, resize, square_crop
+from mertool.faces import CROP_SIDE, FaceTrack, find_face, overlap, resize, square_crop
 from mertool.media import read_frames
 
 
@@ -53,7 +53,7 @@ def scene(monkeypatch):
 
 def people_in(track: FaceTrack) -> list[int]:
     """Who is in the middle of each crop."""
-    return [round(int(crop[CROP // 2, CROP // 2, 0]) / 40) for crop in track.crops]
+    return [round(int(crop[CROP_SIDE // 2, CROP_SIDE // 2, 0]) / 40) for crop in track.crops]
 
 
 def test_the_large_face_wins_over_the_small_one(scene):
@@ -81,14 +81,14 @@ def test_a_face_that_moves_stays_one_track(scene):
 def test_a_face_that_jumps_is_another_track(scene):
     track = scene([[(1, box(10, 60, 80), 1.0)]] * 2 + [[(2, box(200, 60, 80), 1.0)]] * 3)
     assert people_in(track) == [2, 2, 2]
-    assert (track.seen, track.share) == (5, 0.6)
+    assert (track.frames_seen, track.share) == (5, 0.6)
 
 
 def test_a_face_that_comes_back_goes_on_with_its_track(scene):
     there = [(1, box(100, 60, 80), 1.0)]
     track = scene([there, [], [], there, there])
     assert people_in(track) == [1, 1, 1]
-    assert (track.seen, track.share, track.seconds) == (5, 0.6, 1.0)
+    assert (track.frames_seen, track.share, track.seconds) == (5, 0.6, 1.0)
 
 
 def test_two_faces_of_one_frame_are_never_one_track(scene):
@@ -120,20 +120,20 @@ def test_a_crop_is_square_with_the_margin_around_the_middle():
     frame = np.zeros((200, 300, 3), np.uint8)
     frame[50:150, 100:180] = 255  # 100 high, 80 wide
     crop = square_crop(frame, np.array([100.0, 50.0, 180.0, 150.0]))
-    assert (crop.shape, crop.dtype) == ((CROP, CROP, 3), np.uint8)
+    assert (crop.shape, crop.dtype) == ((CROP_SIDE, CROP_SIDE, 3), np.uint8)
     white = crop[..., 0] > 127
-    assert white.any(axis=1).sum() == pytest.approx(CROP / 1.3, abs=2)
-    assert white.any(axis=0).sum() == pytest.approx(0.8 * CROP / 1.3, abs=2)
+    assert white.any(axis=1).sum() == pytest.approx(CROP_SIDE / 1.3, abs=2)
+    assert white.any(axis=0).sum() == pytest.approx(0.8 * CROP_SIDE / 1.3, abs=2)
     rows, columns = np.nonzero(white)
-    assert rows.mean() == pytest.approx((CROP - 1) / 2, abs=1)
-    assert columns.mean() == pytest.approx((CROP - 1) / 2, abs=1)
+    assert rows.mean() == pytest.approx((CROP_SIDE - 1) / 2, abs=1)
+    assert columns.mean() == pytest.approx((CROP_SIDE - 1) / 2, abs=1)
 
 
 @pytest.mark.parametrize("place", [box(-30, -30, 80), box(280, 200, 80), box(-50, -50, 500), box(5.4, 3.2, 0.3)])
 def test_a_crop_beyond_the_edge_repeats_it(place):
     frame = np.full((240, 320, 3), 77, np.uint8)
     crop = square_crop(frame, place)
-    assert crop.shape == (CROP, CROP, 3)
+    assert crop.shape == (CROP_SIDE, CROP_SIDE, 3)
     assert np.all(crop == 77)
 
 
@@ -149,9 +149,9 @@ def test_resizing_keeps_bytes_and_the_mean():
 
 def test_mtcnn_finds_the_face_of_a_demo_clip_in_nearly_all_frames(demo):
     track = find_face(read_frames(demo / "clips" / "spk01_001.mp4", 2, 256))
-    assert track.seen >= 4
+    assert track.frames_seen >= 4
     assert track.share >= 0.75
-    assert track.crops.shape == (len(track.crops), CROP, CROP, 3)
+    assert track.crops.shape == (len(track.crops), CROP_SIDE, CROP_SIDE, 3)
     assert track.crops.std() > 20
 
 
@@ -161,7 +161,7 @@ def test_mtcnn_finds_none_in_the_demo_clip_without_one(demo):
     assert caught.value.reason == "no_face"
 
 
-def test_a_detected_box_is_in_pixels_of_the_frame_whatever_its_size(demo):
+def test_a_detect_in_batches_box_is_in_pixels_of_the_frame_whatever_its_size(demo):
     _, frame = next(iter(read_frames(demo / "clips" / "spk01_001.mp4", 1, 1)))
     ((place, probability), *_), *_ = faces._detect([frame])
     large = resize(frame, 4 * frame.shape[0], 4 * frame.shape[1])
@@ -175,11 +175,11 @@ def test_small_and_empty_frames_have_no_face(shape):
     assert faces._detect([np.zeros(shape, np.uint8)] * 2) == [[], []]
 
 
-def test_frames_detected_together_have_the_faces_they_have_alone(demo):
+def test_frames_detect_in_batches_together_have_the_faces_they_have_alone(demo):
     """Also where some of them have none, which MTCNN's own batches are known to fail on."""
-    seen = [frame for _, frame in read_frames(demo / "clips" / "spk01_001.mp4", 2, 4)]
-    empty = np.zeros_like(seen[0])
-    frames = [seen[0], empty, *seen[1:], empty]
+    frames_seen = [frame for _, frame in read_frames(demo / "clips" / "spk01_001.mp4", 2, 4)]
+    empty = np.zeros_like(frames_seen[0])
+    frames = [frames_seen[0], empty, *frames_seen[1:], empty]
     together = faces._detect(frames)
     assert [len(found) for found in together] == [1 if frame.any() else 0 for frame in frames]
     for found, frame in zip(together, frames, strict=True):
@@ -188,8 +188,8 @@ def test_frames_detected_together_have_the_faces_they_have_alone(demo):
             assert probability == pytest.approx(certain, abs=1e-4)
 
 
-def test_frames_of_different_sizes_are_detected_apart(demo):
+def test_frames_of_different_sizes_are_detect_in_batches_apart(demo):
     frames = list(read_frames(demo / "clips" / "spk01_001.mp4", 1, 2))
     moment, frame = frames[0]
     mixed = [(moment, frame), (moment, frame[:-10]), (moment, frame)]
-    assert [len(found) for _, _, found in faces._detected(mixed)] == [1, 1, 1]
+    assert [len(found) for _, _, found in faces._detect_in_batches(mixed)] == [1, 1, 1]

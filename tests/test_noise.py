@@ -1,4 +1,4 @@
-"""Noise: what a clip gets is drawn by its id; the ratio of sound to noise is what was drawn."""
+"""Noise: what a clip gets is drawn by its id; the ratio of audio_settings to noise is what was drawn."""
 
 from pathlib import Path
 
@@ -8,8 +8,9 @@ import soundfile
 
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction.decoding import decode_audio, decode_faces
+from mertool.faces import blur_frames
 from mertool.manifest import Clip, Manifest
-from mertool.noise import BLURS, SNR, VOICES, NoiseCorruption, NoiseMix, add_noise, blurred
+from mertool.noise import BABBLE_VOICES, BLUR_FACTORS, SNR_RANGE, NoiseCorruption, NoiseMix, add_noise
 
 RATE = 16_000
 
@@ -30,7 +31,7 @@ def reader(sounds):
 
 
 def mixture(*names, count=1, start=0.0, snr=7.0):
-    return NoiseMix(tuple(map(Path, names)), count, start, snr)
+    return NoiseMix(files=tuple(map(Path, names)), n_voices=count, start=start, snr=snr)
 
 
 def decibels(clean, noisy):
@@ -88,26 +89,30 @@ def corpus(tmp_path):
 def test_what_a_clip_gets_does_not_depend_on_the_others(corpus):
     whole, part = (NoiseCorruption.babble(manifest, seed=3) for manifest in (corpus, Manifest(corpus.clips, Path("x"))))
     for clip in corpus.clips:
-        assert whole.sound(clip) == part.sound(clip)
-        assert whole.picture(clip) == part.picture(clip)
-    draws = [whole.sound(clip)["noise"] for clip in corpus.clips]
+        assert whole.audio_settings(clip) == part.audio_settings(clip)
+        assert whole.video_settings(clip) == part.video_settings(clip)
+    draws = [whole.audio_settings(clip)["noise"] for clip in corpus.clips]
     assert len({draw.snr for draw in draws}) == 8
-    assert all(SNR[0] <= draw.snr <= SNR[1] for draw in draws)
-    assert NoiseCorruption.babble(corpus, seed=4).sound(corpus.clips[0]) != whole.sound(corpus.clips[0])
+    assert all(SNR_RANGE[0] <= draw.snr <= SNR_RANGE[1] for draw in draws)
+    assert NoiseCorruption.babble(corpus, seed=4).audio_settings(corpus.clips[0]) != whole.audio_settings(
+        corpus.clips[0]
+    )
 
 
 def test_babble_is_of_other_clips_and_other_speakers(corpus):
     noise = NoiseCorruption.babble(corpus)
     speakers = {clip.path: clip.speaker for clip in corpus.clips}
     for clip in corpus.clips:
-        drawn = noise.sound(clip)["noise"]
-        assert drawn.count == VOICES
+        drawn = noise.audio_settings(clip)["noise"]
+        assert drawn.n_voices == BABBLE_VOICES
         assert {speakers[path] for path in drawn.files} == {"s1" if clip.speaker == "s0" else "s0"}
 
 
 def test_blurs_are_those_of_the_challenge():
     clips = [Clip(f"c{number}", Path("x")) for number in range(300)]
-    counts = np.bincount([NoiseCorruption((), ()).picture(clip)["blur"] for clip in clips], minlength=5)[list(BLURS)]
+    counts = np.bincount(
+        [NoiseCorruption(files=(), speakers=()).video_settings(clip)["blur_factor"] for clip in clips], minlength=5
+    )[list(BLUR_FACTORS)]
     assert counts.sum() == 300
     assert counts.min() > 70
 
@@ -126,7 +131,7 @@ def test_features_depend_on_the_sounds_and_the_seed_but_not_on_where_they_lie(co
 
 
 def test_no_folder_and_too_few_clips(tmp_path, corpus):
-    with pytest.raises(MertoolError, match=r"--noise .*gone is not a folder: give a folder of sound files, or babble"):
+    with pytest.raises(MertoolError, match=r"--noise .*gone is not a folder: give a folder of audio files, or babble"):
         NoiseCorruption.from_folder(tmp_path / "gone")
     with pytest.raises(MertoolError, match="too few files for babble"):
         NoiseCorruption.babble(Manifest(corpus.clips[:1], Path("m.csv")))
@@ -135,17 +140,21 @@ def test_no_folder_and_too_few_clips(tmp_path, corpus):
 def test_the_decoder_mixes_and_blurs(demo, corpus):
     clip = demo / "clips" / "spk01_001.mp4"
     clean = decode_audio(clip, None, None).content
-    noisy = decode_audio(clip, None, None, noise=NoiseMix((corpus.clips[0].path,), 1, 0.0, 5.0)).content
+    noisy = decode_audio(
+        clip, None, None, noise=NoiseMix(files=(corpus.clips[0].path,), n_voices=1, start=0.0, snr=5.0)
+    ).content
     assert decibels(clean, noisy) == pytest.approx(5.0, abs=0.01)
-    sharp, soft = (decode_faces(clip, None, None, 1.0, 2, blur=blur).content.astype(float) for blur in (1, 4))
+    sharp, soft = (
+        decode_faces(clip, None, None, fps=1.0, max_frames=2, blur_factor=blur).content.astype(float) for blur in (1, 4)
+    )
     assert np.abs(np.diff(soft[0], axis=1)).mean() < 0.8 * np.abs(np.diff(sharp[0], axis=1)).mean()
 
 
 def test_a_blurred_frame_has_its_size_and_its_brightness():
     frame = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
-    ((moment, soft),) = blurred(iter([(0.5, frame)]), 4)
+    ((moment, soft),) = blur_frames(iter([(0.5, frame)]), 4)
     assert (moment, soft.shape, soft.dtype) == (0.5, frame.shape, np.uint8)
     assert soft.mean() == pytest.approx(frame.mean(), abs=2)
     assert soft.std() < 0.5 * frame.std()
-    ((_, same),) = blurred(iter([(0.5, frame)]), 1)
+    ((_, same),) = blur_frames(iter([(0.5, frame)]), 1)
     assert same is frame

@@ -1,6 +1,6 @@
-"""Reading clips in worker processes that may hang or die without ending the run.
+"""Decode clips in worker processes, so that a file that makes a decoder hang or crash costs only that clip.
 
-The workers import this module, so it imports no torch: that would cost each of them seconds.
+Worker processes import this module, so it does not import torch, which would cost each of them seconds.
 """
 
 import multiprocessing
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,113 +21,129 @@ from mertool.errors import ClipError
 from mertool.extraction.plan import WorkItem
 from mertool.features import SAMPLE_RATE
 from mertool.manifest import Clip
-from mertool.noise import NoiseMix, add_noise, blurred
+from mertool.noise import NoiseMix, add_noise
 
-LOWER_PRIORITY = 10  # lower, and beside other programs decoders would get next to nothing, and clips time out
-AHEAD = 4  # clips per worker that may wait, decoded, for the encoder
-CLIPS_PER_PROCESS = 500  # a worker is replaced after these: decoders leak
+NICENESS = 10  # at a lower priority decoders would starve beside other programs, and clips would time out
+MAX_WORKERS = 8
+MAX_AHEAD = 4  # decoded clips per worker that may wait for the encoder
+CLIPS_PER_PROCESS = 500  # a worker is replaced after these, because decoders leak memory
+
+# Exceptions that decoders raise on a damaged file; any other exception is a bug of ours and ends the run.
+DAMAGED_FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """What an encoder takes of one clip (a wave, face crops or a transcript), and what was seen of it.
+    """The input of an encoder for one clip.
 
-    `spent` has the seconds its worker took, by kind of work (decode, faces).
+    content: waveform (n,), face crops (T, 224, 224, 3) or a transcript.
+    seconds: length of the media, NaN for a transcript.
+    frames_seen: sampled video frames; `face_share` is the share of them with a face.
+    timings: seconds the worker process took, by kind of work (`decode`, `faces`).
     """
 
     content: Any
+    _: KW_ONLY
     seconds: float = float("nan")
     frames_seen: int = 0
     face_share: float = float("nan")
-    spent: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
 
 
 DecodeResult = tuple[WorkItem, DecodedClip | ClipError]
-# Whatever else a damaged file makes a decoder raise is that file's failure.
-DAMAGE = (OSError, ValueError, MemoryError, RuntimeError)
+# Called in a worker process as f(path, start, end, **settings); start and end are in seconds.
+DecodeFunction = Callable[..., DecodedClip]
 
 
 @dataclass(frozen=True)
 class DecoderLimits:
-    """Decoder processes (None: by the cores) and the seconds one clip may take there."""
+    """The number of decoder processes (None: by the cores) and the seconds one clip may take in one."""
 
     workers: int | None = None
     clip_timeout: float = 120.0
 
 
-def decode_audio(path: Path, start: float | None, end: float | None, noise: NoiseMix | None = None) -> DecodedClip:
-    """The sound of a clip, (n,) float32 at 16 kHz, with other sound in it if `noise` is given."""
+def decode_audio(path: Path, start: float | None, end: float | None, *, noise: NoiseMix | None = None) -> DecodedClip:
+    """Decode the audio of a clip to (n,) float32 at 16 kHz, and mix `noise` into it."""
     from mertool.media import read_audio
 
     began = time.perf_counter()
-    wave = read_audio(path, start, end)
+    waveform = read_audio(path, start, end)
     if noise:
-        wave = add_noise(wave, noise, read_audio)
-    return DecodedClip(wave, len(wave) / SAMPLE_RATE, spent={"decode": time.perf_counter() - began})
+        waveform = add_noise(waveform, noise, read_audio)
+    timings = {"decode": time.perf_counter() - began}
+    return DecodedClip(waveform, seconds=len(waveform) / SAMPLE_RATE, timings=timings)
 
 
 def decode_faces(
-    path: Path, start: float | None, end: float | None, fps: float, most: int, decoder: str = "auto", blur: int = 1
-) -> DecodedClip:
-    """The crops of the clip's face, (T, 224, 224, 3) uint8; frames are blurred by the factor `blur` before."""
-    import torch
-
-    from mertool.faces import find_face
-    from mertool.media import read_frames
-
-    torch.set_num_threads(1)
-    spent = {"decode": 0.0}
-    began = time.perf_counter()
-    frames = blurred(_timed(read_frames(path, fps, most, start, end, decoder), spent), blur)
-    track = find_face(frames)
-    spent["faces"] = time.perf_counter() - began - spent["decode"]
-    return DecodedClip(track.crops, track.seconds, track.seen, track.share, spent)
-
-
-def decode_several(
     path: Path,
     start: float | None,
     end: float | None,
-    readings: list[tuple[Callable[..., DecodedClip], dict[str, Any]]],
+    *,
+    fps: float,
+    max_frames: int,
+    decoder: str = "auto",
+    blur_factor: int = 1,
 ) -> DecodedClip:
-    """What several readings (function, settings) of one clip give, as a list; if one fails, the others are there."""
-    return DecodedClip([_attempt(read, path, start, end, settings) for read, settings in readings])
+    """Crop the face of a clip from at most `max_frames` frames: (T, 224, 224, 3) uint8.
+
+    Frames are blurred by `blur_factor` before the face is detected (1: not at all).
+    """
+    import torch
+
+    from mertool.faces import blur_frames, find_face
+    from mertool.media import read_frames
+
+    torch.set_num_threads(1)  # the workers already use all cores
+    timings = {"decode": 0.0}
+    began = time.perf_counter()
+    frames = _timed(read_frames(path, fps, max_frames, start=start, end=end, decoder=decoder), timings)
+    track = find_face(blur_frames(frames, blur_factor))
+    timings["faces"] = time.perf_counter() - began - timings["decode"]
+    return DecodedClip(
+        track.crops, seconds=track.seconds, frames_seen=track.frames_seen, face_share=track.share, timings=timings
+    )
 
 
-def _attempt(
-    read: Callable[..., DecodedClip], path: Path, start: float | None, end: float | None, settings: dict[str, Any]
-) -> DecodedClip | ClipError:
+def decode_several(
+    path: Path, start: float | None, end: float | None, *, readings: list[tuple[DecodeFunction, dict[str, Any]]]
+) -> DecodedClip:
+    """Call several decode functions with their settings; the content is the list of their results or errors."""
+    return DecodedClip([_attempt(decode, path, start, end, **settings) for decode, settings in readings])
+
+
+def _attempt(decode: DecodeFunction, *args: Any, **settings: Any) -> DecodedClip | ClipError:
     try:
-        return read(path, start, end, **settings)
+        return decode(*args, **settings)
     except ClipError as error:
         return error
-    except DAMAGE as error:
+    except DAMAGED_FILE_ERRORS as error:
         return _unreadable(error)
 
 
-# What another try changes after a decoder hung or died: PyAV is the second decoder of frames.
-FALLBACK_SETTINGS: dict[Callable[..., DecodedClip], dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
+# Settings of the second attempt after a decoder hung or crashed: PyAV reads frames where decord fails.
+FALLBACK_SETTINGS: dict[DecodeFunction, dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
 
-# What finding faces needs, beside what reading media needs.
+# Modules that worker processes need for faces; for audio `mertool.media` is enough.
 FACE_MODULES = ("mertool.media", "mertool.faces", "facenet_pytorch")
 
 
 class DecoderPool:
-    """Worker processes that decode ahead of the device. Use as a context manager.
+    """Worker processes that decode clips ahead of the encoder. Use as a context manager.
 
-    `preload` names the modules that are imported once for all of them. With `low_priority` they leave the cores
-    to an encoder that computes there: it has something to do as long as they are a little ahead.
+    `preload` names modules that are imported once for all workers. With `low_priority` the workers leave the
+    cores to an encoder that computes on the CPU: it has work to do as long as they are a little ahead.
     """
 
     def __init__(
         self, limits: DecoderLimits, preload: tuple[str, ...] = ("mertool.media",), low_priority: bool = False
     ):
-        self.workers, self.timeout = worker_count(limits.workers), limits.clip_timeout
+        self.workers, self.clip_timeout = worker_count(limits.workers), limits.clip_timeout
         self._pool = ProcessPool(
             self.workers,
             max_tasks=CLIPS_PER_PROCESS,
-            context=_context(preload),
-            initializer=_set_up_worker,
+            context=_process_context(preload),
+            initializer=_initialize_worker,
             initargs=[low_priority],
         )
 
@@ -142,66 +158,67 @@ class DecoderPool:
         self._pool.join()
 
     def start(self) -> None:
-        """Start the processes now, so that they are there when they are needed."""
+        """Start the processes now, so that they are ready when the encoder has been loaded."""
         for _ in range(self.workers):
             self._pool.schedule(os.getpid)
 
     def read(
         self,
         items: Iterable[WorkItem],
-        read: Callable[..., DecodedClip],
+        decode: DecodeFunction,
         settings_of: Callable[[Clip], dict[str, Any]] = lambda _: {},
         **settings: Any,
     ) -> Iterator[DecodeResult]:
-        """Yield every item with what `read` made of it, as they come; a hang or a crash costs that item alone.
+        """Yield every item with its decoded clip or its error, in the order in which they are finished.
 
-        `settings` are those of all clips, `settings_of` gives those of one.
+        `settings` are passed to `decode` for all clips, `settings_of` returns further ones of a single clip. A
+        clip on which a worker hangs or dies becomes a ClipError (`timeout` or `crashed`).
         """
-        done: queue.SimpleQueue[tuple[WorkItem, dict[str, Any], Any]] = queue.SimpleQueue()
-        second = FALLBACK_SETTINGS.get(read, {})
+        # pebble sets the results of futures in its own thread; this queue brings them to the caller's.
+        finished: queue.SimpleQueue[tuple[WorkItem, dict[str, Any], Any]] = queue.SimpleQueue()
+        fallback = FALLBACK_SETTINGS.get(decode, {})
 
         def schedule(item: WorkItem, options: dict[str, Any]) -> None:
-            part = (item.clip.path, item.clip.start, item.clip.end)
-            future = self._pool.schedule(read, args=part, kwargs=options, timeout=self.timeout)
-            future.add_done_callback(lambda future: done.put((item, options, future)))
+            args = (item.clip.path, item.clip.start, item.clip.end)
+            future = self._pool.schedule(decode, args=args, kwargs=options, timeout=self.clip_timeout)
+            future.add_done_callback(lambda future: finished.put((item, options, future)))
 
         source = iter(items)
-        waiting = 0
+        in_flight = 0
         while True:
-            while waiting < AHEAD * self.workers and (item := next(source, None)) is not None:
+            while in_flight < MAX_AHEAD * self.workers and (item := next(source, None)) is not None:
                 schedule(item, {**settings, **settings_of(item.clip)})
-                waiting += 1
-            if not waiting:
+                in_flight += 1
+            if not in_flight:
                 return
-            item, options, future = done.get()
-            outcome = _outcome(future, self.timeout)
-            if isinstance(outcome, ClipError) and outcome.reason in ("timeout", "crashed") and second:
-                if options.items() >= second.items():
-                    outcome = ClipError(outcome.reason, f"{outcome.message}, with both decoders")
-                else:
-                    schedule(item, {**options, **second})
+            item, options, future = finished.get()
+            result = _result_of(future, self.clip_timeout)
+            if isinstance(result, ClipError) and result.reason in ("timeout", "crashed") and fallback:
+                if not options.items() >= fallback.items():
+                    schedule(item, {**options, **fallback})
                     continue
-            waiting -= 1
-            yield item, outcome
+                result = ClipError(result.reason, f"{result.message}, with both decoders")
+            in_flight -= 1
+            yield item, result
 
 
 def decode_text(items: Iterable[WorkItem], reasons: Mapping[str, str]) -> Iterator[DecodeResult]:
-    """Transcripts; an empty one is a missing modality, unless `reasons` says why the clip has none."""
+    """Yield the transcripts; an empty one is the error `no_text`, or the clip's entry in `reasons`."""
     for item in items:
         text = (item.clip.text or "").strip()
         yield item, DecodedClip(text) if text else ClipError(reasons.get(item.clip.clip, "no_text"))
 
 
-def _outcome(future: Any, timeout: float) -> DecodedClip | ClipError:
+def _result_of(future: Any, clip_timeout: float) -> DecodedClip | ClipError:
     try:
         return future.result()
     except ClipError as error:
         return error
     except TimeoutError:
-        return ClipError("timeout", f"decoding took longer than {timeout:g} s")
+        return ClipError("timeout", f"decoding took longer than {clip_timeout:g} s")
     except ProcessExpired as error:
         return ClipError("crashed", f"the decoder process died (exit code {error.exitcode})")
-    except DAMAGE as error:
+    except DAMAGED_FILE_ERRORS as error:
         return _unreadable(error)
 
 
@@ -209,53 +226,57 @@ def _unreadable(error: Exception) -> ClipError:
     return ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
 
 
-def _timed(frames: Iterator[Any], spent: dict[str, float]) -> Iterator[Any]:
+def _timed(frames: Iterator[Any], timings: dict[str, float]) -> Iterator[Any]:
+    """Yield the frames and add the seconds that decoding them takes to `timings`."""
     while True:
         began = time.perf_counter()
         frame = next(frames, None)
-        spent["decode"] += time.perf_counter() - began
+        timings["decode"] += time.perf_counter() - began
         if frame is None:
             return
         yield frame
 
 
-def _set_up_worker(low_priority: bool) -> None:
+def _initialize_worker(low_priority: bool) -> None:
     if low_priority and hasattr(os, "nice"):
-        os.nice(LOWER_PRIORITY)
+        os.nice(NICENESS)
 
 
-def worker_count(asked: int | None = None) -> int:
-    """Decoder processes: what was asked for, else the cores this process may use, at most eight."""
-    if asked:
-        return asked
+def worker_count(requested: int | None = None) -> int:
+    """Return the number of decoder processes: `requested`, else one per core of this process, at most eight."""
+    if requested:
+        return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores))
+    return max(1, min(MAX_WORKERS, cores))
 
 
-def _context(preload: tuple[str, ...]) -> Any:
-    """Never plain fork: it copies locks that torch's and HDF5's threads may hold at that moment."""
+def _process_context(preload: tuple[str, ...]) -> Any:
+    """Return how processes are started: never by plain fork, which copies locks that threads of torch and HDF5
+    may hold at that moment."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver  # not everywhere
+    from multiprocessing import forkserver  # not available on Windows
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    with _silence_stderr():
+    with _silenced_stderr():
         forkserver.ensure_running()
     return context
 
 
 @contextmanager
-def _silence_stderr() -> Iterator[None]:
-    """What is started meanwhile has no standard error: what C libraries say about damaged files is in nobody's
-    language, and failures come back as reasons. Nor is the traceback of use that a process prints which was
-    being started when the run ended."""
+def _silenced_stderr() -> Iterator[None]:
+    """Give processes that are started meanwhile no standard error.
+
+    C libraries print decoder warnings that are not useful to the user, and failures are returned as reasons. It also
+    hides the traceback of a process that is still starting when the run ends.
+    """
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr_copy, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
+        os.close(devnull)

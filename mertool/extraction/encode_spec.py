@@ -11,7 +11,7 @@ from mertool.encoders.aligner import Aligner
 from mertool.encoders.cpu import optimize_for_cpu
 from mertool.encoders.hidden_states import truncate_after
 from mertool.encoders.packed import pack
-from mertool.extraction.batching import BatchBudget, budget
+from mertool.extraction.batching import BatchBudget, default_budget
 from mertool.extraction.multi_adapter import MultiAdapterEncoder
 from mertool.extraction.pipeline import EncodeSpec, keep_frames, mean_pool
 from mertool.features import Recipe
@@ -54,7 +54,7 @@ def assemble_several(
     def finish(frames: torch.Tensor) -> list[torch.Tensor]:
         return [_finish(frames, keep, *pair) for pair in zip(recipes, aligners, strict=True)]
 
-    limit = BatchBudget(budget(first.modality, device.type) if most is None else most)
+    limit = BatchBudget(default_budget(first.modality, device.type) if most is None else most)
     work = EncodeSpec(encoder, keep, finish, limit, device)
     if given.adapters:
         adapted = MultiAdapterEncoder(encoder, given.adapters, device)

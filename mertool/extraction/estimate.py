@@ -1,4 +1,4 @@
-"""How long a job will take and what it will need, from a measured sample."""
+"""Estimate of the time and disk space of an extraction, from a measured sample of its clips."""
 
 import random
 import shutil
@@ -9,20 +9,26 @@ import numpy as np
 
 from mertool.extraction.face_crops import FaceCropCache
 from mertool.extraction.job import ExtractionJob, ExtractionWorker
-from mertool.extraction.plan import make_plan
+from mertool.extraction.pipeline import ExtractionStats
+from mertool.extraction.plan import WorkItem, make_plan
 from mertool.manifest import Manifest
 from mertool.store import ClipFeatures, Failure, PartWriter, StoreWriter, check_store, parts_folder
 
-WARM_UP, SAMPLE = 4, 32  # clips
+WARM_UP_CLIPS, SAMPLE_CLIPS = 4, 32  # the first clips are slower, so they are run but not measured
 SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Clips in all, cached and to do; for those to do hours of media, bytes and seconds, scaled from a sample.
+    """The work of an extraction: counts of clips, and needs of the clips to do, scaled up from a sample.
 
-    `disk` is what the store will grow by, `faces_disk` what the store of crops `faces` will; at the end as much
-    again is needed for a moment, while parts are joined. `seconds` leaves out loading the encoder.
+    clips: clips of the manifest, of which `cached` are in the store `store` and `todo` are not.
+    sample: clips that were measured, of which `sample_failed` failed.
+    media_hours: length of the media to decode.
+    disk: bytes by which the store will grow; while parts are merged, as much again is needed for a moment.
+    faces: the store of face crops that will be filled, and `faces_disk` the bytes by which it will grow.
+    disk_free: bytes that are free on the disk of the store.
+    seconds: duration of the extraction without loading the encoder.
     """
 
     store: str
@@ -42,59 +48,65 @@ class Estimate:
         return asdict(self)
 
 
-class _Scale(PartWriter):
-    """Weighs features instead of writing them."""
+class _SizeCounter(PartWriter):
+    """Counts the bytes of features instead of writing them."""
 
-    weight = 0
+    n_bytes = 0
 
     def add(self, features: ClipFeatures) -> None:
-        self.weight += features.values.size * self.dtype.itemsize
+        self.n_bytes += features.values.size * self.dtype.itemsize
 
     def fail(self, failure: Failure) -> None:
-        """A failure weighs nothing."""
+        """Count nothing: a row of the table of failures is small."""
 
 
-def estimate_fill(manifest: Manifest, job: ExtractionJob, overwrite: bool = False) -> Estimate:
-    """Measure some of the clips that are to do; the store is not touched."""
+def estimate_extraction(manifest: Manifest, job: ExtractionJob, overwrite: bool = False) -> Estimate:
+    """Extract some of the clips that the job's store lacks, without writing, and scale up what they took."""
     check_store(job.output, job.recipe, overwrite)
-    done: dict[str, str] = {}
-    failed: dict[str, Failure] = {}
-    if not overwrite and (job.output.exists() or parts_folder(job.output).exists()):
-        with StoreWriter(job.output, job.recipe, job.origin) as writer:
-            done, failed = writer.done, writer.failed
+    done, failed = _stored_clips(job, overwrite)
     plan = make_plan(manifest, job.recipe.modality, done, failed)
-    todo = list(plan.todo)
-    # Those whose crops are found already are quick, and there are none of them left when the others are done.
-    if job.faces:
-        with FaceCropCache(job.faces, job.faces_recipe, None) as crops:
-            todo = [item for item in todo if not crops.knows(item)] or todo
-    chosen = random.Random(SEED).sample(todo, min(len(todo), WARM_UP + SAMPLE))
-    sample = chosen[WARM_UP:] or chosen
-    scale, face_scale = _Scale(job.output, job.recipe, {}), _Scale(job.output, job.faces_recipe, {})
-    seconds = media = 0.0
-    bad = 0
+    candidates = _unmeasured(job, list(plan.todo))
+    drawn = random.Random(SEED).sample(candidates, min(len(candidates), WARM_UP_CLIPS + SAMPLE_CLIPS))
+    sample = drawn[WARM_UP_CLIPS:] or drawn
+    features, crops = _SizeCounter(job.output, job.recipe, {}), _SizeCounter(job.output, job.faces_recipe, {})
+    stats = ExtractionStats()
     if sample:
-        with ExtractionWorker(job) as session:
-            session.do(chosen[:WARM_UP], _Scale(job.output, job.recipe, {}), None, _silent)
-            report = session.do(sample, scale, face_scale, _silent)
-        seconds, media, bad = report.wall, report.media_seconds, report.failed
-    factor = len(plan.todo) / max(1, len(sample))
+        with ExtractionWorker(job) as worker:
+            worker.do(drawn[:WARM_UP_CLIPS], _SizeCounter(job.output, job.recipe, {}), None, _no_progress)
+            stats = worker.do(sample, features, crops, _no_progress)
+    scale = len(plan.todo) / max(1, len(sample))
     folder = next(parent for parent in job.output.absolute().parents if parent.exists())
     return Estimate(
-        str(job.output),
-        len(manifest),
-        len(plan.cached),
-        len(plan.todo),
-        len(sample),
-        bad,
-        round(factor * media / 3600, 4),
-        int(np.ceil(factor * scale.weight)),
-        str(job.faces) if job.faces else None,
-        int(np.ceil(factor * face_scale.weight)),
-        shutil.disk_usage(folder).free,
-        round(factor * seconds, 1),
+        store=str(job.output),
+        clips=len(manifest),
+        cached=len(plan.cached),
+        todo=len(plan.todo),
+        sample=len(sample),
+        sample_failed=stats.failed,
+        media_hours=round(scale * stats.media_seconds / 3600, 4),
+        disk=int(np.ceil(scale * features.n_bytes)),
+        faces=str(job.faces) if job.faces else None,
+        faces_disk=int(np.ceil(scale * crops.n_bytes)),
+        disk_free=shutil.disk_usage(folder).free,
+        seconds=round(scale * stats.wall, 1),
     )
 
 
-def _silent(*_: object) -> None:
-    """No progress is shown."""
+def _stored_clips(job: ExtractionJob, overwrite: bool) -> tuple[dict[str, str], dict[str, Failure]]:
+    """Return digests of the clips in the store and its failures, including parts of an unfinished run."""
+    if overwrite or not (job.output.exists() or parts_folder(job.output).exists()):
+        return {}, {}
+    with StoreWriter(job.output, job.recipe, job.origin) as writer:
+        return writer.done, writer.failed
+
+
+def _unmeasured(job: ExtractionJob, items: list[WorkItem]) -> list[WorkItem]:
+    """Return the items whose faces must still be detected, if there are any: the other ones are much faster."""
+    if job.faces is None:
+        return items
+    with FaceCropCache(job.faces, job.faces_recipe, None) as crops:
+        return [item for item in items if not crops.has(item)] or items
+
+
+def _no_progress(*_: object) -> None:
+    """Ignore the progress of the sample."""

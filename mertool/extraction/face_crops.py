@@ -1,4 +1,4 @@
-"""Face crops of clips: from a store where they are there, else found in the video and added to it."""
+"""Face crops of clips: read from a store if they are there, otherwise detected in the video and added to it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,12 +14,15 @@ from mertool.features import Recipe
 from mertool.store import ClipFeatures, Failure, FeatureStore, PartWriter, parts_folder
 
 
-def crops_beside(output: Path, recipe: Recipe, shard: str = "") -> Path:
-    """Where the crops for a store of video features are kept: `faces.h5`, if that is not of another recipe."""
-    plain = output.with_name(f"faces{shard}.h5")
-    if plain == output or (plain.exists() and _fingerprint(plain) != recipe.fingerprint):
+def crops_path_beside(output: Path, recipe: Recipe, shard: str = "") -> Path:
+    """Return the default path of the face crops for a store of video features.
+
+    It is `faces.h5` in the same folder, or a name with the recipe's fingerprint if that one is of another recipe.
+    """
+    default = output.with_name(f"faces{shard}.h5")
+    if default == output or (default.exists() and _fingerprint(default) != recipe.fingerprint):
         return output.with_name(f"faces-{recipe.fingerprint[:8]}{shard}.h5")
-    return plain
+    return default
 
 
 def _fingerprint(path: Path) -> str:
@@ -28,7 +31,10 @@ def _fingerprint(path: Path) -> str:
 
 
 class FaceCropCache:
-    """A store of face crops, open for reading (if it is there) and, with a writer, for adding. A context manager."""
+    """A store of face crops, open for reading (if it exists) and, with a `writer`, for adding crops.
+
+    Use as a context manager. Raises MertoolError if the store was made by another recipe.
+    """
 
     def __init__(self, path: Path, recipe: Recipe, writer: PartWriter | None):
         self.path, self.recipe, self.writer = path, recipe, writer
@@ -39,50 +45,56 @@ class FaceCropCache:
         if self._store and self._store.fingerprint != self.recipe.fingerprint:
             self._stack.close()
             raise MertoolError(f"{self.path} holds face crops of other settings: give another --faces")
-        self._failures = {f.clip: f for f in self._store.failures()} if self._store else {}
+        self._failures = {failure.clip: failure for failure in self._store.failures()} if self._store else {}
         self._digests = self._store.digests() if self._store else {}
         self._facts: Any = self._store.facts() if self._store else {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer = None  # a thread that was reading ahead may still come back with crops
+        self.writer = None  # a thread that reads ahead may still bring crops after the writer was closed
         self._stack.close()
 
     def read(self, items: list[WorkItem], decoders: DecoderPool) -> Iterator[DecodeResult]:
-        """Crops of every item, those of the store first."""
+        """Yield the crops of every item, those of the store first; detected crops are added to the store."""
         missing = []
         for item in items:
-            if self.knows(item):
+            if self.has(item):
                 yield item, self._stored(item.clip.clip)
             else:
                 missing.append(item)
         media = self.recipe.media
-        for item, found in decoders.read(missing, decode_faces, fps=media["fps"], most=media["most_frames"]):
-            self._keep(item, found)
-            yield item, found
+        for item, result in decoders.read(missing, decode_faces, fps=media["fps"], max_frames=media["most_frames"]):
+            self._add(item, result)
+            yield item, result
 
-    def knows(self, item: WorkItem) -> bool:
-        """Whether the store has crops of the clip, or the reason why there are none."""
+    def has(self, item: WorkItem) -> bool:
+        """Return whether the store has crops of the clip, or the reason why there are none."""
         return is_known(item, self._digests, self._failures)
 
     def has_all(self, items: list[WorkItem]) -> bool:
-        """Whether nothing has to be found in the video, and no part of a killed run waits to be joined."""
-        return all(map(self.knows, items)) and not parts_folder(self.path).exists()
+        """Return whether no crop has to be detected and no part of a killed run waits to be merged."""
+        return all(map(self.has, items)) and not parts_folder(self.path).exists()
 
     def _stored(self, clip: str) -> DecodedClip | ClipError:
         if clip in self._failures:
             return ClipError(self._failures[clip].reason, self._failures[clip].message)
         assert self._store is not None
         row = self._store.index[clip]
-        seconds, seen, share = (self._facts[name][row] for name in ("seconds", "frames_seen", "face_share"))
-        return DecodedClip(np.asarray(self._store.frames(clip)), float(seconds), int(seen), float(share))
+        return DecodedClip(
+            np.asarray(self._store.frames(clip)),
+            seconds=float(self._facts["seconds"][row]),
+            frames_seen=int(self._facts["frames_seen"][row]),
+            face_share=float(self._facts["face_share"][row]),
+        )
 
-    def _keep(self, item: WorkItem, found: DecodedClip | ClipError) -> None:
+    def _add(self, item: WorkItem, result: DecodedClip | ClipError) -> None:
         if self.writer is None:
             return
         clip = item.clip.clip
-        if isinstance(found, ClipError):
-            self.writer.fail(Failure(clip, item.digest, "decode", found.reason, found.message))
+        if isinstance(result, ClipError):
+            self.writer.fail(
+                Failure(clip=clip, digest=item.digest, stage="decode", reason=result.reason, message=result.message)
+            )
         else:
-            facts = (found.seconds, found.frames_seen, found.face_share)
-            self.writer.add(ClipFeatures(clip, item.digest, found.content, *facts))
+            facts = (result.seconds, result.frames_seen, result.face_share)
+            self.writer.add(ClipFeatures(clip, item.digest, result.content, *facts))

@@ -101,7 +101,7 @@ class ExtractionWorker:
             return decode_text(items, self.job.no_text)
         if self.job.recipe.modality == "audio":
             return self._decoders.read(items, decode_audio)
-        return self._decoders.read(items, decode_faces, fps=media["fps"], most=media["most_frames"])
+        return self._decoders.read(items, decode_faces, fps=media["fps"], max_frames=media["most_frames"])
 
 
 def extract_to_store(

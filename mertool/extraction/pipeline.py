@@ -18,7 +18,7 @@ import torch
 from mertool.devices import is_out_of_memory
 from mertool.errors import MISSING_MODALITY_REASONS, REASONS, ClipError
 from mertool.extraction.background_writer import BackgroundWriter
-from mertool.extraction.batching import BatchBudget, batches
+from mertool.extraction.batching import BatchBudget, bucket_batches
 from mertool.extraction.decoding import DecodedClip, DecodeResult
 from mertool.extraction.plan import WorkItem
 from mertool.extraction.prefetch import Prefetcher
@@ -148,7 +148,7 @@ def _encode_all(
         sink.put(partial(record.failure, item, error))
 
     ready = _ready(outcomes, work.encoder, fail)
-    grouped = batches(
+    grouped = bucket_batches(
         ready, lambda clip: work.encoder.cost(clip.prepared), work.limit, lambda clip: work.variant(clip.item.clip.clip)
     )
     with Prefetcher(grouped, BATCHES_AHEAD) as batches_ahead:
@@ -258,7 +258,7 @@ class _Recorder:
         self.report.write += time.perf_counter() - began
         self.report.extracted += 1
         self.report.media_seconds += np.nan_to_num(decoded.seconds)
-        for kind, seconds in decoded.spent.items():
+        for kind, seconds in decoded.timings.items():
             setattr(self.report, kind, getattr(self.report, kind) + seconds)
         self.step()
 

@@ -1,4 +1,4 @@
-"""Doing the next work in a thread of its own while the last result is being used."""
+"""Compute the next items in a background thread while the current one is being used."""
 
 import queue
 import threading
@@ -6,50 +6,53 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-PATIENCE = 0.2  # seconds between looks at whether the work is still wanted
+POLL_SECONDS = 0.2  # interval at which a thread that waits for room checks whether it was cancelled
 
 
 class Prefetcher(Generic[T]):
-    """Iterates over `items` in a thread, at most `size` of them ahead. Use as a context manager.
+    """Iterate over `items` in a background thread, at most `size` items ahead of the consumer.
 
-    What the thread raises is raised here. Leaving early lets the thread end at its next item.
+    Use it as a context manager; entering gives the iterator. An exception of the thread is raised in the consumer,
+    after the items that came before it. Leaving early cancels the thread, which then ends at its next item.
     """
 
     def __init__(self, items: Iterable[T], size: int):
         self._queue: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(size)
-        self._unwanted = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True)
+        self._cancelled = threading.Event()
+        # A daemon, so that a decoder that hangs in it cannot keep the interpreter from exiting.
+        self._thread = threading.Thread(target=self._produce, args=(items,), daemon=True)
 
     def __enter__(self) -> Iterator[T]:
         self._thread.start()
-        return self._results()
+        return self._consume()
 
     def __exit__(self, *_: object) -> None:
-        self._unwanted.set()
+        self._cancelled.set()
 
-    def _results(self) -> Iterator[T]:
+    def _consume(self) -> Iterator[T]:
         while True:
-            more, value = self._queue.get()
-            if more:
+            is_item, value = self._queue.get()
+            if is_item:
                 yield value  # type: ignore[misc]
             elif isinstance(value, BaseException):
                 raise value
             else:
                 return
 
-    def _work(self, items: Iterable[T]) -> None:
+    def _produce(self, items: Iterable[T]) -> None:
         try:
             for item in items:
                 if not self._put(True, item):
                     return
             self._put(False, None)
-        except BaseException as error:  # whatever it is belongs to the thread that asked
+        except BaseException as error:  # of any kind: it is raised again in the consumer's thread
             self._put(False, error)
 
-    def _put(self, more: bool, value: T | BaseException | None) -> bool:
-        while not self._unwanted.is_set():
+    def _put(self, is_item: bool, value: T | BaseException | None) -> bool:
+        """Put a value into the queue; False if the consumer left before there was room."""
+        while not self._cancelled.is_set():
             try:
-                self._queue.put((more, value), timeout=PATIENCE)
+                self._queue.put((is_item, value), timeout=POLL_SECONDS)
                 return True
             except queue.Full:
                 pass

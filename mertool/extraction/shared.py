@@ -50,7 +50,7 @@ class Reading:
         """What the encoder of a recipe for sound or faces takes."""
         if recipe.modality == "audio":
             return cls("audio", (), noise)
-        return cls("video", (("fps", recipe.media["fps"]), ("most", recipe.media["most_frames"])), noise)
+        return cls("video", (("fps", recipe.media["fps"]), ("max_frames", recipe.media["most_frames"])), noise)
 
     @property
     def read(self) -> Callable[..., Any]:
@@ -59,7 +59,9 @@ class Reading:
 
     def settings_of(self, clip: Clip) -> dict[str, Any]:
         """All settings of `read` for one clip."""
-        noise = self.noise and (self.noise.sound(clip) if self.modality == "audio" else self.noise.picture(clip))
+        noise = self.noise and (
+            self.noise.audio_settings(clip) if self.modality == "audio" else self.noise.video_settings(clip)
+        )
         return {**dict(self.settings), **(noise or {})}
 
 

@@ -188,10 +188,10 @@ def test_sound_of_a_real_clip(demo):
 
 
 def test_face_of_a_real_clip(demo):
-    decoded = decode_faces(demo / "clips" / "spk01_001.mp4", None, None, 2.0, 3)
+    decoded = decode_faces(demo / "clips" / "spk01_001.mp4", None, None, fps=2.0, max_frames=3)
     assert decoded.content.shape == (3, 224, 224, 3)
     assert (decoded.frames_seen, decoded.face_share) == (3, 1.0)
-    assert decoded.spent["decode"] > 0 < decoded.spent["faces"]
+    assert decoded.timings["decode"] > 0 < decoded.timings["faces"]
 
 
 def test_an_empty_transcript_is_an_absent_modality(tmp_path):
@@ -225,6 +225,6 @@ def test_settings_of_one_clip_stand_beside_those_of_all(tmp_path):
 def test_of_several_readings_one_that_fails_costs_none_of_the_others(tmp_path):
     readings = [(obey, {}), (with_settings, {"fps": 1.0, "most": 2})]
     for name, reason in (("refuse-1", "no_audio"), ("value-1", "unreadable")):
-        failed, read = decode_several(tmp_path / f"{name}.mp4", None, None, readings).content
+        failed, read = decode_several(tmp_path / f"{name}.mp4", None, None, readings=readings).content
         assert isinstance(failed, ClipError) and failed.reason == reason
         assert read.content == (None, None, 1.0, 2)

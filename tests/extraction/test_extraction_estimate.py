@@ -166,7 +166,7 @@ def test_time_and_media_grow_with_the_clips(dry, texts, monkeypatch):
             bad = {"unreadable": len(items) // 10}
             return ExtractionStats(len(items), bad, media_seconds=3.0 * len(items), wall=0.5 * len(items))
 
-    monkeypatch.setattr(estimate, "Session", Measured)
+    monkeypatch.setattr(estimate, "ExtractionWorker", Measured)
     found = dry(texts(7200))
     assert (found["seconds"], found["media_hours"], found["sample_failed"]) == (3600.0, 6.0, 3)
 

@@ -65,7 +65,7 @@ def by_engine(tmp_path, name, folder, modality, dtype, most) -> np.ndarray:
     recipe = Recipe(modality, "tiny", "w", layers, "mean", dtype, "float32")
     work = assemble(recipe, EncoderAssets(source), torch.device("cpu"), most)
     outcomes = [
-        (WorkItem(Clip(f"c{number}", tmp_path), "d"), DecodedClip(content, 1.0))
+        (WorkItem(Clip(f"c{number}", tmp_path), "d"), DecodedClip(content, seconds=1.0))
         for number, content in enumerate(contents(name, modality))
     ]
     path = tmp_path / "s.h5"

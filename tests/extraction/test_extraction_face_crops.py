@@ -19,7 +19,7 @@ NAMES = ("a", "b", "c", "d")
 FACELESS = "c"
 
 
-def draw_crops(path, start, end, fps, most, decoder="auto"):
+def draw_crops(path, start, end, fps, max_frames, decoder="auto"):
     """Stands in for `decode_faces` in the worker processes."""
     if not path.exists():
         raise ClipError("missing_file")
@@ -30,13 +30,15 @@ def draw_crops(path, start, end, fps, most, decoder="auto"):
         raise ClipError("no_face", "nobody in 4 frames")
     draw = np.random.default_rng(int.from_bytes(hashlib.sha256(content).digest()[:4]))
     crops = draw.integers(0, 256, (max(1, int(2 * fps)), 64, 64, 3), np.uint8)
-    return DecodedClip(crops, 2.0, 2 * len(crops), 0.5, {"decode": 0.25, "faces": 0.5})
+    return DecodedClip(
+        crops, seconds=2.0, frames_seen=2 * len(crops), face_share=0.5, timings={"decode": 0.25, "faces": 0.5}
+    )
 
 
 @pytest.fixture
 def media(tmp_path, write_manifest, monkeypatch):
     """A manifest of four clips; nobody is in the third."""
-    for module in ("crops", "fill"):
+    for module in ("face_crops", "job"):
         monkeypatch.setattr(f"mertool.extraction.{module}.decode_faces", draw_crops)
     for name in NAMES:
         (tmp_path / f"{name}.mp4").write_bytes(b"nobody" if name == FACELESS else f"picture {name}".encode())

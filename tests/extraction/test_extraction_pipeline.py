@@ -42,7 +42,7 @@ def extract(tmp_path, encoder, contents, *, finish=mean_pool, pool="mean", layer
     recipe = Recipe("audio", "fake", "w", layers, pool, storage_dtype="float32")
     jobs = [WorkItem(Clip(f"c{n}", tmp_path), f"d{n}") for n in range(len(contents))]
     outcomes = [
-        (job, content if isinstance(content, ClipError) else DecodedClip(content, 2.0))
+        (job, content if isinstance(content, ClipError) else DecodedClip(content, seconds=2.0))
         for job, content in zip(jobs, contents, strict=True)
     ]
     steps = []

@@ -25,7 +25,7 @@ def hear(path, start, end, noise=None):
     return _obey(path, "sound")
 
 
-def see(path, start, end, fps, most, decoder="auto", blur=1):
+def see(path, start, end, fps, max_frames, decoder="auto", blur_factor=1):
     """Stands in for `decode_faces`."""
     return _obey(path, "faces")
 
@@ -40,7 +40,7 @@ def _obey(path, kind):
         raise ValueError("odd bytes")
     if what == f"hang{kind}":
         time.sleep(60)
-    return DecodedClip(float(path.stem.rpartition("-")[2]) + (100 if kind == "faces" else 0), 1.0)
+    return DecodedClip(float(path.stem.rpartition("-")[2]) + (100 if kind == "faces" else 0), seconds=1.0)
 
 
 class FakeEncoder:

@@ -75,7 +75,7 @@ class ExtractionJob:
             self.read_now.append(item.clip.clip)
             content = item.clip.path.read_text() if item.clip.path.exists() else "missing_file"
             if content.replace(".", "").isdigit():
-                yield item, DecodedClip(np.full(RATE, float(content), np.float32), 1.0)
+                yield item, DecodedClip(np.full(RATE, float(content), np.float32), seconds=1.0)
             else:
                 yield item, ClipError(content)
 
