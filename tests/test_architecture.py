@@ -25,8 +25,8 @@ TIERS = {
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
 # Imports allowed within one tier: `python -m mertool` is the command line, the writers of files turn an
-# OSError into a user's error, noise blurs the frames of a face track, and options name the choices of their tier.
-SAME_TIER = {("__main__", "cli"), ("files", "errors"), ("noise", "faces")} | {
+# OSError into a user's error, and options name the choices of their tier.
+SAME_TIER = {("__main__", "cli"), ("files", "errors")} | {
     ("options", choices) for choices in ("manifest", "features", "registry")
 }
 FILES = sorted(ROOT.rglob("*.py"))
