@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parent / "bench" / "extract.py"
 # Of both sides: where the engine's own number format is another, a row of float32 follows.
 ENCODERS = ("audio/hubert-base", "audio/hubert-large", "video/clip-vit-b16", "text/bert-base")

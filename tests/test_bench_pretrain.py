@@ -12,6 +12,8 @@ sys.path.append(str(Path(__file__).parent / "bench"))
 
 import pretrain
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"width": 32, "layers": 2, "heads": 2, "channels": 16, "batch": 2, "units": 8, "seconds": 0.5, "device": "cpu"}
 OPTIONS = pretrain.Options(**SIZES, steps=5)
 RATE = pretrain.RATE
