@@ -1,8 +1,8 @@
-"""Stage `evaluate`: scores of predictions against labels, a paired test of two of them, and what a bundle loses
-without a modality or in noise."""
+"""Stage `evaluate`: scores of predictions against labels, a paired test of two predictions files, and the loss of a
+bundle without a modality or in noise."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,44 @@ from mertool.options.evaluate import EvaluateOptions
 from mertool.predictions import Predictions
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Clips that are scored: ids, class indices (N,), speakers (N,) where all are known."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedClips:
+    """The labelled clips that are scored.
+
+    clips: ids of the N clips.
+    labels: class indices (N,).
+    speakers: (N,) where the speakers of all clips are known, else None.
+    classes: names of the classes.
+    seed: of the bootstrap.
+    """
 
     clips: list[str]
-    truth: np.ndarray
+    labels: np.ndarray
     speakers: np.ndarray | None
     classes: tuple[str, ...]
+    seed: int
 
-    def only(self, clips: list[str]) -> "_Scored":
-        """Some of them, in this order."""
-        row = {clip: number for number, clip in enumerate(self.clips)}
-        rows = [row[clip] for clip in clips]
-        speakers = None if self.speakers is None else self.speakers[rows]
-        return _Scored(clips, self.truth[rows], speakers, self.classes)
+    def select(self, clips: Sequence[str]) -> "EvaluatedClips":
+        """Return a subset of the clips, in this order."""
+        row_of = {clip: row for row, clip in enumerate(self.clips)}
+        rows = [row_of[clip] for clip in clips]
+        return EvaluatedClips(
+            clips=list(clips),
+            labels=self.labels[rows],
+            speakers=None if self.speakers is None else self.speakers[rows],
+            classes=self.classes,
+            seed=self.seed,
+        )
+
+    def scores(self, predicted: np.ndarray) -> dict[str, Any]:
+        """Scores of predicted class indices (N,), with intervals."""
+        return score_json(self.labels, predicted, len(self.classes), seed=self.seed, groups=self.speakers)
+
+    def gain(self, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+        """Paired bootstrap of the difference in weighted F1 of two systems' class indices (N,)."""
+        return paired_bootstrap(
+            self.labels, first, second, classes=len(self.classes), seed=self.seed, groups=self.speakers
+        )
 
 
 def evaluate(
@@ -39,9 +62,10 @@ def evaluate(
     manifest: Manifest,
     output: Path | None,
     options: EvaluateOptions | None = None,
-    progress: Callable[[int, int, int, float], None] = lambda *_: None,
+    *,
+    on_progress: Callable[[int, int, int, float], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Scores of one or two predictions files on the labelled clips they predict.
+    """Scores of one or two predictions files on the labelled clips that they predict.
 
     Intervals are over speakers where the manifest knows those of all scored clips, else over clips. With `output` the
     scores are also written there, and plots beside it. Clips with a label and no prediction are counted, not guessed.
@@ -54,33 +78,38 @@ def evaluate(
     if output:
         check_writable(output, manifest.source, *predictions)
     systems = [Predictions.read(path) for path in predictions]
-    scored, labelled = _scored(systems, predictions, manifest)
-    probabilities = [_rows(system, scored.clips) for system in systems]
+    evaluated, labelled = _select_clips(systems, predictions, manifest, options.seed)
+    probabilities = [_probabilities_of(system, evaluated.clips) for system in systems]
     result: dict[str, Any] = {
-        "clips": len(scored.clips),
-        "labelled_without_prediction": labelled - len(scored.clips),
-        "classes": list(scored.classes),
-        "intervals": "clips" if scored.speakers is None else "speakers",
+        "clips": len(evaluated.clips),
+        "labelled_without_prediction": labelled - len(evaluated.clips),
+        "classes": list(evaluated.classes),
+        "intervals": "clips" if evaluated.speakers is None else "speakers",
         "systems": [
-            {"predictions": str(path), **_scores(scored, rows, options.seed)}
+            {"predictions": str(path), **_score_system(evaluated, rows)}
             for path, rows in zip(predictions, probabilities, strict=True)
         ],
     }
     if len(systems) == 2:
         first, second = (rows.argmax(1) for rows in probabilities)
         result["paired"] = {
-            "waf": _gain(scored, first, second, options.seed),
-            "mcnemar": mcnemar(scored.truth, first, second),
+            "waf": evaluated.gain(first, second),
+            "mcnemar": mcnemar(evaluated.labels, first, second),
         }
     if options.bundle:
-        result["robustness"] = _robustness(predictions[0], probabilities[0], scored, manifest, options, progress)
+        predicted = dict(zip(evaluated.clips, probabilities[0], strict=True))
+        result["robustness"] = _score_conditions(
+            predicted, evaluated, path=predictions[0], manifest=manifest, options=options, on_progress=on_progress
+        )
     if output:
         _write(output, result)
     return result
 
 
-def _scored(systems: list[Predictions], paths: list[Path], manifest: Manifest) -> tuple[_Scored, int]:
-    """The labelled clips that all systems predict, in the first one's order; and the number of labelled ones."""
+def _select_clips(
+    systems: list[Predictions], paths: list[Path], manifest: Manifest, seed: int
+) -> tuple[EvaluatedClips, int]:
+    """The labelled clips that all systems predict, in the order of the first; and the number of labelled clips."""
     classes = systems[0].classes
     if any(system.classes != classes for system in systems):
         raise MertoolError(f"{paths[0]} and {paths[1]} predict different classes: compare predictions of the same ones")
@@ -94,62 +123,69 @@ def _scored(systems: list[Predictions], paths: list[Path], manifest: Manifest) -
             "give the manifest of the clips that were predicted"
         )
     clips = [clip for clip in systems[0].clips if clip in shared]
-    truth = np.array([classes.index(labels[clip]) for clip in clips])
     groups = [speakers.get(clip, "") for clip in clips]
-    # Of one speaker alone there is nothing to draw.
-    known = all(groups) and len(set(groups)) > 1
-    return _Scored(clips, truth, np.array(groups) if known else None, classes), len(labels)
+    # The bootstrap draws speakers, and from a single one there is nothing to draw.
+    all_known = all(groups) and len(set(groups)) > 1
+    evaluated = EvaluatedClips(
+        clips=clips,
+        labels=np.array([classes.index(labels[clip]) for clip in clips]),
+        speakers=np.array(groups) if all_known else None,
+        classes=classes,
+        seed=seed,
+    )
+    return evaluated, len(labels)
 
 
-def _rows(system: Predictions, clips: list[str]) -> np.ndarray:
-    row = {clip: number for number, clip in enumerate(system.clips)}
-    return system.probabilities[[row[clip] for clip in clips]]
+def _probabilities_of(system: Predictions, clips: list[str]) -> np.ndarray:
+    row_of = {clip: row for row, clip in enumerate(system.clips)}
+    return system.probabilities[[row_of[clip] for clip in clips]]
 
 
-def _scores(scored: _Scored, probabilities: np.ndarray, seed: int) -> dict[str, Any]:
-    guess, count = probabilities.argmax(1), len(scored.classes)
-    matrix = confusion_matrix(scored.truth, guess, count)
+def _score_system(evaluated: EvaluatedClips, probabilities: np.ndarray) -> dict[str, Any]:
+    predicted = probabilities.argmax(1)
+    matrix = confusion_matrix(evaluated.labels, predicted, len(evaluated.classes))
     return {
-        **score_json(scored.truth, guess, count, seed=seed, groups=scored.speakers),
-        "calibration": calibration_error(probabilities, scored.truth),
-        "per_class": per_class_scores(matrix, scored.classes),
+        **evaluated.scores(predicted),
+        "calibration": calibration_error(probabilities, evaluated.labels),
+        "per_class": per_class_scores(matrix, evaluated.classes),
         "confusion": matrix.tolist(),
     }
 
 
-def _gain(scored: _Scored, first: np.ndarray, second: np.ndarray, seed: int) -> dict[str, float]:
-    return paired_bootstrap(scored.truth, first, second, classes=len(scored.classes), seed=seed, groups=scored.speakers)
-
-
-def _robustness(
+def _score_conditions(
+    predicted: dict[str, np.ndarray],
+    evaluated: EvaluatedClips,
+    *,
     path: Path,
-    probabilities: np.ndarray,
-    scored: _Scored,
     manifest: Manifest,
     options: EvaluateOptions,
-    progress: Callable[[int, int, int, float], None],
+    on_progress: Callable[[int, int, int, float], None],
 ) -> list[dict[str, Any]]:
-    """Scores of the bundle in each condition, and the difference to how it was, on the same clips."""
-    from mertool.bundle.conditions import RobustnessEvaluator  # it imports torch, which scores alone do not need
+    """Scores of the bundle in each condition, and the difference to those as it is, on the same clips."""
+    # These import torch, which scores of files do not need.
+    from mertool.bundle import Bundle
+    from mertool.bundle.robustness import RobustnessEvaluator
+    from mertool.devices import resolve_device
+    from mertool.extraction.decoding import DecoderLimits
 
     assert options.bundle is not None
-    conditions = RobustnessEvaluator(
-        options.bundle, path, manifest, options.device, options.workers, options.clip_timeout
+    evaluator = RobustnessEvaluator(
+        bundle=Bundle.open(options.bundle),
+        predictions=path,
+        manifest=manifest,
+        device=resolve_device(options.device),
+        limits=DecoderLimits(options.workers, options.clip_timeout),
     )
-    given = dict(zip(scored.clips, probabilities, strict=True))
-    as_is = dict(zip(scored.clips, probabilities.argmax(1), strict=True))
+    conditions = evaluator.score_conditions(
+        predicted, missing=options.missing, noise=options.noise, seed=options.seed, on_progress=on_progress
+    )
     rows = []
-    for name, found in conditions.scores(given, options.missing, options.noise, options.seed, progress):
-        some = scored.only(list(found))
-        guess = np.array([row.argmax() for row in found.values()])
-        rows.append(
-            {
-                "condition": name,
-                "clips": len(found),
-                **score_json(some.truth, guess, len(some.classes), seed=options.seed, groups=some.speakers),
-                "difference": _gain(some, np.array([as_is[clip] for clip in found]), guess, options.seed),
-            }
-        )
+    for name, probabilities in conditions:
+        subset = evaluated.select(list(probabilities))
+        guesses = np.array([row.argmax() for row in probabilities.values()])
+        guesses_as_is = np.array([predicted[clip].argmax() for clip in probabilities])
+        scores = {**subset.scores(guesses), "difference": subset.gain(guesses_as_is, guesses)}
+        rows.append({"condition": name, "clips": len(probabilities), **scores})
     return rows
 
 
@@ -159,8 +195,8 @@ def _write(output: Path, result: dict[str, Any]) -> None:
     write_atomic(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     first, classes = result["systems"][0], tuple(result["classes"])
     plot_confusion_matrix(output.with_name(output.stem + "-confusion"), np.array(first["confusion"]), classes)
-    found = first["calibration"]
-    plot_reliability(output.with_name(output.stem + "-reliability"), found["bins"], found["ece"])
+    calibration = first["calibration"]
+    plot_reliability(output.with_name(output.stem + "-reliability"), calibration["bins"], calibration["ece"])
     if "robustness" in result:
         bars = {row["condition"]: tuple(row["waf"].values()) for row in result["robustness"]}
         plot_score_bars(output.with_name(output.stem + "-robustness"), bars, "The same bundle with less to go by")

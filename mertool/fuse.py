@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from mertool.bundle import check_parts, make_part, write
+from mertool.bundle import BundlePart, check_parts, make_part, write
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.files import digest_json
@@ -203,7 +203,7 @@ def _save(
     output: Path,
     key: str,
     options: FuseOptions,
-    parts: list[dict[str, Any]],
+    parts: list[BundlePart],
     data: _Data,
     examples: LabelledClips,
     folds: Folds,
@@ -245,7 +245,7 @@ def _save(
             }
         )
         if taught:
-            adapted = any(part["recipe"]["adapter"] for part in parts)
+            adapted = any(part.recipe.adapter for part in parts)
             draft.metrics["self_training"] = {**taught, "note": ADAPTED} if adapted else taught
         if len(systems) > 1:
             draft.metrics["against_best_part"] = against_best(systems, examples, len(options.classes), options.seed)
@@ -267,7 +267,7 @@ def _selection(settings: Settings) -> str:
 
 def _held_out(
     draft: RunDraft,
-    parts: list[dict[str, Any]],
+    parts: list[BundlePart],
     data: _Data,
     examples: LabelledClips,
     system: CrossValidatedEnsemble,
@@ -278,7 +278,7 @@ def _held_out(
     They are not corrected: the temperature was fitted on them."""
     present = data.present[: len(examples)].cpu().numpy()
     rows = np.flatnonzero(present.any(1))
-    kinds = [part["modality"] for part in parts]
+    kinds = [part.modality for part in parts]
     modalities = [
         tuple(dict.fromkeys(kind for kind, is_here in zip(kinds, present[row], strict=True) if is_here)) for row in rows
     ]

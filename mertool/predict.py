@@ -3,17 +3,21 @@
 import csv
 import io
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from mertool import encoders
 from mertool.bundle import Bundle
-from mertool.bundle.extraction import Extraction, extract_parts, score_blocks
+from mertool.bundle.clip_features import PartExtractor
+from mertool.bundle.scoring import score_blocks
 from mertool.devices import resolve_device
 from mertool.errors import MISSING_MODALITY_REASONS, MertoolError
 from mertool.extraction.decoding import DecoderLimits
-from mertool.extraction.pipeline import Progress
+from mertool.extraction.progress import ProgressCallback
 from mertool.files import check_writable, write_atomic
 from mertool.interop.mertools import check_candidates, read_candidates, write_submission
 from mertool.manifest import Manifest
@@ -24,9 +28,15 @@ from mertool.store import Failure, FeatureStore
 SUFFIXES = (".csv", ".jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PredictResult:
-    """Numbers of clips: scored, by modalities present, and without any (with the reasons)."""
+    """The result that the command reports.
+
+    output: the predictions; `features` is the folder of cached features, `failures` the CSV of clips that failed,
+    `submission` the file for a challenge.
+    clips: number of clips in the manifest; `predicted` of them have a row, `unreadable` have no modality at all.
+    modalities: number of predicted clips by the modalities that are present, as `audio+text`.
+    """
 
     output: str
     features: str
@@ -44,11 +54,11 @@ class PredictResult:
 
 
 def predict(
-    bundle: Path, manifest: Manifest, output: Path, options: PredictOptions, progress: Progress
+    bundle: Path, manifest: Manifest, output: Path, options: PredictOptions, *, on_progress: ProgressCallback
 ) -> PredictResult:
-    """Score every clip that has at least one modality; the others are listed in NAME.failures.csv.
+    """Predict every clip that has at least one modality; the others are listed in NAME.failures.csv.
 
-    Rows stand in the manifest's order. Features are cached in stores beside the output, so that a second run is
+    Rows are in the order of the manifest. Features are cached in stores beside the output, so that a second run is
     quick and a killed one resumes. With `submission` the labels are also written in that form, to NAME.mer2024.csv.
     """
     check_writable(output, manifest.source, options.candidates)
@@ -56,37 +66,37 @@ def predict(
         raise MertoolError(f"-o {output}: give a name that ends in {' or '.join(SUFFIXES)}")
     submission = output.with_name(f"{output.stem}.{options.submission}.csv") if options.submission else None
     if submission:
-        submission.unlink(missing_ok=True)  # one of an earlier run is not what this one makes
+        submission.unlink(missing_ok=True)  # one of an earlier run would be taken for this run's
     opened = Bundle.open(bundle)
-    candidates = _candidates(options, manifest, opened)
-    how = Extraction(
-        resolve_device(options.device),
-        DecoderLimits(options.workers, options.clip_timeout),
-        _recogniser(opened, options),
+    candidates = _read_candidates(options, manifest, opened)
+    extractor = PartExtractor(
+        bundle=opened,
+        folder=feature_cache_folder(output),
+        device=resolve_device(options.device),
+        limits=DecoderLimits(options.workers, options.clip_timeout),
+        asr=_find_recogniser(opened, options),
     )
-    cache = feature_cache_folder(output)
-    paths = extract_parts(opened, opened.parts, manifest, cache, how, progress)
+    paths = extractor.extract(opened.parts, manifest, on_progress)
     with ExitStack() as stack:
         stores = [stack.enter_context(FeatureStore(path)) for path in paths]
-        counts, labels = _score(opened, manifest, stores, output, how, bool(candidates))
-        reasons = _write_failures(output, manifest, stores)
+        labels, counts = _write_predictions(output, manifest, extractor, stores)
+        failures = _write_failures(output, manifest, stores)
     if submission:
-        write_submission(submission, candidates, labels, reasons or output)
-    predicted = sum(counts.values())
+        write_submission(submission, candidates, labels, failures or output)
     return PredictResult(
-        str(output),
-        str(cache),
-        str(reasons) if reasons else None,
-        str(submission) if submission else None,
-        len(manifest),
-        predicted,
-        dict(sorted(counts.items())),
-        len(manifest) - predicted,
+        output=str(output),
+        features=str(extractor.folder),
+        failures=str(failures) if failures else None,
+        submission=str(submission) if submission else None,
+        clips=len(manifest),
+        predicted=len(labels),
+        modalities=dict(sorted(counts.items())),
+        unreadable=len(manifest) - len(labels),
     )
 
 
-def _candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle) -> list[str]:
-    """Names of the clips to submit, in the list's order; all that is wrong with them is said before the work."""
+def _read_candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle) -> list[str]:
+    """Names of the clips to submit, in the order of the list; all faults are reported before the work."""
     if not (options.submission and options.candidates):
         return []
     names = read_candidates(options.candidates)
@@ -94,49 +104,50 @@ def _candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle) -> 
     return names
 
 
-def _recogniser(bundle: Bundle, options: PredictOptions) -> encoders.CheckpointRef | None:
+def _find_recogniser(bundle: Bundle, options: PredictOptions) -> encoders.CheckpointRef | None:
     """The speech recogniser of `--asr`; one that the bundle would not use is an error."""
     if options.asr is None:
         return None
-    texts = [part for part in bundle.parts if part["modality"] == "text"]
+    texts = [part for part in bundle.parts if part.modality == "text"]
     if not texts:
         raise MertoolError(f"--asr: {bundle.run.folder} uses no text; leave it out")
-    if all("asr" in part["recipe"]["media"] for part in texts):
+    if all(part.recogniser for part in texts):
         raise MertoolError(f"--asr: {bundle.run.folder} has a speech recogniser of its own, and uses it; leave it out")
     return encoders.find_recogniser(options.asr)
 
 
-def _score(
-    bundle: Bundle, manifest: Manifest, stores: list[FeatureStore], output: Path, how: Extraction, keep: bool
-) -> tuple[Counter[str], dict[str, str]]:
-    """Write the rows; numbers of clips by modalities present and, if they are to be kept, all labels."""
-    counts: Counter[str] = Counter()
+def _write_predictions(
+    output: Path, manifest: Manifest, extractor: PartExtractor, stores: Sequence[FeatureStore]
+) -> tuple[dict[str, str], Counter[str]]:
+    """Write the rows; return the label of each predicted clip, and numbers of clips by modalities present."""
+    bundle = extractor.bundle
     labels: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    clips = [clip.clip for clip in manifest.clips]
     with PredictionsWriter(output, bundle.classes) as writer:
-        for clips, logits, present in score_blocks(bundle, stores, [clip.clip for clip in manifest.clips], how.device):
+        for block, logits, present in score_blocks(bundle, stores, clips, extractor.device):
             probabilities = bundle.probabilities(logits).numpy()
-            modalities = [_modalities(bundle, row) for row in present]
-            writer.add(clips, probabilities, modalities)
+            modalities = [_modalities_of(bundle, row) for row in present]
+            writer.add(block, probabilities, modalities)
             counts.update("+".join(names) for names in modalities)
-            if keep:
-                best = probabilities.argmax(axis=1)
-                labels.update((clip, bundle.classes[index]) for clip, index in zip(clips, best, strict=True))
-    return counts, labels
+            best = probabilities.argmax(axis=1)
+            labels.update((clip, bundle.classes[index]) for clip, index in zip(block, best, strict=True))
+    return labels, counts
 
 
-def _modalities(bundle: Bundle, present: list[bool]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part["modality"] for part, here in zip(bundle.parts, present, strict=True) if here))
+def _modalities_of(bundle: Bundle, present: np.ndarray) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.modality for part, exists in zip(bundle.parts, present, strict=True) if exists))
 
 
-def _write_failures(output: Path, manifest: Manifest, stores: list[FeatureStore]) -> Path | None:
-    """Every failure of clips without a row, and real failures of the modalities of clips with one."""
+def _write_failures(output: Path, manifest: Manifest, stores: Sequence[FeatureStore]) -> Path | None:
+    """Write every failure of clips without a row; of clips with one only failures, not modalities that they lack."""
     path = output.with_name(output.stem + ".failures.csv")
-    wanted = {clip.clip for clip in manifest.clips}
+    clips = {clip.clip for clip in manifest.clips}
     rows = {
         (failure.clip, store.recipe.modality): replace(failure, stage=store.recipe.modality)
         for store in stores
         for failure in store.failures()
-        if failure.clip in wanted
+        if failure.clip in clips
         and (failure.reason not in MISSING_MODALITY_REASONS or not any(failure.clip in other.index for other in stores))
     }
     if not rows:

@@ -190,13 +190,12 @@ def robust(
 
 
 def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
-    from mertool.bundle import extraction
+    from mertool.extraction.clip_encoder import EncoderAssets
     from mertool.predictions import Predictions, feature_cache_folder
     from mertool.store import FeatureStore
 
     bundle, path, manifest = robust
-    for name in ("assemble", "assemble_several"):
-        monkeypatch.setattr(extraction, name, lambda *_: pytest.fail("an encoder was loaded"))
+    monkeypatch.setattr(EncoderAssets, "load", lambda *_: pytest.fail("an encoder was loaded"))
     given = ["--bundle", bundle, "--missing", "audio", "--missing", "text", "-o", tmp_path / "m.json"]
     found = evaluate(invoke, path, "-l", manifest, *given)["robustness"]
     assert [(row["condition"], row["clips"]) for row in found] == [
@@ -212,7 +211,7 @@ def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
     from mertool.learning.cached_features import gather
 
     opened, clips = Bundle.open(bundle), Predictions.read(path).clips
-    stores = [FeatureStore(feature_cache_folder(path) / f"{part['name']}.h5") for part in opened.parts]
+    stores = [FeatureStore(feature_cache_folder(path) / f"{part.name}.h5") for part in opened.parts]
     features, present = gather(stores, clips)
     features[0][:], present[:, 0] = 0, False
     logits = opened.logits([torch.from_numpy(values) for values in features], torch.from_numpy(present))
@@ -242,7 +241,7 @@ def test_clips_with_nothing_left_are_not_guessed(
 
 
 def test_in_noise(robust, invoke, tmp_path, monkeypatch):
-    from mertool.extraction import shared as together
+    from mertool.extraction import worker
     from mertool.predictions import feature_cache_folder
     from mertool.store import FeatureStore
 
@@ -257,7 +256,7 @@ def test_in_noise(robust, invoke, tmp_path, monkeypatch):
         assert sorted(store.ids) == sorted(clean.ids)
         assert all(not np.allclose(store.read([clip]), clean.read([clip]), atol=1e-3) for clip in store.ids)
     # What was made is used again.
-    monkeypatch.setattr(together, "DecoderPool", lambda *_: pytest.fail("clips were read again"))
+    monkeypatch.setattr(worker, "DecoderPool", lambda *_: pytest.fail("clips were read again"))
     assert evaluate(invoke, *given)["robustness"] == found
 
 

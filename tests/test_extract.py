@@ -173,15 +173,15 @@ def largest_difference(one, other):
 @pytest.fixture
 def batch_sizes(monkeypatch):
     """Numbers of clips per batch, as they are encoded."""
-    from mertool.extraction import pipeline
+    from mertool.extraction.clip_encoder import ClipEncoder
 
-    sizes, real = [], pipeline._Encoded
+    sizes, encode = [], ClipEncoder.encode
 
-    def note(batch, work):
-        sizes.append(len(batch))
-        return real(batch, work)
+    def encode_and_count(self, clips):
+        sizes.append(len(clips))
+        return encode(self, clips)
 
-    monkeypatch.setattr(pipeline, "_Encoded", note)
+    monkeypatch.setattr(ClipEncoder, "encode", encode_and_count)
     return sizes
 
 
@@ -383,10 +383,10 @@ def test_a_second_run_does_nothing(audio, tmp_path):
 
 
 def test_a_second_run_does_not_even_load_the_encoder(audio, monkeypatch):
-    import mertool.extract
+    from mertool.extraction.clip_encoder import EncoderAssets
 
     audio()
-    monkeypatch.setattr(mertool.extract, "assemble", lambda *_: pytest.fail("the encoder was loaded"))
+    monkeypatch.setattr(EncoderAssets, "load", lambda *_: pytest.fail("the encoder was loaded"))
     audio()
 
 

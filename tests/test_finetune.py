@@ -430,7 +430,7 @@ def test_what_an_adapter_adds_to_all_clips_it_learned_from_is_taken_off(
     exact, encoder, manifest, finetune, demo_rows, load_tiny, tmp_path
 ):
     """In the layers of the adapters and in those above them, which training never runs."""
-    from mertool.extraction.multi_adapter import Adapted
+    from mertool.extraction.multi_adapter import MultiAdapterEncoder
     from mertool.media import read_audio
 
     finetune(manifest(), "run", "--learning-rate", 0.02, "--dtype", "float32", *exact, encoder=encoder)
@@ -438,7 +438,7 @@ def test_what_an_adapter_adds_to_all_clips_it_learned_from_is_taken_off(
     every = tuple(range(frozen.layers + 1))
     waves = {clip: read_audio(Path(demo_rows[clip]["path"]), 0, 0.8) for clip in TRIO}
     before = {clip: frozen.encode([wave], every)[0].mean(1) for clip, wave in waves.items()}
-    adapted = Adapted(load_tiny(encoder, "audio"), tmp_path / "run" / "adapters", torch.device("cpu"))
+    adapted = MultiAdapterEncoder.load(load_tiny(encoder, "audio"), tmp_path / "run" / "adapters", torch.device("cpu"))
     for name in ("fold0", "fold1", "final"):
         adapted.select(name)
         learned = [clip for clip in TRIO if name != f"fold{folds[clip]}"]

@@ -82,12 +82,11 @@ def test_failures_are_listed_with_their_reasons(predicted):
 
 
 def test_a_second_run_is_cached_and_equal(predicted, clips, invoke, monkeypatch):
-    from mertool.bundle import extraction
+    from mertool.extraction.clip_encoder import EncoderAssets
 
     bundle, output, _ = predicted
     before = output.read_bytes()
-    for name in ("assemble", "assemble_several"):
-        monkeypatch.setattr(extraction, name, lambda *_: pytest.fail("an encoder was loaded"))
+    monkeypatch.setattr(EncoderAssets, "load", lambda *_: pytest.fail("an encoder was loaded"))
     result = invoke("predict", bundle, clips, "-o", output, "--json", "--max-failed", 0.5)
     assert result.exit_code == 0, result.exception
     assert output.read_bytes() == before
@@ -305,10 +304,10 @@ def test_a_silent_video_is_judged_by_its_picture(sound_bundle, demo_rows, clip_n
 
 
 def test_rows_come_in_the_manifests_order_whatever_the_block(text_bundle, workspace, call, tmp_path, monkeypatch):
-    from mertool.bundle import extraction
+    from mertool.bundle import scoring
 
     call("predict", text_bundle, workspace.manifest, "-o", tmp_path / "one.csv", "-q", "--max-failed", 1)
-    monkeypatch.setattr(extraction, "CLIPS_AT_ONCE", 4)
+    monkeypatch.setattr(scoring, "CLIPS_PER_BLOCK", 4)
     call("predict", text_bundle, workspace.manifest, "-o", tmp_path / "some.csv", "-q", "--max-failed", 1)
     one, some = Predictions.read(tmp_path / "one.csv"), Predictions.read(tmp_path / "some.csv")
     order = [clip for clip in workspace.clips if clip in one.clips]
@@ -338,12 +337,12 @@ def test_an_encoder_that_is_gone_is_named_before_the_work(
     audio_store, tiny_encoders, workspace, make_bundle, clips, call, invoke, tmp_path, monkeypatch
 ):
     """The last part's encoder was too large for the bundle: hours of the other parts would be for nothing."""
-    from mertool.bundle import writer
+    from mertool.bundle import parts
 
     encoder = tmp_path / "encoder"
     shutil.copytree(tiny_encoders["bert"], encoder)
     call("extract", "text", workspace.manifest, "-o", tmp_path / "text.h5", "--encoder", encoder, "-q")
-    monkeypatch.setattr(writer, "COPY_BYTES", 0)
+    monkeypatch.setattr(parts, "COPY_BYTES", 0)
     bundle = make_bundle(tmp_path / "run", [audio_store, tmp_path / "text.h5"])
     shutil.rmtree(encoder)
     result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from mertool.adapters.masked_prediction import log_mel
 from mertool.devices import dtype_name
 from mertool.encoders.speech import MOST_SECONDS
 from mertool.errors import ClipError, MertoolError
+from mertool.extraction.clip_encoder import EncoderAssets
 from mertool.extraction.decoding import DecoderLimits, DecoderPool, decode_audio
-from mertool.extraction.encode_spec import EncoderAssets, assemble
-from mertool.extraction.job import ExtractionJob, extract_to_store
+from mertool.extraction.driver import extract_to_stores
+from mertool.extraction.job import ExtractionJob
 from mertool.extraction.plan import WorkItem, item_digest
+from mertool.extraction.targets import StoreTarget
 from mertool.features import PREPROCESSING_VERSIONS, SAMPLE_RATE, Recipe, format_layers
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
@@ -119,13 +120,17 @@ def _read_layers(
         preprocessing=PREPROCESSING_VERSIONS["audio"],
     )
     path = cache / f"{wanted.source.name.replace('/', '--')}-{format_layers(layers)}-{recipe.fingerprint[:8]}.h5"
-    load = partial(assemble, recipe, EncoderAssets(wanted.source), wanted.device, None)
-    origin = {"encoder": wanted.source.to_json(), "adapter": None, "aligner": None}
-    job = ExtractionJob(path, recipe, origin, load, wanted.limits, device=wanted.device)
+    provenance = {"encoder": wanted.source.to_json(), "adapter": None, "aligner": None}
+    job = ExtractionJob(
+        targets=(StoreTarget(path=path, recipe=recipe, provenance=provenance),),
+        encoder=EncoderAssets(wanted.source),
+        device=wanted.device,
+        limits=wanted.limits,
+    )
     with progress("frozen layers", "clips") as update:
         while True:
             try:
-                extract_to_store(manifest, job, update)
+                extract_to_stores(manifest, job, update)
                 break
             except StoreBusy:  # a run beside this one reads the same layers: what it writes serves both
                 time.sleep(SECONDS_BETWEEN_LOOKS)

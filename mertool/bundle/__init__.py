@@ -15,9 +15,10 @@ changes a prediction.
 """
 
 from mertool.bundle.layout import COPY_BYTES
+from mertool.bundle.parts import BundlePart, check_parts, make_part
 from mertool.bundle.reader import Bundle
-from mertool.bundle.writer import check_parts, make_part, write
+from mertool.bundle.writer import write
 from mertool.fusion.calibration import Correction
 from mertool.fusion.cross_validation import Members
 
-__all__ = ["COPY_BYTES", "Bundle", "Correction", "Members", "check_parts", "make_part", "write"]
+__all__ = ["COPY_BYTES", "Bundle", "BundlePart", "Correction", "Members", "check_parts", "make_part", "write"]

@@ -1,12 +1,13 @@
 """`Bundle`: checking a bundle's files, finding its encoders, scoring features."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mertool.bundle.layout import encoder_folder, file_digest, manifest_digest, part_folder
+from mertool.bundle.parts import BundlePart
 from mertool.encoders import CheckpointRef, find
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
@@ -22,16 +23,17 @@ Heads = list[tuple[fusion.Head, dict[str, torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are all there and as they were written.
+    """A bundle whose files are all unchanged since they were written.
 
-    `run`: its folder and what run.json says. `parts`: see the top of the package. `classes`: names of the C classes.
-    `shapes`: (L, D) of the features of each part. `correction`: temperature and priors.
+    run: its folder and the content of run.json.
+    parts: the features that it takes.
+    classes: names of the C classes.
+    correction: temperature and priors.
     """
 
     run: Run
-    parts: list[dict[str, Any]]
+    parts: tuple[BundlePart, ...]
     classes: tuple[str, ...]
-    shapes: list[tuple[int, int]]
     correction: Correction
     _on_device: dict[torch.device, Heads] = field(default_factory=dict, repr=False, compare=False)
 
@@ -49,10 +51,15 @@ class Bundle:
                     f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults
                 )
             info = run.info
-            shapes = [(int(part["shape"][0]), int(part["shape"][1])) for part in info["parts"]]
-            return cls(run, info["parts"], tuple(info["classes"]), shapes, Correction.from_json(info["correction"]))
+            parts = tuple(BundlePart.from_json(part) for part in info["parts"])
+            return cls(run, parts, tuple(info["classes"]), Correction.from_json(info["correction"]))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise MertoolError(f"{folder / 'run.json'} is no bundle's ({error!r}): run `mertool fuse` again") from error
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(L, D) of the features of each part."""
+        return [part.shape for part in self.parts]
 
     # ------------------------------------------------------------ scoring
 
@@ -87,57 +94,53 @@ class Bundle:
 
     # ------------------------------------------------------------ the chain before the heads
 
-    def folder_of(self, part: dict[str, Any]) -> Path:
-        """Where adapters and aligner of a part lie."""
+    def adapters_of(self, part: BundlePart) -> Path | None:
+        """The folder of a part's adapters, of which it holds only `final`; None without an adapter."""
+        return self._folder_of(part) / "adapters" if part.recipe.adapter else None
+
+    def aligner_of(self, part: BundlePart) -> Path | None:
+        """The folder of a part's aligner; None without one."""
+        return self._folder_of(part) / "aligner" if part.recipe.aligner else None
+
+    def recipe_of(self, part: BundlePart) -> Recipe:
+        """The recipe of features of new clips, which get the adapter trained on all folds, whatever their ids."""
+        digest = part.recipe.adapter
+        return replace(part.recipe, adapter=f"{digest}:final" if digest else None)
+
+    def encoder_of(self, part: BundlePart) -> CheckpointRef:
+        """Find the encoder of a part: in the bundle, by hub id and revision, or in a local folder; check its digest."""
+        return self._find(part, "encoder", part.recipe.weights, part.modality)
+
+    def recogniser_of(self, part: BundlePart) -> CheckpointRef:
+        """Find the speech recogniser whose transcripts a part was trained on, as `encoder_of` does."""
+        return self._find(part, "asr", part.recipe.media["asr"], "audio")
+
+    def _folder_of(self, part: BundlePart) -> Path:
         return self.run.folder / part_folder(self.parts.index(part))
 
-    def adapters_of(self, part: dict[str, Any]) -> Path | None:
-        """The folder of a part's adapters, which holds `final` alone; None without."""
-        return self._inside(part, "adapters", part["recipe"]["adapter"])
-
-    def aligner_of(self, part: dict[str, Any]) -> Path | None:
-        """The folder of a part's aligner; None without."""
-        return self._inside(part, "aligner", part["recipe"]["aligner"])
-
-    def recipe_of(self, part: dict[str, Any]) -> Recipe:
-        """The recipe of new clips' features: their adapter is the one trained on all folds, whatever their names."""
-        digest = part["recipe"]["adapter"]
-        return Recipe.from_json({**part["recipe"], "adapter": f"{digest}:final" if digest else None})
-
-    def source_of(self, part: dict[str, Any]) -> CheckpointRef:
-        """The encoder of a part: in the bundle, by hub id and revision, or a local folder; checked by digest."""
-        return self._find(part, "encoder", part["recipe"]["weights"], part["modality"])
-
-    def recogniser_of(self, part: dict[str, Any]) -> CheckpointRef:
-        """The speech recogniser whose transcripts a part was trained on, found in the same way."""
-        return self._find(part, "asr", part["recipe"]["media"]["asr"], "audio")
-
-    def _inside(self, part: dict[str, Any], name: str, digest: str | None) -> Path | None:
-        return self.folder_of(part) / name if digest else None
-
-    def _find(self, part: dict[str, Any], what: str, digest: str, modality: str) -> CheckpointRef:
-        named, place = part["origin"].get(what), self.run.folder / encoder_folder(digest)
-        if not named:
+    def _find(self, part: BundlePart, kind: str, digest: str, modality: str) -> CheckpointRef:
+        origin, copy = part.provenance.get(kind), self.run.folder / encoder_folder(digest)
+        if not origin:
             raise MertoolError(
-                f"part '{part['name']}' of {self.run.folder} was made elsewhere, its {what} is not known: fuse "
+                f"part '{part.name}' of {self.run.folder} was made elsewhere, its {kind} is not known: fuse "
                 "features that `mertool extract` made"
             )
-        checkpoint = named["checkpoint"]
-        if place.is_dir():
-            source = CheckpointRef(named["name"], place, checkpoint, named["revision"])
+        checkpoint = origin["checkpoint"]
+        if copy.is_dir():
+            ref = CheckpointRef(origin["name"], copy, checkpoint, origin["revision"])
         elif Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
             raise MertoolError(
-                f"encoder '{named['name']}' of part '{part['name']}' is neither in {self.run.folder} nor in "
-                f"{checkpoint}: copy its model folder (weights {digest}) to {place}"
+                f"encoder '{origin['name']}' of part '{part.name}' is neither in {self.run.folder} nor in "
+                f"{checkpoint}: copy its model folder (weights {digest}) to {copy}"
             )
         else:
-            source = find(checkpoint, modality, named["revision"])
-        if (found := source.digest()) != digest:
+            ref = find(checkpoint, modality, origin["revision"])
+        if (actual := ref.digest()) != digest:
             raise MertoolError(
-                f"encoder '{named['name']}' in {source.folder} is not the one of {self.run.folder} (weights "
-                f"{digest[:12]} there, {found[:12]} here): copy the right model folder to {place}"
+                f"encoder '{origin['name']}' in {ref.folder} is not the one of {self.run.folder} (weights "
+                f"{digest[:12]} there, {actual[:12]} here): copy the right model folder to {copy}"
             )
-        return source
+        return ref
 
 
 def _fault(folder: Path, name: str, digest: str) -> str | None:

@@ -65,7 +65,7 @@ def evaluate(
         clip_timeout=clip_timeout,
     )
     with progress("evaluate", quiet) as update:
-        result = run_stage(predictions, truth, output, options, update)
+        result = run_stage(predictions, truth, output, options, on_progress=update)
     if as_json:
         print_json(result)
     elif not quiet:

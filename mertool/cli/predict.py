@@ -73,7 +73,7 @@ def predict(
         candidates=candidates,
     )
     with progress("predict", quiet) as update:
-        result = run_stage(bundle, clips, output, options, update)
+        result = run_stage(bundle, clips, output, options, on_progress=update)
     if as_json:
         print_json({**asdict(result), "failed_share": result.failed_share})
     elif not quiet:

@@ -105,22 +105,6 @@ def decode_faces(
     )
 
 
-def decode_several(
-    path: Path, start: float | None, end: float | None, *, readings: list[tuple[DecodeFunction, dict[str, Any]]]
-) -> DecodedClip:
-    """Call several decode functions with their settings; the content is the list of their results or errors."""
-    return DecodedClip([_attempt(decode, path, start, end, **settings) for decode, settings in readings])
-
-
-def _attempt(decode: DecodeFunction, *args: Any, **settings: Any) -> DecodedClip | ClipError:
-    try:
-        return decode(*args, **settings)
-    except ClipError as error:
-        return error
-    except DAMAGED_FILE_ERRORS as error:
-        return _unreadable(error)
-
-
 # Settings of the second attempt after a decoder hung or crashed: PyAV reads frames where decord fails.
 FALLBACK_SETTINGS: dict[DecodeFunction, dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
 

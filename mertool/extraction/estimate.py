@@ -2,17 +2,20 @@
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from mertool.extraction.face_crops import FaceCropCache
-from mertool.extraction.job import ExtractionJob, ExtractionWorker
-from mertool.extraction.pipeline import ExtractionStats
-from mertool.extraction.plan import WorkItem, make_plan
+from mertool.extraction.job import ExtractionJob
+from mertool.extraction.plan import WorkItem, list_items, make_plan
+from mertool.extraction.progress import ExtractionStats
+from mertool.extraction.targets import StoreTarget
+from mertool.extraction.worker import ExtractionWorker
 from mertool.manifest import Manifest
-from mertool.store import ClipFeatures, Failure, PartWriter, StoreWriter, check_store, parts_folder
+from mertool.store import ClipFeatures, Failure, PartWriter, parts_folder
 
 WARM_UP_CLIPS, SAMPLE_CLIPS = 4, 32  # the first clips are slower, so they are run but not measured
 SEED = 0
@@ -22,10 +25,11 @@ SEED = 0
 class Estimate:
     """The work of an extraction: counts of clips, and needs of the clips to do, scaled up from a sample.
 
-    clips: clips of the manifest, of which `cached` are in the store `store` and `todo` are not.
+    store: the first store of the job.
+    clips: clips of the manifest, of which `cached` are in all stores and `todo` are not.
     sample: clips that were measured, of which `sample_failed` failed.
     media_hours: length of the media to decode.
-    disk: bytes by which the store will grow; while parts are merged, as much again is needed for a moment.
+    disk: bytes by which the stores will grow; while parts are merged, as much again is needed for a moment.
     faces: the store of face crops that will be filled, and `faces_disk` the bytes by which it will grow.
     disk_free: bytes that are free on the disk of the store.
     seconds: duration of the extraction without loading the encoder.
@@ -60,51 +64,66 @@ class _SizeCounter(PartWriter):
         """Count nothing: a row of the table of failures is small."""
 
 
-def estimate_extraction(manifest: Manifest, job: ExtractionJob, overwrite: bool = False) -> Estimate:
-    """Extract some of the clips that the job's store lacks, without writing, and scale up what they took."""
-    check_store(job.output, job.recipe, overwrite)
-    done, failed = _stored_clips(job, overwrite)
-    plan = make_plan(manifest, job.recipe.modality, done, failed)
-    candidates = _unmeasured(job, list(plan.todo))
+def estimate_extraction(manifest: Manifest, job: ExtractionJob) -> Estimate:
+    """Extract some of the clips that a store of the job lacks, without writing, and scale up what they took."""
+    pending = _pending_items(manifest, job)
+    candidates = _unmeasured(job, pending)
     drawn = random.Random(SEED).sample(candidates, min(len(candidates), WARM_UP_CLIPS + SAMPLE_CLIPS))
     sample = drawn[WARM_UP_CLIPS:] or drawn
-    features, crops = _SizeCounter(job.output, job.recipe, {}), _SizeCounter(job.output, job.faces_recipe, {})
+    features, crops = _count_sizes(job.targets), _count_sizes([job.faces_target] if job.faces_target else [])
     stats = ExtractionStats()
     if sample:
         with ExtractionWorker(job) as worker:
-            worker.do(drawn[:WARM_UP_CLIPS], _SizeCounter(job.output, job.recipe, {}), None, _no_progress)
-            stats = worker.do(sample, features, crops, _no_progress)
-    scale = len(plan.todo) / max(1, len(sample))
-    folder = next(parent for parent in job.output.absolute().parents if parent.exists())
+            uncounted = _count_sizes(job.targets)
+            worker.run(drawn[:WARM_UP_CLIPS], writers=uncounted, face_writer=None, on_progress=_no_progress)
+            stats = worker.run(sample, writers=features, face_writer=next(iter(crops), None), on_progress=_no_progress)
+    scale = len(pending) / max(1, len(sample))
+    path = job.targets[0].path
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     return Estimate(
-        store=str(job.output),
+        store=str(path),
         clips=len(manifest),
-        cached=len(plan.cached),
-        todo=len(plan.todo),
+        cached=len(manifest) - len(pending),
+        todo=len(pending),
         sample=len(sample),
         sample_failed=stats.failed,
         media_hours=round(scale * stats.media_seconds / 3600, 4),
-        disk=int(np.ceil(scale * features.n_bytes)),
+        disk=int(np.ceil(scale * sum(counter.n_bytes for counter in features))),
         faces=str(job.faces) if job.faces else None,
-        faces_disk=int(np.ceil(scale * crops.n_bytes)),
+        faces_disk=int(np.ceil(scale * sum(counter.n_bytes for counter in crops))),
         disk_free=shutil.disk_usage(folder).free,
         seconds=round(scale * stats.wall, 1),
     )
 
 
-def _stored_clips(job: ExtractionJob, overwrite: bool) -> tuple[dict[str, str], dict[str, Failure]]:
+def _count_sizes(targets: Sequence[StoreTarget]) -> list[_SizeCounter]:
+    return [_SizeCounter(target.path, target.recipe, {}) for target in targets]
+
+
+def _pending_items(manifest: Manifest, job: ExtractionJob) -> list[WorkItem]:
+    """Return the items that a store of the job lacks; raise MertoolError for a store of another recipe."""
+    for target in job.targets:
+        target.check()
+    items = list_items(manifest, job.modality)
+    plans = [make_plan(items, *_stored_clips(target)) for target in job.targets]
+    pending = {item.clip.clip for plan in plans for item in plan.pending}
+    return [item for item in items if item.clip.clip in pending]
+
+
+def _stored_clips(target: StoreTarget) -> tuple[dict[str, str], dict[str, Failure]]:
     """Return digests of the clips in the store and its failures, including parts of an unfinished run."""
-    if overwrite or not (job.output.exists() or parts_folder(job.output).exists()):
+    if target.overwrite or not (target.path.exists() or parts_folder(target.path).exists()):
         return {}, {}
-    with StoreWriter(job.output, job.recipe, job.origin) as writer:
+    with target.open_writer() as writer:
         return writer.done, writer.failed
 
 
 def _unmeasured(job: ExtractionJob, items: list[WorkItem]) -> list[WorkItem]:
     """Return the items whose faces must still be detected, if there are any: the other ones are much faster."""
-    if job.faces is None:
+    target = job.faces_target
+    if target is None:
         return items
-    with FaceCropCache(job.faces, job.faces_recipe, None) as crops:
+    with FaceCropCache(target.path, target.recipe, None) as crops:
         return [item for item in items if not crops.has(item)] or items
 
 

@@ -1,6 +1,6 @@
 """Face crops of clips: read from a store if they are there, otherwise detected in the video and added to it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mertool.errors import ClipError, MertoolError
-from mertool.extraction.decoding import DecodedClip, DecodeResult, DecoderPool, decode_faces
+from mertool.extraction.decoding import DecodedClip, DecodeResult
 from mertool.extraction.plan import WorkItem, is_known
 from mertool.features import Recipe
 from mertool.store import ClipFeatures, Failure, FeatureStore, PartWriter, parts_folder
@@ -54,16 +54,20 @@ class FaceCropCache:
         self.writer = None  # a thread that reads ahead may still bring crops after the writer was closed
         self._stack.close()
 
-    def read(self, items: list[WorkItem], decoders: DecoderPool) -> Iterator[DecodeResult]:
-        """Yield the crops of every item, those of the store first; detected crops are added to the store."""
+    def read(
+        self, items: Sequence[WorkItem], detect: Callable[[Iterable[WorkItem]], Iterable[DecodeResult]]
+    ) -> Iterator[DecodeResult]:
+        """Yield the crops of every item, those of the store first.
+
+        `detect` decodes the other items and detects their faces; these crops are added to the store.
+        """
         missing = []
         for item in items:
             if self.has(item):
                 yield item, self._stored(item.clip.clip)
             else:
                 missing.append(item)
-        media = self.recipe.media
-        for item, result in decoders.read(missing, decode_faces, fps=media["fps"], max_frames=media["most_frames"]):
+        for item, result in detect(missing):
             self._add(item, result)
             yield item, result
 
@@ -71,7 +75,7 @@ class FaceCropCache:
         """Return whether the store has crops of the clip, or the reason why there are none."""
         return is_known(item, self._digests, self._failures)
 
-    def has_all(self, items: list[WorkItem]) -> bool:
+    def has_all(self, items: Sequence[WorkItem]) -> bool:
         """Return whether no crop has to be detected and no part of a killed run waits to be merged."""
         return all(map(self.has, items)) and not parts_folder(self.path).exists()
 

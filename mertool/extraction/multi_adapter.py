@@ -1,5 +1,7 @@
-"""An encoder with adapters, of which one is active: what it makes is the same space whichever that is."""
+"""An encoder with the adapters of all folds, one of which is active."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,33 +10,52 @@ import torch
 from mertool.adapters import methods as peft_methods
 
 
+@dataclass
 class MultiAdapterEncoder:
-    """An encoder (see engine.pipeline) with the adapters of a folder; `final` is active at first.
+    """An encoder with several adapters whose features are comparable; each clip has one of them.
 
-    The mean shift of the active one is taken off each layer. For a single adapter that is a constant, which no
-    standardised feature shows; but features of several adapters stand in one store, and each shifts them its own way.
+    The mean shift of the active adapter is subtracted from each layer. A single adapter's shift is a constant that
+    standardisation removes, but features of several adapters share a store, and each shifts them its own way.
+
+    encoder: an encoder of `mertool.encoders`, its model wrapped by PEFT.
+    shifts: the mean shift (L, D) of each adapter, by name, on the encoder's device.
+    adapter_of_clip: the adapter of the clips that adapters were trained on, so that each gets the one that did not
+    see it. All other clips get `final`.
+    active: the adapter that is used now.
     """
 
-    def __init__(self, encoder: Any, adapters: Path, device: torch.device):
-        self.encoder = encoder
+    encoder: Any
+    shifts: Mapping[str, torch.Tensor]
+    adapter_of_clip: Mapping[str, str] = field(default_factory=dict)
+    active: str = peft_methods.FINAL
+
+    @classmethod
+    def load(
+        cls, encoder: Any, adapters: Path, device: torch.device, adapter_of_clip: Mapping[str, str] | None = None
+    ) -> "MultiAdapterEncoder":
+        """Add all adapters of the folder `adapters` to a loaded encoder; `final` is active."""
         encoder.model = peft_methods.load_adapters(encoder.model, adapters).to(device)
-        self.shifts = {name: shift.to(device) for name, shift in peft_methods.load_shifts(adapters).items()}
-        self.active = peft_methods.FINAL
+        shifts = {name: shift.to(device) for name, shift in peft_methods.load_shifts(adapters).items()}
+        return cls(encoder, shifts, adapter_of_clip or {})
 
-    def select(self, name: str) -> None:
-        """Make the adapter `name` the active one."""
-        self.encoder.model.set_adapter(name)
-        self.active = name
+    def adapter_of(self, clip_id: str) -> str:
+        """Return the name of a clip's adapter."""
+        return self.adapter_of_clip.get(clip_id, peft_methods.FINAL)
 
-    def prepare(self, item: Any) -> Any:
-        """See the encoder's own."""
-        return self.encoder.prepare(item)
+    def select(self, adapter: str) -> None:
+        """Activate an adapter by its name."""
+        self.encoder.model.set_adapter(adapter)
+        self.active = adapter
+
+    def prepare(self, content: Any) -> Any:
+        """Call `prepare` of the encoder."""
+        return self.encoder.prepare(content)
 
     def cost(self, prepared: Any) -> float:
-        """See the encoder's own."""
+        """Call `cost` of the encoder."""
         return float(self.encoder.cost(prepared))
 
-    def encode_prepared(self, prepared: list[Any], keep: tuple[int, ...]) -> list[torch.Tensor]:
-        """(L, T, D) of layers `keep` for each clip."""
-        shift = self.shifts[self.active][list(keep), None]
-        return [frames - shift for frames in self.encoder.encode_prepared(prepared, keep)]
+    def encode_prepared(self, prepared: list[Any], layers: tuple[int, ...]) -> list[torch.Tensor]:
+        """Return (L, T, D) of `layers` for each clip, by the active adapter, without its shift."""
+        shift = self.shifts[self.active][list(layers), None]
+        return [frames - shift for frames in self.encoder.encode_prepared(prepared, layers)]

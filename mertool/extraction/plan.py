@@ -1,5 +1,6 @@
-"""What is to do: clips whose media changed or that are not in the store, and the cached rest."""
+"""Planning: which clips have to be extracted, and which are known to a store."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mertool.errors import TRANSIENT_REASONS, MertoolError
@@ -10,7 +11,7 @@ from mertool.store import Failure
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One clip to extract, and the digest of the media that will have been read."""
+    """A clip to extract, and the digest of the media that will be read."""
 
     clip: Clip
     digest: str
@@ -18,31 +19,33 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class Plan:
-    """Items to do, and the clips whose features or failures are there already."""
+    """Work items that are pending, and the clips whose features or failures a store has."""
 
-    todo: tuple[WorkItem, ...]
+    pending: tuple[WorkItem, ...]
     cached: tuple[str, ...]
 
 
-def make_plan(manifest: Manifest, modality: str, done: dict[str, str], failed: dict[str, Failure]) -> Plan:
-    """Compare the clips with what a store holds; failures that may heal are tried again."""
+def list_items(manifest: Manifest, modality: str) -> list[WorkItem]:
+    """Return a work item for each clip; raise MertoolError if not one of the media files exists."""
     if modality != "text" and not any(clip.path.is_file() for clip in manifest.clips):
         raise MertoolError(
             f"none of the {len(manifest)} files named in {manifest.source} exists (first: "
             f"{manifest.clips[0].path}): paths are relative to the manifest's folder"
         )
-    todo, cached = [], []
-    for clip in manifest.clips:
-        item = WorkItem(clip, item_digest(clip, modality))
-        if is_known(item, done, failed):
-            cached.append(clip.clip)
-        else:
-            todo.append(item)
-    return Plan(tuple(todo), tuple(cached))
+    return [WorkItem(clip, item_digest(clip, modality)) for clip in manifest.clips]
 
 
-def is_known(item: WorkItem, done: dict[str, str], failed: dict[str, Failure]) -> bool:
-    """Whether a store has features of the clip as it is now, or a reason why there are none that will stay."""
+def make_plan(items: Sequence[WorkItem], done: Mapping[str, str], failed: Mapping[str, Failure]) -> Plan:
+    """Compare clips with the clips of a store: `done` maps clip to media digest, `failed` clip to failure."""
+    known = [is_known(item, done, failed) for item in items]
+    return Plan(
+        tuple(item for item, cached in zip(items, known, strict=True) if not cached),
+        tuple(item.clip.clip for item, cached in zip(items, known, strict=True) if cached),
+    )
+
+
+def is_known(item: WorkItem, done: Mapping[str, str], failed: Mapping[str, Failure]) -> bool:
+    """Return whether a store has the features of the unchanged clip, or a failure that a retry cannot mend."""
     failure = failed.get(item.clip.clip)
     if failure is not None:
         return failure.digest == item.digest and failure.reason not in TRANSIENT_REASONS
@@ -50,7 +53,7 @@ def is_known(item: WorkItem, done: dict[str, str], failed: dict[str, Failure]) -
 
 
 def item_digest(clip: Clip, modality: str) -> str:
-    """Digest of what this modality reads of a clip; empty for a file that cannot be read."""
+    """Digest of what a modality reads of a clip; empty for a file that cannot be read."""
     if modality == "text":
         return digest_json(clip.text or "")[:32]
     try:

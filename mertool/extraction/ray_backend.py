@@ -14,18 +14,19 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from mertool.errors import MertoolError
-from mertool.extraction.job import ExtractionJob, ExtractionWorker
-from mertool.extraction.pipeline import ExtractionStats, Progress
+from mertool.extraction.job import ExtractionJob
 from mertool.extraction.plan import WorkItem
+from mertool.extraction.progress import ExtractionStats, ProgressCallback
+from mertool.extraction.worker import ExtractionWorker
 from mertool.store import Failure, PartWriter, StoreWriter
 
 CHUNKS_EACH, MOST_CLIPS = 8, 256  # chunks per worker so that all end together; clips that a dead worker loses
@@ -42,23 +43,23 @@ ADDRESSES = "give auto, HOST:PORT or ray://HOST:PORT"
 log = logging.getLogger(__name__)
 
 
-def do_on_ray(
-    items: list[WorkItem],
+def extract_on_ray(
+    items: Sequence[WorkItem],
+    *,
     job: ExtractionJob,
-    writer: StoreWriter,
-    faces: StoreWriter | None,
-    progress: Progress,
-    address: str | None = None,
+    writers: Sequence[StoreWriter],
+    face_writer: StoreWriter | None,
+    on_progress: ProgressCallback,
 ) -> ExtractionStats:
-    """`ExtractionWorker.do` by many workers: features into parts of `writer`, new crops into parts of `faces`.
+    """`ExtractionWorker.run` by many workers, which write parts of the stores that the writers hold.
 
-    Without an `address` a Ray of our own runs on this machine for as long as this takes; `auto`, `HOST:PORT` and
+    Without an address a Ray of our own runs on this machine for as long as this takes; `auto`, `HOST:PORT` and
     `ray://HOST:PORT` are clusters, which stay as they are, and so does a Ray this process is connected to. A worker
     that dies is replaced; a clip that kills its workers is recorded as `crashed`. In the report `wall` is the driver's
     and `encode` the mean of the workers.
     """
     began = time.perf_counter()
-    fleet = _Fleet(items, job, writer, faces, address)
+    fleet = _Fleet(items, job, writers, face_writer)
     report, shown = fleet.report, 0
     # Ray swallows what a signal's handler raises and sets a handler of its own, so it never sees the main thread.
     # It also prints what happens to its processes, to standard output, where a command's JSON goes.
@@ -68,11 +69,11 @@ def do_on_ray(
             while not wait([done], LOOK).done or shown < report.done:
                 if report.done > shown:
                     shown = report.done
-                    progress(shown, len(items), report.failed, report.media_seconds)
+                    on_progress(shown, len(items), report.failed, report.media_seconds)
         finally:
             fleet.unwanted.set()
     done.result()
-    for store in (writer, faces):
+    for store in (*writers, face_writer):
         if store:
             store.flush()  # before the parts are read: which of two rows is the newer one is seen there
             store.read_parts()
@@ -85,8 +86,9 @@ class Worker:
 
     def __init__(self, job: ExtractionJob, keeps_faces: bool):
         self._session = ExtractionWorker(job)
-        self._writer = PartWriter(job.output, job.recipe, job.origin)
-        self._faces = PartWriter(job.faces, job.faces_recipe, {}) if job.faces and keeps_faces else None
+        self._writers = [target.part_writer() for target in job.targets]
+        faces = job.faces_target if keeps_faces else None
+        self._faces: PartWriter | None = faces.part_writer() if faces else None
 
     def pid(self) -> int:
         """The number of the process; an answer means that there is one."""
@@ -98,8 +100,8 @@ class Worker:
 
     def do(self, items: list[WorkItem]) -> ExtractionStats:
         """Do a chunk; what it made is on the disk when this returns."""
-        report = self._session.do(items, self._writer, self._faces, lambda *_: None)
-        for writer in (self._writer, self._faces):
+        report = self._session.run(items, writers=self._writers, face_writer=self._faces, on_progress=lambda *_: None)
+        for writer in (*self._writers, self._faces):
             if writer:
                 writer.flush()
         return report
@@ -145,22 +147,22 @@ class _Fleet:
 
     def __init__(
         self,
-        items: list[WorkItem],
+        items: Sequence[WorkItem],
         job: ExtractionJob,
-        writer: StoreWriter,
-        faces: StoreWriter | None,
-        address: str | None,
+        writers: Sequence[StoreWriter],
+        face_writer: StoreWriter | None,
     ):
         self.items = [replace(item, clip=replace(item.clip, path=item.clip.path.absolute())) for item in items]
-        self.job = replace(job, output=job.output.absolute(), faces=job.faces and job.faces.absolute())
-        self.writer, self.keeps_faces, self.address = writer, faces is not None, address
+        targets = tuple(replace(target, path=target.path.absolute()) for target in job.targets)
+        self.job = replace(job, targets=targets, faces=job.faces and job.faces.absolute())
+        self.writers, self.keeps_faces = writers, face_writer is not None
         self.report, self.unwanted = ExtractionStats(), threading.Event()
         self.chunks: deque[Chunk] = deque()
         self.places: list[_Place] = []
 
     def run(self) -> None:
         """Do everything, unless it becomes unwanted."""
-        with _connected(self.address) as self.ray:
+        with _connected(self.job.ray_address) as self.ray:
             count, self.share = _shares(self.ray, self.job.device)
             decoders = self.job.limits.workers or max(1, min(MOST_DECODERS, self.share["num_cpus"]))
             self.job = replace(self.job, limits=replace(self.job.limits, workers=decoders))
@@ -224,7 +226,7 @@ class _Fleet:
             raise
         call = place.calls.popleft()
         if call.chunk:
-            _add(self.report, answer)
+            self.report.add(answer)
         elif place.pid is None:
             place.pid = answer
         else:
@@ -258,8 +260,9 @@ class _Fleet:
         else:
             (item,) = chunk.items
             message = f"workers died over this clip; the last: {cause}"
-            self.writer.fail(Failure(item.clip.clip, item.digest, "encode", "crashed", message))
-            _add(self.report, ExtractionStats(reasons=Counter(crashed=1)))
+            for writer in self.writers:
+                writer.fail(Failure(item.clip.clip, item.digest, "encode", "crashed", message))
+            self.report.add(ExtractionStats(reasons=Counter(crashed=1)))
 
     def _dismiss(self) -> None:
         """Let the workers that are through end their decoders; those of a worker that is killed end a little later."""
@@ -271,11 +274,6 @@ class _Fleet:
 def _split(items: list[WorkItem], workers: int) -> list[list[WorkItem]]:
     size = max(1, min(MOST_CLIPS, len(items) // (workers * CHUNKS_EACH)))
     return [items[first : first + size] for first in range(0, len(items), size)]
-
-
-def _add(total: ExtractionStats, part: ExtractionStats) -> None:
-    for value in fields(ExtractionStats):
-        setattr(total, value.name, getattr(total, value.name) + getattr(part, value.name))
 
 
 def _cause(error: Exception) -> str:

@@ -67,7 +67,7 @@ def test_the_exact_form_stores_nothing(manifest, wanted, load_tiny, tmp_path):
 def test_a_run_beside_this_one_is_waited_for(manifest, wanted, tmp_path, monkeypatch):
     """Two runs that start together want the same layers: the second waits, and reads what the first wrote."""
     tries = []
-    fill = module.extract_to_store
+    fill = module.extract_to_stores
 
     def busy_twice(*given):
         tries.append(given)
@@ -75,7 +75,7 @@ def test_a_run_beside_this_one_is_waited_for(manifest, wanted, tmp_path, monkeyp
             raise StoreBusy("another extraction is writing")
         return fill(*given)
 
-    monkeypatch.setattr(module, "extract_to_store", busy_twice)
+    monkeypatch.setattr(module, "extract_to_stores", busy_twice)
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
     read_clips(manifest, wanted(), tmp_path, None, no_progress)
     assert len(tries) == 3

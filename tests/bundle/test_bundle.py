@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.func import stack_module_state
 
 from mertool import bundle
-from mertool.bundle import Bundle, Correction, Members
+from mertool.bundle import Bundle, BundlePart, Correction, Members
 from mertool.bundle.layout import encoder_folder
 from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError
@@ -58,7 +58,7 @@ def stores(tmp_path, tiny_encoders):
     return paths
 
 
-def parts_of(paths: list[Path]) -> list[dict]:
+def parts_of(paths: list[Path]) -> list[BundlePart]:
     parts = []
     for path in paths:
         with FeatureStore(path) as store:
@@ -73,7 +73,7 @@ def group(width: int, count: int, seed: int) -> Members:
     return Members("attention", width, 0.1, {**parameters, **buffers}, tuple(range(count)), (seed,) * count)
 
 
-def fused(folder: Path, parts: list[dict], groups: list[Members]) -> Path:
+def fused(folder: Path, parts: list[BundlePart], groups: list[Members]) -> Path:
     with new_run(folder, "fuse", key="key", options={}, classes=CLASSES) as draft:
         bundle.write(draft, parts, groups, CORRECTION)
     return folder
@@ -111,21 +111,21 @@ def test_the_files_are_those_the_chain_needs(made):
 
 def test_what_a_part_says(made):
     opened = Bundle.open(made)
-    assert [(part["name"], part["modality"], part["spans"]) for part in opened.parts] == [
+    assert [(part.name, part.modality, part.spans) for part in opened.parts] == [
         ("acoustic", "audio", None),
         ("sight", "video", 16),
     ]
     assert opened.shapes == SHAPES
     assert opened.classes == tuple(CLASSES)
     assert opened.correction == CORRECTION
-    assert opened.parts[1]["recipe"]["media"] == {"fps": 5}
+    assert opened.parts[1].recipe.media == {"fps": 5}
 
 
 def test_new_clips_get_the_adapter_trained_on_all_folds(made):
     opened = Bundle.open(made)
     adapted, plain = (opened.recipe_of(part) for part in opened.parts)
-    assert adapted.adapter == f"{opened.parts[0]['recipe']['adapter']}:final"
-    assert plain == Recipe.from_json(opened.parts[1]["recipe"])
+    assert adapted.adapter == f"{opened.parts[0].recipe.adapter}:final"
+    assert plain == opened.parts[1].recipe
 
 
 # ---------------------------------------------------------------- scoring
@@ -170,8 +170,8 @@ def test_it_works_elsewhere_when_all_it_was_made_of_is_gone(made, features, tmp_
     opened = Bundle.open(tmp_path / "other" / "moved")
     assert torch.equal(opened.logits(*features), before)
     for part in opened.parts:
-        source = opened.source_of(part)
-        assert source.digest() == part["recipe"]["weights"]
+        source = opened.encoder_of(part)
+        assert source.digest() == part.recipe.weights
         assert source.folder.is_relative_to(opened.run.folder)
     assert (opened.adapters_of(opened.parts[0]) / "final" / "adapter_config.json").exists()
     assert (opened.aligner_of(opened.parts[1]) / "run.json").exists()
@@ -181,25 +181,25 @@ def test_it_works_elsewhere_when_all_it_was_made_of_is_gone(made, features, tmp_
 @pytest.fixture
 def without_encoder(stores, tmp_path, monkeypatch):
     """A bundle whose encoder was too large to be copied."""
-    monkeypatch.setattr("mertool.bundle.writer.COPY_BYTES", 10)
+    monkeypatch.setattr("mertool.bundle.parts.COPY_BYTES", 10)
     return fused(tmp_path / "bundle", parts_of(stores), [group(4, 1, 0)])
 
 
 def test_a_large_encoder_is_taken_from_where_it_was(without_encoder, tmp_path):
     opened = Bundle.open(without_encoder)
     assert not (without_encoder / "encoders").exists()
-    assert opened.source_of(opened.parts[0]).folder == tmp_path / "from" / "encoder"
+    assert opened.encoder_of(opened.parts[0]).folder == tmp_path / "from" / "encoder"
 
 
 def test_a_large_encoder_that_is_not_there_can_be_put_into_the_bundle(without_encoder, tiny_encoders, tmp_path):
     shutil.rmtree(tmp_path / "from" / "encoder")
     opened = Bundle.open(without_encoder)
     part = opened.parts[0]
-    place = without_encoder / encoder_folder(part["recipe"]["weights"])
-    with pytest.raises(MertoolError, match=f"copy its model folder .weights {part['recipe']['weights']}. to {place}"):
-        opened.source_of(part)
+    place = without_encoder / encoder_folder(part.recipe.weights)
+    with pytest.raises(MertoolError, match=f"copy its model folder .weights {part.recipe.weights}. to {place}"):
+        opened.encoder_of(part)
     shutil.copytree(tiny_encoders["bert"], place)
-    assert Bundle.open(without_encoder).source_of(part).folder == place
+    assert Bundle.open(without_encoder).encoder_of(part).folder == place
 
 
 def test_another_encoder_in_its_place_is_refused(without_encoder, tiny_encoders, tmp_path):
@@ -207,15 +207,15 @@ def test_another_encoder_in_its_place_is_refused(without_encoder, tiny_encoders,
     shutil.copytree(tiny_encoders["roberta"], tmp_path / "from" / "encoder")
     opened = Bundle.open(without_encoder)
     with pytest.raises(MertoolError, match=r"is not the one of .* copy the right model folder to"):
-        opened.source_of(opened.parts[0])
+        opened.encoder_of(opened.parts[0])
 
 
 def test_features_of_unknown_origin_cannot_be_made_again(stores, tmp_path):
     parts = parts_of(stores)
-    parts[1] = {**parts[1], "origin": {"aligner": parts[1]["origin"]["aligner"]}}
+    parts[1] = replace(parts[1], provenance={"aligner": parts[1].provenance["aligner"]})
     opened = Bundle.open(fused(tmp_path / "bundle", parts, [group(4, 1, 0)]))
     with pytest.raises(MertoolError, match=r"part 'sight' .* was made elsewhere, its encoder is not known"):
-        opened.source_of(opened.parts[1])
+        opened.encoder_of(opened.parts[1])
 
 
 # ---------------------------------------------------------------- missing and changed
@@ -317,10 +317,9 @@ def test_an_encoder_without_safetensors_is_named_by_digest_alone(stores, tmp_pat
     """Nothing that could be a pickle is put into a bundle."""
     encoder = tmp_path / "from" / "encoder"
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
-    parts = parts_of(stores)
-    for part in parts:
-        part["recipe"]["weights"] = CheckpointRef("encoder", encoder, str(encoder)).digest()
+    weights = CheckpointRef("encoder", encoder, str(encoder)).digest()
+    parts = [replace(part, recipe=replace(part.recipe, weights=weights)) for part in parts_of(stores)]
     made = fused(tmp_path / "bundle", parts, [group(4, 1, 0)])
     assert not (made / "encoders").exists()
     opened = Bundle.open(made)
-    assert opened.source_of(opened.parts[0]).folder == encoder
+    assert opened.encoder_of(opened.parts[0]).folder == encoder

@@ -16,7 +16,6 @@ from mertool.extraction.decoding import (
     DecoderPool,
     decode_audio,
     decode_faces,
-    decode_several,
     decode_text,
     worker_count,
 )
@@ -220,11 +219,3 @@ def test_settings_of_one_clip_stand_beside_those_of_all(tmp_path):
         read = decoders.read(jobs, with_settings, lambda clip: {"most": len(clip.clip)}, fps=4.0)
         found = {item.clip.clip: out.content for item, out in read}
     assert found == {"a": (None, None, 4.0, 1), "bb": (None, None, 4.0, 2)}
-
-
-def test_of_several_readings_one_that_fails_costs_none_of_the_others(tmp_path):
-    readings = [(obey, {}), (with_settings, {"fps": 1.0, "most": 2})]
-    for name, reason in (("refuse-1", "no_audio"), ("value-1", "unreadable")):
-        failed, read = decode_several(tmp_path / f"{name}.mp4", None, None, readings=readings).content
-        assert isinstance(failed, ClipError) and failed.reason == reason
-        assert read.content == (None, None, 1.0, 2)

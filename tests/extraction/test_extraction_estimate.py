@@ -106,10 +106,10 @@ def test_a_finished_store(dry, text, texts, tmp_path):
 
 
 def test_a_finished_store_needs_no_encoder_to_be_loaded(dry, text, texts, monkeypatch):
-    import mertool.extract
+    from mertool.extraction.clip_encoder import EncoderAssets
 
     text(texts(4), "-q")
-    monkeypatch.setattr(mertool.extract, "assemble", lambda *_: pytest.fail("the encoder was loaded"))
+    monkeypatch.setattr(EncoderAssets, "load", lambda *_: pytest.fail("the encoder was loaded"))
     assert dry(texts(4))["todo"] == 0
 
 
@@ -148,7 +148,7 @@ def test_the_disk_that_is_needed(dry, text, texts, tmp_path):
 
 
 def test_time_and_media_grow_with_the_clips(dry, texts, monkeypatch):
-    from mertool.extraction.pipeline import ExtractionStats
+    from mertool.extraction.progress import ExtractionStats
 
     class Measured:
         """Half a second and three seconds of media per clip, a tenth of them bad."""
@@ -162,7 +162,7 @@ def test_time_and_media_grow_with_the_clips(dry, texts, monkeypatch):
         def __exit__(self, *_):
             pass
 
-        def do(self, items, writer, faces, progress):
+        def run(self, items, *, writers, face_writer, on_progress):
             bad = {"unreadable": len(items) // 10}
             return ExtractionStats(len(items), bad, media_seconds=3.0 * len(items), wall=0.5 * len(items))
 

@@ -6,13 +6,14 @@ import torch
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from mertool import encoders
+from mertool.extraction.clip_encoder import EncoderAssets
 from mertool.extraction.decoding import DecodedClip
-from mertool.extraction.encode_spec import EncoderAssets, assemble
-from mertool.extraction.pipeline import run
+from mertool.extraction.pipeline import encode_and_write
 from mertool.extraction.plan import WorkItem
+from mertool.extraction.targets import StoreTarget
 from mertool.features import Recipe
 from mertool.manifest import Clip
-from mertool.store import FeatureStore, StoreWriter
+from mertool.store import FeatureStore
 
 SPEECH = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group", "data2vec", "whisper"]
 IMAGES = ["clip", "clip_full", "siglip", "vit", "dinov2"]
@@ -63,17 +64,19 @@ def by_engine(tmp_path, name, folder, modality, dtype, most) -> np.ndarray:
     source = encoders.find(str(folder), modality)
     layers = tuple(range(encoders.count_layers(source) + 1))
     recipe = Recipe(modality, "tiny", "w", layers, "mean", dtype, "float32")
-    work = assemble(recipe, EncoderAssets(source), torch.device("cpu"), most)
+    target = StoreTarget(path=tmp_path / "s.h5", recipe=recipe)
+    encoder = EncoderAssets(source).load([target], torch.device("cpu"), most)
     outcomes = [
         (WorkItem(Clip(f"c{number}", tmp_path), "d"), DecodedClip(content, seconds=1.0))
         for number, content in enumerate(contents(name, modality))
     ]
-    path = tmp_path / "s.h5"
-    with StoreWriter(path, recipe, {}) as writer:
-        report = run(outcomes, len(outcomes), work, writer, lambda *_: None)
+    with target.open_writer() as writer:
+        stats = encode_and_write(
+            outcomes, total=len(outcomes), encoder=encoder, writers=[writer], on_progress=lambda *_: None
+        )
         writer.finish(item.clip.clip for item, _ in outcomes)
-    assert report.extracted == len(outcomes)
-    with FeatureStore(path) as store:
+    assert stats.extracted == len(outcomes)
+    with FeatureStore(target.path) as store:
         return store.read()
 
 

@@ -8,9 +8,12 @@ import torch
 
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction.batching import BatchBudget
+from mertool.extraction.clip_encoder import ClipEncoder
 from mertool.extraction.decoding import DecodedClip
-from mertool.extraction.pipeline import EncodeSpec, keep_frames, mean_pool, run
+from mertool.extraction.multi_adapter import MultiAdapterEncoder
+from mertool.extraction.pipeline import encode_and_write
 from mertool.extraction.plan import WorkItem
+from mertool.extraction.pooling import FeaturePooling, mean_pool
 from mertool.features import Recipe
 from mertool.manifest import Clip
 from mertool.store import FeatureStore, StoreWriter
@@ -38,8 +41,19 @@ class FakeEncoder:
         return [torch.stack([torch.full((3, 2), float(item + layer)) for layer in keep]) for item in items]
 
 
-def extract(tmp_path, encoder, contents, *, finish=mean_pool, pool="mean", layers=(0, 1), most=8.0, **work):
-    recipe = Recipe("audio", "fake", "w", layers, pool, storage_dtype="float32")
+def make_recipe(layers=(0, 1), pool="mean"):
+    return Recipe("audio", "fake", "w", layers, pool, storage_dtype="float32")
+
+
+def make_clip_encoder(encoder, *recipes, max_cost=0.0):
+    """The encoder for stores of these recipes."""
+    layers = tuple(sorted({layer for recipe in recipes for layer in recipe.layers}))
+    poolings = tuple(FeaturePooling(recipe, layers) for recipe in recipes)
+    return ClipEncoder(encoder=encoder, layers=layers, poolings=poolings, budget=BatchBudget(max_cost))
+
+
+def extract(tmp_path, encoder, contents, *, pool="mean", layers=(0, 1), max_cost=8.0):
+    recipe = make_recipe(layers, pool)
     jobs = [WorkItem(Clip(f"c{n}", tmp_path), f"d{n}") for n in range(len(contents))]
     outcomes = [
         (job, content if isinstance(content, ClipError) else DecodedClip(content, seconds=2.0))
@@ -47,18 +61,18 @@ def extract(tmp_path, encoder, contents, *, finish=mean_pool, pool="mean", layer
     ]
     steps = []
     with StoreWriter(tmp_path / "s.h5", recipe, {}) as writer:
-        report = run(
+        stats = encode_and_write(
             outcomes,
-            len(jobs),
-            EncodeSpec(encoder, layers, finish, BatchBudget(most), **work),
-            writer,
-            lambda *step: steps.append(step),
+            total=len(jobs),
+            encoder=make_clip_encoder(encoder, recipe, max_cost=max_cost),
+            writers=[writer],
+            on_progress=lambda *step: steps.append(step),
         )
         writer.finish(job.clip.clip for job in jobs)
     with FeatureStore(tmp_path / "s.h5") as store:
         failures = {failure.clip: failure for failure in store.failures()}
         values = {clip: store.read([clip])[0] if store.pooled else store.frames(clip) for clip in store.ids}
-    return report, values, failures, steps
+    return stats, values, failures, steps
 
 
 def test_every_clip_gets_its_own_values(tmp_path):
@@ -127,29 +141,54 @@ def test_progress_counts_every_clip_once(tmp_path):
 
 
 def test_each_clip_is_encoded_with_its_adapter(tmp_path):
-    class MultiAdapterEncoder(FakeEncoder):
+    class AdaptedModel(FakeEncoder):
+        """The active adapter adds its offset, and what it adds to all clips is its shift."""
+
         offset = 0
+
+        def set_adapter(self, name):
+            self.offset = {"fold1": 100, "fold2": 200, "final": 300}[name]
 
         def encode_prepared(self, items, keep):
             return super().encode_prepared([item + self.offset for item in items], keep)
 
-    encoder = MultiAdapterEncoder()
-    adapter = {"c0": "fold1", "c1": "fold2", "c2": "fold1"}
+    encoder = AdaptedModel()
+    encoder.model = encoder
+    shifts = {name: torch.full((2, 2), shift) for name, shift in {"fold1": 1.0, "fold2": 2.0, "final": 3.0}.items()}
+    adapted = MultiAdapterEncoder(encoder, shifts, {"c0": "fold1", "c1": "fold2", "c2": "fold1"})
+    _, values, _, _ = extract(tmp_path, adapted, [1, 2, 3, 4])
+    assert [values[f"c{n}"][0, 0] for n in range(4)] == [100, 200, 102, 301]
 
-    def select(name):
-        encoder.offset = {"fold1": 100, "fold2": 200, "final": 300}[name]
 
-    _, values, _, _ = extract(
-        tmp_path, encoder, [1, 2, 3, 4], variant=lambda clip: adapter.get(clip, "final"), select=select
-    )
-    assert [values[f"c{n}"][0, 0] for n in range(4)] == [101, 202, 103, 304]
+def test_one_pass_writes_several_stores(tmp_path):
+    """Stores of one encoder differ in layers and pooling; each clip is encoded once."""
+    recipes = [make_recipe((0, 2)), make_recipe((1,), "none")]
+    items = [WorkItem(Clip(f"c{n}", tmp_path), f"d{n}") for n in range(3)]
+    encoder = FakeEncoder()
+    with (
+        StoreWriter(tmp_path / "a.h5", recipes[0], {}) as first,
+        StoreWriter(tmp_path / "b.h5", recipes[1], {}) as second,
+    ):
+        encode_and_write(
+            [(item, DecodedClip(number, seconds=1.0)) for number, item in enumerate(items)],
+            total=3,
+            encoder=make_clip_encoder(encoder, *recipes),
+            writers=[first, second],
+            on_progress=lambda *_: None,
+        )
+        for writer in (first, second):
+            writer.finish(item.clip.clip for item in items)
+    assert sum(encoder.sizes) == 3
+    with FeatureStore(tmp_path / "a.h5") as pooled, FeatureStore(tmp_path / "b.h5") as frames:
+        assert pooled.read(["c1"])[0, :, 0].tolist() == [1, 3]
+        assert frames.frames("c1").tolist() == [[2, 2]] * 3
 
 
 def test_frames_of_several_layers_and_of_one(tmp_path):
-    _, several, _, _ = extract(tmp_path, FakeEncoder(), [5, 7], finish=keep_frames, pool="none")
+    _, several, _, _ = extract(tmp_path, FakeEncoder(), [5, 7], pool="none")
     assert several["c1"].shape == (2, 3, 2)
     (tmp_path / "s.h5").unlink()
-    _, one, _, _ = extract(tmp_path, FakeEncoder(), [5, 7], finish=keep_frames, pool="none", layers=(1,))
+    _, one, _, _ = extract(tmp_path, FakeEncoder(), [5, 7], pool="none", layers=(1,))
     assert one["c1"].tolist() == [[8, 8]] * 3
 
 
@@ -169,7 +208,7 @@ def test_the_report_says_where_the_time_went(tmp_path):
             time.sleep(0.05)
             return super().encode_prepared(items, keep)
 
-    report, *_ = extract(tmp_path, Slow(), [1, 2, 3], most=0)
+    report, *_ = extract(tmp_path, Slow(), [1, 2, 3], max_cost=0)
     assert 0.15 <= report.encode <= report.wall
     assert report.idle == pytest.approx(report.wall - report.encode)
     assert report.write > 0
@@ -186,7 +225,7 @@ def test_writing_does_not_hold_the_encoder_up(tmp_path, monkeypatch):
         add(self, features)
 
     monkeypatch.setattr(StoreWriter, "add", slow_add)
-    _, values, _, _ = extract(tmp_path, encoder, list(range(6)), most=0)
+    _, values, _, _ = extract(tmp_path, encoder, list(range(6)), max_cost=0)
     assert len(values) == 6
     assert seen[0] > 1
 
@@ -197,7 +236,7 @@ def test_an_error_of_the_writer_ends_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StoreWriter, "add", full)
     with pytest.raises(MertoolError, match="the disk is full"):
-        extract(tmp_path, FakeEncoder(), list(range(100)), most=0)
+        extract(tmp_path, FakeEncoder(), list(range(100)), max_cost=0)
 
 
 def test_an_unforeseen_error_of_the_encoder_ends_the_run_and_keeps_what_was_done(tmp_path):
@@ -208,9 +247,8 @@ def test_an_unforeseen_error_of_the_encoder_ends_the_run_and_keeps_what_was_done
             return super().encode_prepared(items, keep)
 
     with pytest.raises(KeyError, match="a bug"):
-        extract(tmp_path, Broken(), list(range(6)), most=0)
-    recipe = Recipe("audio", "fake", "w", (0, 1), "mean", storage_dtype="float32")
-    with StoreWriter(tmp_path / "s.h5", recipe, {}) as writer:
+        extract(tmp_path, Broken(), list(range(6)), max_cost=0)
+    with StoreWriter(tmp_path / "s.h5", make_recipe(), {}) as writer:
         assert sorted(writer.done) == ["c0", "c1", "c2"]
 
 
@@ -219,6 +257,7 @@ def test_an_error_while_decoding_ends_the_run(tmp_path):
         yield WorkItem(Clip("c0", tmp_path), "d0"), DecodedClip(1)
         raise KeyError("a bug")
 
-    recipe = Recipe("audio", "fake", "w", (0, 1), "mean", storage_dtype="float32")
+    recipe = make_recipe()
+    encoder = make_clip_encoder(FakeEncoder(), recipe)
     with StoreWriter(tmp_path / "s.h5", recipe, {}) as writer, pytest.raises(KeyError, match="a bug"):
-        run(outcomes(), 2, EncodeSpec(FakeEncoder(), (0, 1), mean_pool), writer, lambda *_: None)
+        encode_and_write(outcomes(), total=2, encoder=encoder, writers=[writer], on_progress=lambda *_: None)

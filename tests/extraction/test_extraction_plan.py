@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mertool.errors import MISSING_MODALITY_REASONS, REASONS, TRANSIENT_REASONS, MertoolError
-from mertool.extraction.plan import item_digest, make_plan
+from mertool.extraction.plan import item_digest, list_items, make_plan
 from mertool.manifest import Clip, Manifest
 from mertool.store import Failure
 
@@ -18,8 +18,9 @@ def manifest(tmp_path):
     return Manifest(clips, tmp_path / "clips.csv")
 
 
-def todo(manifest, modality="audio", done=None, failed=None):
-    return [item.clip.clip for item in make_plan(manifest, modality, done or {}, failed or {}).todo]
+def pending(manifest, modality="audio", done=None, failed=None):
+    plan = make_plan(list_items(manifest, modality), done or {}, failed or {})
+    return [item.clip.clip for item in plan.pending]
 
 
 def digests(manifest, modality="audio"):
@@ -27,44 +28,44 @@ def digests(manifest, modality="audio"):
 
 
 def test_everything_is_new_at_first(manifest):
-    assert todo(manifest) == ["a", "b", "c"]
+    assert pending(manifest) == ["a", "b", "c"]
 
 
 def test_what_is_done_is_cached(manifest):
-    plan = make_plan(manifest, "audio", digests(manifest), {})
-    assert (plan.todo, plan.cached) == ((), ("a", "b", "c"))
+    plan = make_plan(list_items(manifest, "audio"), digests(manifest), {})
+    assert (plan.pending, plan.cached) == ((), ("a", "b", "c"))
 
 
 def test_a_changed_file_is_done_again(manifest, tmp_path):
     done = digests(manifest)
     (tmp_path / "b.wav").write_bytes(b"x" * 100)
-    assert todo(manifest, done=done) == ["b"]
+    assert pending(manifest, done=done) == ["b"]
 
 
 def test_another_part_of_the_file_is_done_again(manifest):
     done = digests(manifest)
     cut = Manifest((replace(manifest.clips[0], end=1.5), *manifest.clips[1:]), manifest.source)
-    assert todo(cut, done=done) == ["a"]
+    assert pending(cut, done=done) == ["a"]
 
 
 def test_another_transcript_matters_to_text_alone(manifest):
     changed = Manifest((replace(manifest.clips[0], text="other"), *manifest.clips[1:]), manifest.source)
-    assert todo(changed, done=digests(manifest)) == []
-    assert todo(changed, "text", digests(manifest, "text")) == ["a"]
+    assert pending(changed, done=digests(manifest)) == []
+    assert pending(changed, "text", digests(manifest, "text")) == ["a"]
 
 
 @pytest.mark.parametrize("reason", sorted(REASONS))
 def test_only_failures_that_may_heal_are_tried_again(reason, manifest):
     known = digests(manifest)
     failure = Failure("b", known.pop("b"), "decode", reason, "")
-    assert todo(manifest, done=known, failed={"b": failure}) == (["b"] if reason in TRANSIENT_REASONS else [])
+    assert pending(manifest, done=known, failed={"b": failure}) == (["b"] if reason in TRANSIENT_REASONS else [])
 
 
 def test_a_failed_file_that_changed_is_tried_again(manifest):
     known = digests(manifest)
     failure = Failure("b", "another digest", "decode", "unreadable", "")
     del known["b"]
-    assert todo(manifest, done=known, failed={"b": failure}) == ["b"]
+    assert pending(manifest, done=known, failed={"b": failure}) == ["b"]
 
 
 def test_a_file_that_came_back_is_tried_again(manifest, tmp_path):
@@ -73,18 +74,18 @@ def test_a_file_that_came_back_is_tried_again(manifest, tmp_path):
     assert failure.digest == ""
     (tmp_path / "b.wav").write_bytes(b"back")
     known = {name: digest for name, digest in digests(manifest).items() if name != "b"}
-    assert todo(manifest, done=known, failed={"b": failure}) == ["b"]
+    assert pending(manifest, done=known, failed={"b": failure}) == ["b"]
 
 
 def test_not_one_file_is_an_error_about_paths(tmp_path):
     manifest = Manifest((Clip("a", tmp_path / "a.mp4"), Clip("b", tmp_path / "b.mp4")), tmp_path / "clips.csv")
     with pytest.raises(MertoolError, match=r"none of the 2 files .* exists .*a\.mp4.* relative to the manifest"):
-        todo(manifest)
+        pending(manifest)
 
 
 def test_text_needs_no_files(tmp_path):
     manifest = Manifest((Clip("a", tmp_path / "a.mp4", text="wow"),), tmp_path / "clips.csv")
-    assert todo(manifest, "text") == ["a"]
+    assert pending(manifest, "text") == ["a"]
 
 
 def test_absent_modalities_are_no_transient_failures():

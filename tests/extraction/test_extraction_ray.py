@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,9 +22,12 @@ import torch
 
 from mertool.errors import MertoolError
 from mertool.extraction import ray_backend as on_ray
-from mertool.extraction.job import ExtractionJob, extract_to_store
-from mertool.extraction.pipeline import EncodeSpec, mean_pool
-from mertool.extraction.ray_backend import do_on_ray
+from mertool.extraction.clip_encoder import ClipEncoder
+from mertool.extraction.driver import extract_to_stores
+from mertool.extraction.job import ExtractionJob
+from mertool.extraction.pooling import FeaturePooling
+from mertool.extraction.ray_backend import extract_on_ray
+from mertool.extraction.targets import StoreTarget
 from mertool.features import Recipe
 from mertool.manifest import Clip, Manifest
 from mertool.store import parts_folder
@@ -54,30 +56,32 @@ class Letters:
         return [torch.full((len(keep), 1, 2), float(len(text))) for text in texts]
 
 
-def load_letters(seconds=0.0):
-    return EncodeSpec(Letters(seconds), (0,), mean_pool)
+@dataclass(frozen=True)
+class LettersLoader:
+    """Loads `Letters`, or does something else: `broken` and `bug` raise, `die` ends the process."""
 
+    seconds: float = 0.0
+    outcome: str = ""
 
-def load_nothing():
-    raise MertoolError("the weights are broken: fetch them again")
-
-
-def load_with_a_bug():
-    raise ZeroDivisionError("a bug of ours")
-
-
-def die():
-    os._exit(1)
+    def load(self, targets, device, max_batch_cost=None):
+        if self.outcome == "broken":
+            raise MertoolError("the weights are broken: fetch them again")
+        if self.outcome == "bug":
+            raise ZeroDivisionError("a bug of ours")
+        if self.outcome == "die":
+            os._exit(1)
+        poolings = tuple(FeaturePooling(target.recipe, (0,)) for target in targets)
+        return ClipEncoder(encoder=Letters(self.seconds), layers=(0,), poolings=poolings)
 
 
 def silent(*_):
     pass
 
 
-def text_job(path, load=load_letters, encoder="letters", engine="ray"):
-    return ExtractionJob(
-        path, Recipe("text", encoder, "w", (0,), "mean", storage_dtype="float32"), {}, load, engine=engine
-    )
+def text_job(path, loader=None, *, encoder="letters", engine="ray", overwrite=False, address=None):
+    recipe = Recipe("text", encoder, "w", (0,), "mean", storage_dtype="float32")
+    target = StoreTarget(path=path, recipe=recipe, overwrite=overwrite)
+    return ExtractionJob(targets=(target,), encoder=loader or LettersLoader(), engine=engine, ray_address=address)
 
 
 def text_manifest(texts):
@@ -118,7 +122,7 @@ def content(path):
 def letters(tmp_path_factory):
     """What a store of TEXTS holds."""
     path = tmp_path_factory.mktemp("letters") / "text.h5"
-    extract_to_store(TEXTS, text_job(path, engine="local"), silent)
+    extract_to_stores(TEXTS, text_job(path, engine="local"), silent)
     return content(path)
 
 
@@ -173,8 +177,8 @@ def test_video_and_crops_are_the_same_from_relative_paths(
 
 def test_a_store_of_another_recipe_is_overwritten(cluster, letters, tmp_path):
     path = tmp_path / "text.h5"
-    extract_to_store(text_manifest(["other"] * 30), text_job(path, encoder="other", engine="local"), silent)
-    extract_to_store(TEXTS, text_job(path), silent, overwrite=True)
+    extract_to_stores(text_manifest(["other"] * 30), text_job(path, encoder="other", engine="local"), silent)
+    extract_to_stores(TEXTS, text_job(path, overwrite=True), silent)
     assert content(path) == letters
 
 
@@ -191,9 +195,9 @@ def test_a_killed_worker_is_replaced(cluster, letters, tmp_path, caplog, capsys)
             os.kill(workers[0], signal.SIGKILL)
             killed.append(workers[0])
 
-    filled = extract_to_store(TEXTS, text_job(tmp_path / "text.h5", partial(load_letters, 0.5)), kill_one)
+    summary = extract_to_stores(TEXTS, text_job(tmp_path / "text.h5", LettersLoader(0.5)), kill_one)
     assert content(tmp_path / "text.h5") == letters
-    assert (filled.report.extracted, filled.report.reasons) == (23, {"no_text": 1})
+    assert (summary.stats.extracted, summary.stats.reasons) == (23, {"no_text": 1})
     assert f"worker {killed[0]} died and is replaced: Worker unexpectedly exits" in caplog.text
     assert capsys.readouterr().out == ""
 
@@ -203,8 +207,8 @@ def test_a_clip_that_kills_its_workers_is_found_and_recorded(cluster, tmp_path, 
     monkeypatch.setattr(on_ray, "CHUNKS_EACH", 1)
     texts = ["a"] * 8
     texts[2] = "deadly"
-    filled = extract_to_store(text_manifest(texts), text_job(tmp_path / "text.h5"), silent)
-    assert (filled.report.extracted, filled.reasons) == (7, ["crashed"])
+    summary = extract_to_stores(text_manifest(texts), text_job(tmp_path / "text.h5"), silent)
+    assert (summary.stats.extracted, summary.reasons) == (7, ["crashed"])
     found = content(tmp_path / "text.h5")
     assert found["values"][0] == (7, 1, 2)
     ((clip, _, _, reason, message),) = found["failures"]
@@ -227,7 +231,7 @@ def test_chunks_are_many_enough_for_all_to_end_together(clips, workers, size):
 def test_workers_that_die_as_they_start_end_the_run(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(on_ray, "MOST_DEATHS", 1)
     with pytest.raises(MertoolError, match="workers died as they started, 1 times each; the last: ") as error:
-        extract_to_store(TEXTS, text_job(tmp_path / "text.h5", die), silent)
+        extract_to_stores(TEXTS, text_job(tmp_path / "text.h5", LettersLoader(outcome="die")), silent)
     assert "\n" not in str(error.value)
 
 
@@ -236,14 +240,14 @@ def test_workers_that_die_as_they_start_end_the_run(cluster, tmp_path, monkeypat
 
 def test_an_error_of_the_users_is_the_same_as_without_ray(cluster, tmp_path):
     with pytest.raises(MertoolError) as error:
-        extract_to_store(TEXTS, text_job(tmp_path / "text.h5", load_nothing), silent)
+        extract_to_stores(TEXTS, text_job(tmp_path / "text.h5", LettersLoader(outcome="broken")), silent)
     assert type(error.value) is MertoolError
     assert str(error.value) == "the weights are broken: fetch them again"
 
 
 def test_a_bug_keeps_its_traceback(cluster, tmp_path):
-    with pytest.raises(ZeroDivisionError, match=r"(?s)in load_with_a_bug.*a bug of ours"):
-        extract_to_store(TEXTS, text_job(tmp_path / "text.h5", load_with_a_bug), silent)
+    with pytest.raises(ZeroDivisionError, match=r"(?s)in load.*a bug of ours"):
+        extract_to_stores(TEXTS, text_job(tmp_path / "text.h5", LettersLoader(outcome="bug")), silent)
 
 
 @pytest.fixture
@@ -251,7 +255,12 @@ def connect(monkeypatch, tmp_path):
     """A function that begins a run at an address, as a process that is not connected to Ray would."""
     ray = pytest.importorskip("ray", reason=MISSING)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    return lambda address: do_on_ray([], text_job(tmp_path / "text.h5"), None, None, silent, address)
+
+    def run(address):
+        job = text_job(tmp_path / "text.h5", address=address)
+        extract_on_ray([], job=job, writers=[], face_writer=None, on_progress=silent)
+
+    return run
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:port", "ray://"])
@@ -273,7 +282,7 @@ def test_an_address_where_nobody_listens(connect, scheme):
 def test_ray_that_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MertoolError, match=r"pip install 'mertool\[ray\]'"):
-        do_on_ray([], text_job(tmp_path / "text.h5"), None, None, silent)
+        extract_on_ray([], job=text_job(tmp_path / "text.h5"), writers=[], face_writer=None, on_progress=silent)
 
 
 def test_gpus_are_shared_out():
@@ -296,9 +305,7 @@ def test_gpus_are_shared_out():
 
 def fill_slowly(path):
     """What the command does in the tests of interrupts."""
-    extract_to_store(
-        TEXTS, text_job(Path(path), partial(load_letters, 0.4)), lambda *step: print("done", *step, flush=True)
-    )
+    extract_to_stores(TEXTS, text_job(Path(path), LettersLoader(0.4)), lambda *step: print("done", *step, flush=True))
 
 
 COMMAND = """
@@ -333,5 +340,5 @@ def test_an_interrupt_ends_ray_and_keeps_finished_parts(number, code, letters, t
     assert psutil.wait_procs(others, timeout=10)[1] == []
     assert not path.exists()
     assert 2 <= len(list(parts_folder(path).glob("part-*.h5"))) < len(TEXTS)
-    assert extract_to_store(TEXTS, text_job(path), silent).report.done < len(TEXTS)
+    assert extract_to_stores(TEXTS, text_job(path), silent).stats.done < len(TEXTS)
     assert content(path) == letters

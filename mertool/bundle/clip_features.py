@@ -1,0 +1,175 @@
+"""Features of new clips for the parts of a bundle, in stores of a cache folder.
+
+Speech recognition comes first. Then there is one extraction job for each encoder: parts that differ only in pooling,
+layers or aligner share the pass of their encoder.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from mertool.bundle.parts import BundlePart
+from mertool.bundle.reader import Bundle
+from mertool.encoders import CheckpointRef
+from mertool.extraction.clip_encoder import ClipEncoder, EncoderAssets
+from mertool.extraction.decoding import DecodeResult, DecoderLimits, DecoderPool, decode_audio
+from mertool.extraction.driver import extract_to_stores
+from mertool.extraction.job import ExtractionJob
+from mertool.extraction.plan import WorkItem
+from mertool.extraction.progress import ProgressCallback, StagedProgress
+from mertool.extraction.targets import StoreTarget
+from mertool.extraction.transcripts import Transcribed, load_recogniser, transcribe
+from mertool.features import Recipe, faces_recipe
+from mertool.manifest import Manifest
+from mertool.noise import NoiseCorruption
+from mertool.store import FeatureStore, parts_folder
+
+
+@dataclass(frozen=True)
+class BundleEncoder:
+    """Loads the encoder of a part, which is looked up only when a clip has to be extracted."""
+
+    bundle: Bundle
+    part: BundlePart
+
+    def load(
+        self, targets: Sequence[StoreTarget], device: torch.device, max_batch_cost: float | None = None
+    ) -> ClipEncoder:
+        assets = EncoderAssets(self.bundle.encoder_of(self.part), self.bundle.adapters_of(self.part))
+        return assets.load(targets, device, max_batch_cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartExtractor:
+    """Extracts features of new clips for parts of a bundle.
+
+    bundle: whose recipes, encoders and trained parts are used.
+    folder: of the stores, one per part, of the face crops and of the transcripts.
+    device: of the encoders.
+    limits: of the decoder processes.
+    asr: a Whisper that transcribes clips without a transcript, for parts that were trained on given transcripts.
+    noise: mixed into the audio, and blurs the frames.
+    """
+
+    bundle: Bundle
+    folder: Path
+    device: torch.device
+    limits: DecoderLimits = field(default_factory=DecoderLimits)
+    asr: CheckpointRef | None = None
+    noise: NoiseCorruption | None = None
+
+    def extract(self, parts: Sequence[BundlePart], manifest: Manifest, on_progress: ProgressCallback) -> list[Path]:
+        """Bring one store for each of the parts up to date with the manifest; return their paths.
+
+        Raises MertoolError for an encoder that is gone, before any work. Stores of another bundle are replaced.
+        """
+        targets = {part.name: self._target_of(part) for part in parts}
+        for part in parts:
+            if not targets[part.name].path.exists():
+                self.bundle.encoder_of(part)
+        recognisers = self._find_recognisers(parts)
+        groups = self._group_by_encoder(parts)
+        progress = StagedProgress(on_progress, stages=len(recognisers) + len(groups), clips=len(manifest))
+        transcribed = {
+            digest: self._transcribe(manifest, recogniser, progress.stage(stage))
+            for stage, (digest, recogniser) in enumerate(recognisers.items())
+        }
+        for stage, group in enumerate(groups, start=len(recognisers)):
+            job = self._make_job(group, [targets[part.name] for part in group], self._faces_of(group, groups))
+            texts = transcribed.get(job.recipe.media.get("asr", ""))
+            if texts:
+                job = replace(job, missing_text=texts.reasons)
+            extract_to_stores(texts.manifest if texts else manifest, job, progress.stage(stage))
+        return [targets[part.name].path for part in parts]
+
+    def recipe_of(self, part: BundlePart) -> Recipe:
+        """The recipe of a part's features of new clips, with the recogniser and the noise that change them."""
+        recipe = self.bundle.recipe_of(part)
+        media = dict(recipe.media)
+        if part.modality == "text" and self.asr and "asr" not in media:
+            media["asr"] = self.asr.digest()
+        if self.noise and (part.modality != "text" or "asr" in media):
+            media["noise"] = self.noise.to_json("video" if part.modality == "video" else "audio")
+        return replace(recipe, media=media)
+
+    def _target_of(self, part: BundlePart) -> StoreTarget:
+        path, recipe = self.folder / f"{part.name}.h5", self.recipe_of(part)
+        provenance = dict(part.provenance)
+        if self.asr and "asr" in recipe.media:
+            provenance["asr"] = self.asr.to_json()
+        return StoreTarget(
+            path=path,
+            recipe=recipe,
+            provenance=provenance,
+            aligner=self.bundle.aligner_of(part),
+            overwrite=_is_of_another_bundle(path, recipe),
+        )
+
+    def _find_recognisers(self, parts: Sequence[BundlePart]) -> dict[str, CheckpointRef]:
+        """The speech recognisers of the text parts, by digest."""
+        refs = [
+            self.bundle.recogniser_of(part) if part.recogniser else self.asr
+            for part in parts
+            if part.modality == "text"
+        ]
+        return {ref.digest(): ref for ref in refs if ref}
+
+    def _group_by_encoder(self, parts: Sequence[BundlePart]) -> list[list[BundlePart]]:
+        """Parts that share encoder, adapter, number format and media settings; text last, as it may be transcribed."""
+        groups: dict[str, list[BundlePart]] = {}
+        for part in sorted(parts, key=lambda part: part.modality == "text"):
+            recipe = self.recipe_of(part)
+            shared = replace(recipe, layers=(), pool="mean", storage_dtype="", aligner=None, layer_sum=False)
+            groups.setdefault(shared.fingerprint, []).append(part)
+        return list(groups.values())
+
+    def _faces_of(self, group: Sequence[BundlePart], groups: Sequence[Sequence[BundlePart]]) -> Path | None:
+        """A store of face crops, where another encoder needs the same ones; else none is kept."""
+        media = self.recipe_of(group[0]).media
+        video = [other for other in groups if other[0].modality == "video"]
+        if group[0].modality != "video" or sum(self.recipe_of(other[0]).media == media for other in video) < 2:
+            return None
+        return self.folder / f"face-crops-{faces_recipe(media).fingerprint[:8]}.h5"
+
+    def _make_job(
+        self, group: Sequence[BundlePart], targets: Sequence[StoreTarget], faces: Path | None
+    ) -> ExtractionJob:
+        return ExtractionJob(
+            targets=tuple(targets),
+            encoder=BundleEncoder(self.bundle, group[0]),
+            device=self.device,
+            limits=self.limits,
+            faces=faces,
+            noise=self.noise,
+        )
+
+    def _transcribe(self, manifest: Manifest, recogniser: CheckpointRef, on_progress: ProgressCallback) -> Transcribed:
+        return transcribe(
+            manifest,
+            transcripts_in(self.folder, recogniser.digest()),
+            recogniser,
+            lambda: load_recogniser(recogniser, self.device),
+            lambda done, total, failed: on_progress(done, total, failed, 0.0),
+            self._decode_audio,
+        )
+
+    def _decode_audio(self, items: Iterable[WorkItem]) -> Iterator[DecodeResult]:
+        noise_of = self.noise.audio_settings if self.noise else lambda clip: {}
+        with DecoderPool(self.limits) as decoders:
+            yield from decoders.read(items, decode_audio, noise_of)
+
+
+def transcripts_in(folder: Path, digest: str) -> Path:
+    """The CSV in a cache folder with the transcripts by the recogniser of this digest."""
+    return folder / f"transcripts-{digest[:8]}.csv"
+
+
+def _is_of_another_bundle(store: Path, recipe: Recipe) -> bool:
+    """Whether a store, or an unfinished part of it, has another recipe: the cache belongs to one output file."""
+    files = [store] if store.exists() else sorted(parts_folder(store).glob("part-*.h5"))
+    for path in files[:1]:
+        with FeatureStore(path) as opened:
+            return opened.fingerprint != recipe.fingerprint
+    return False

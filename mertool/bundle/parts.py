@@ -1,0 +1,115 @@
+"""`BundlePart`: the features of one store, as a bundle describes them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mertool.bundle.layout import COPY_BYTES, encoder_files
+from mertool.encoders import CheckpointRef
+from mertool.errors import MertoolError, combine_errors
+from mertool.features import Recipe
+from mertool.learning.cached_features import shape_of, spans_of
+from mertool.runs import Run
+from mertool.store import FeatureStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundlePart:
+    """The features of one store that a bundle was trained on.
+
+    name: the stem of the store's file.
+    recipe: names encoder, adapter, aligner and speech recogniser by digest, and holds the media settings.
+    provenance: where those were found (the store's `origin`); changes no prediction.
+    shape: (L, D) of a clip's features as the heads take them.
+    spans: the number of time spans that frames are averaged over; None for pooled features.
+    """
+
+    name: str
+    recipe: Recipe
+    provenance: dict[str, Any]
+    shape: tuple[int, int]
+    spans: int | None
+
+    @property
+    def modality(self) -> str:
+        return self.recipe.modality
+
+    @property
+    def recogniser(self) -> str | None:
+        """Digest of the speech recogniser whose transcripts the part was trained on; None for given transcripts."""
+        return self.recipe.media.get("asr")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "modality": self.modality,
+            "recipe": self.recipe.to_json(),
+            "origin": self.provenance,
+            "shape": list(self.shape),
+            "spans": self.spans,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "BundlePart":
+        layers, channels = value["shape"]
+        return cls(
+            name=value["name"],
+            recipe=Recipe.from_json(value["recipe"]),
+            provenance=dict(value["origin"]),
+            shape=(int(layers), int(channels)),
+            spans=value["spans"],
+        )
+
+
+def make_part(store: FeatureStore) -> BundlePart:
+    """Describe one store for a bundle."""
+    layers, channels = shape_of(store)
+    return BundlePart(
+        name=store.path.stem,
+        recipe=store.recipe,
+        provenance=store.origin,
+        shape=(layers, channels),
+        spans=spans_of(store),
+    )
+
+
+def check_parts(parts: Sequence[BundlePart]) -> None:
+    """Raise one MertoolError that names all adapters, aligners and encoders that are gone or have changed."""
+    faults = [fault for part in parts for fault in _find_faults(part)]
+    if faults:
+        raise combine_errors("the features cannot be made again from clips", faults)
+
+
+def _find_faults(part: BundlePart) -> Iterator[str]:
+    for kind, stage, digest in (
+        ("adapter", "finetune", part.recipe.adapter),
+        ("aligner", "align", part.recipe.aligner),
+    ):
+        if not digest:
+            continue
+        folder = part.provenance.get(kind)
+        try:
+            unchanged = folder is not None and Run.read(Path(folder), stage).digest() == digest
+        except MertoolError as error:
+            yield f"store '{part.name}': {error}"
+            continue
+        if not unchanged:
+            yield f"store '{part.name}' was made with an {kind} that is no longer in {folder}: extract it again"
+    for kind, folder, digest in copied_encoders(part):
+        if CheckpointRef(kind, folder, str(folder)).digest() != digest:
+            yield f"store '{part.name}': the {kind} in {folder} is not the one it was made with: extract it again"
+
+
+def copied_encoders(part: BundlePart) -> Iterator[tuple[str, Path, str]]:
+    """Kind (encoder or asr), folder and digest of the local encoders of a part that are small enough to be copied."""
+    for kind, digest in (("encoder", part.recipe.weights), ("asr", part.recogniser)):
+        origin = part.provenance.get(kind)
+        folder = Path(origin["checkpoint"]) if origin else Path()
+        if digest and folder.is_absolute() and folder.is_dir() and _is_small(folder):
+            yield kind, folder, digest
+
+
+def _is_small(folder: Path) -> bool:
+    files = encoder_files(folder)
+    return bool(files) and sum(file.stat().st_size for file in files) <= COPY_BYTES

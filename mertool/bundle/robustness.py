@@ -1,0 +1,163 @@
+"""Scores of a bundle on the clips that it predicted: as they are, without a modality, and in noise as in MER-NOISE.
+
+The features beside the predictions are used again, so leaving a modality out costs next to nothing. Noise is mixed
+into the audio, and frames are blurred, while clips are decoded; these features are kept in a folder of their own beside
+the clean ones. Given transcripts stay as they are in noise; recognised ones are recognised again.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mertool.bundle.clip_features import PartExtractor, transcripts_in
+from mertool.bundle.reader import Bundle
+from mertool.bundle.scoring import score_blocks
+from mertool.encoders import CheckpointRef, find
+from mertool.errors import MertoolError
+from mertool.extraction.decoding import DecoderLimits
+from mertool.extraction.progress import ProgressCallback
+from mertool.extraction.transcripts import read_rows
+from mertool.files import digest_json
+from mertool.manifest import Manifest
+from mertool.noise import NoiseCorruption
+from mertool.predictions import feature_cache_folder
+from mertool.store import FeatureStore
+
+TOLERANCE = 1e-3  # between probabilities that two devices compute from the same features
+BABBLE = "babble"
+ClipProbabilities = dict[str, np.ndarray]  # (C,) by clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessEvaluator:
+    """Evaluates a bundle in harder conditions.
+
+    bundle: the bundle that predicted.
+    predictions: the file that it wrote; the features are beside it.
+    manifest: of the clips.
+    device, limits: for scoring, and for extracting noisy features.
+    """
+
+    bundle: Bundle
+    predictions: Path
+    manifest: Manifest
+    device: torch.device
+    limits: DecoderLimits = field(default_factory=DecoderLimits)
+
+    def score_conditions(
+        self,
+        predicted: ClipProbabilities,
+        *,
+        missing: Sequence[str],
+        noise: str | None,
+        seed: int,
+        on_progress: ProgressCallback,
+    ) -> Iterator[tuple[str, ClipProbabilities]]:
+        """Yield each condition and the probabilities of those `predicted` clips that have a modality left in it.
+
+        missing: modalities, each of which is left out in turn. noise: a folder of sound files, or `babble`. Raises
+        MertoolError before the first condition if the bundle does not predict `predicted` from the features.
+        """
+        self._check_missing(missing)
+        clips = list(predicted)
+        with ExitStack() as stack:
+            stores = [stack.enter_context(FeatureStore(path)) for path in self._cached_stores()]
+            unchanged = self._score(stores, clips)
+            if list(unchanged) != clips or not all(
+                np.allclose(unchanged[clip], predicted[clip], atol=TOLERANCE) for clip in clips
+            ):
+                raise MertoolError(
+                    f"{self.predictions} is not what {self.bundle.run.folder} makes of "
+                    f"{feature_cache_folder(self.predictions)}: run `mertool predict {self.bundle.run.folder}` again"
+                )
+            yield "as is", unchanged
+            for modality in missing:
+                yield f"without {modality}", self._score(stores, clips, without=modality)
+            if noise:
+                corruption = self._read_noise(noise, seed)
+                paths = self._extract_noisy(stores, clips, corruption, on_progress)
+                noisy_stores = [stack.enter_context(FeatureStore(path)) for path in paths]
+                yield f"noisy ({noise})", self._score(noisy_stores, clips)
+
+    def _check_missing(self, missing: Sequence[str]) -> None:
+        folder = self.bundle.run.folder
+        used = [*dict.fromkeys(part.modality for part in self.bundle.parts)]
+        for modality in missing:
+            if modality not in used:
+                raise MertoolError(f"--missing {modality}: {folder} uses {', '.join(used)}: give one of those")
+            if len(used) == 1:
+                raise MertoolError(f"--missing {modality}: {folder} uses nothing else, so nothing would be left")
+
+    def _cached_stores(self) -> list[Path]:
+        """The stores that the predictions were made from."""
+        paths = [feature_cache_folder(self.predictions) / f"{part.name}.h5" for part in self.bundle.parts]
+        for path in paths:
+            if not path.exists():
+                raise MertoolError(
+                    f"{path} does not exist, and {self.bundle.run.folder} predicts from it: run `mertool predict` "
+                    "again, or give the bundle that predicted"
+                )
+        return paths
+
+    def _score(
+        self, stores: Sequence[FeatureStore], clips: Sequence[str], without: str | None = None
+    ) -> ClipProbabilities:
+        blocks = score_blocks(self.bundle, stores, clips, self.device, without=without)
+        return {
+            clip: probabilities
+            for block, logits, _ in blocks
+            for clip, probabilities in zip(block, self.bundle.probabilities(logits).numpy(), strict=True)
+        }
+
+    def _read_noise(self, noise: str, seed: int) -> NoiseCorruption:
+        if noise == BABBLE:
+            return NoiseCorruption.babble(self.manifest, seed)
+        return NoiseCorruption.from_folder(Path(noise), seed)
+
+    def _extract_noisy(
+        self,
+        stores: Sequence[FeatureStore],
+        clips: Sequence[str],
+        corruption: NoiseCorruption,
+        on_progress: ProgressCallback,
+    ) -> list[Path]:
+        """Extract the clips in noise; parts that noise does not reach keep their clean store."""
+        folder = feature_cache_folder(self.predictions) / f"noise-{digest_json(corruption.to_json('audio'))[:8]}"
+        extractor = PartExtractor(
+            bundle=self.bundle,
+            folder=folder,
+            device=self.device,
+            limits=self.limits,
+            asr=self._given_recogniser(stores),
+            noise=corruption,
+        )
+        noisy_parts = [part for part in self.bundle.parts if "noise" in extractor.recipe_of(part).media]
+        if not noisy_parts:
+            raise MertoolError(
+                f"--noise: {self.bundle.run.folder} uses only given transcripts, which noise does not reach"
+            )
+        paths = extractor.extract(noisy_parts, self._without_recognised_texts(stores, clips), on_progress)
+        noisy = {part.name: path for part, path in zip(noisy_parts, paths, strict=True)}
+        return [noisy.get(part.name, store.path) for part, store in zip(self.bundle.parts, stores, strict=True)]
+
+    def _given_recogniser(self, stores: Sequence[FeatureStore]) -> CheckpointRef | None:
+        """The speech recogniser that `predict` was given with --asr, if any."""
+        for part, store in zip(self.bundle.parts, stores, strict=True):
+            if part.modality == "text" and "asr" in store.recipe.media and not part.recogniser:
+                origin = store.origin["asr"]
+                return find(origin["checkpoint"], "audio", origin["revision"])
+        return None
+
+    def _without_recognised_texts(self, stores: Sequence[FeatureStore], clips: Sequence[str]) -> Manifest:
+        """The clips, without the transcripts that were recognised, so that they are recognised again in noise."""
+        folder = feature_cache_folder(self.predictions)
+        digests = {store.recipe.media.get("asr") for store in stores if store.recipe.modality == "text"} - {None}
+        recognised = {clip for digest in digests for clip in read_rows(transcripts_in(folder, str(digest)))}
+        scored = set(clips)
+        chosen = [clip for clip in self.manifest.clips if clip.clip in scored]
+        without_text = [replace(clip, text=None) if clip.clip in recognised else clip for clip in chosen]
+        return replace(self.manifest, clips=tuple(without_text))

@@ -1,0 +1,46 @@
+"""From the frames of an encoder's layers to the values that a store holds."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mertool.encoders.aligner import Aligner
+from mertool.features import Recipe
+
+
+@dataclass(frozen=True)
+class FeaturePooling:
+    """Selects layers, then aligns, averages or keeps the frames of one clip, as the recipe of a store says.
+
+    recipe: names the layers, their sum, the pooling and the number format of the store.
+    encoded_layers: the layers that the encoder returns, in their order; it may encode more for other stores.
+    aligner: the aligner that the recipe names, on the device of the encoder.
+    """
+
+    recipe: Recipe
+    encoded_layers: tuple[int, ...]
+    aligner: Aligner | None = None
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """Map frames (L, T, D) of `encoded_layers` to what is stored: (L, D), or with frames kept (L, T, D) or (T, D).
+
+        With an aligner it is (1, C), C being the channels of the acoustic space.
+        """
+        if self.recipe.layers != self.encoded_layers:
+            frames = frames[[self.encoded_layers.index(layer) for layer in self.recipe.layers]]
+        if self.recipe.layer_sum:
+            frames = frames.sum(0, keepdim=True)
+        if self.aligner:
+            # Rounded as a frame store rounds them, so that both ways to aligned features agree.
+            return self.aligner.embed(frames.to(getattr(torch, self.recipe.storage_dtype)))
+        return keep_frames(frames) if self.recipe.pool == "none" else mean_pool(frames)
+
+
+def mean_pool(frames: torch.Tensor) -> torch.Tensor:
+    """Average frames (L, T, D) over time: (L, D)."""
+    return frames.mean(dim=1)
+
+
+def keep_frames(frames: torch.Tensor) -> torch.Tensor:
+    """Return frames (L, T, D) unchanged, those of a single layer as (T, D)."""
+    return frames[0] if len(frames) == 1 else frames
