@@ -27,10 +27,10 @@ from mertool.encoders.aligner import MOST_FRAMES, Aligner
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.files import check_writable
-from mertool.learning.accelerator import start
+from mertool.learning.accelerator import make_accelerator
 from mertool.learning.checkpoint import Checkpoint
 from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.align import AlignOptions
 from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, find_reusable_run, new_run
@@ -64,7 +64,7 @@ def align(
         labels = _read_labels(manifest, sight, options) if manifest else None
         key = _key(sound, sight, manifest, options)
         found = find_reusable_run(output, "align", key=key, options=options)
-        accelerator = start(device, torch.float32)
+        accelerator = make_accelerator(device, torch.float32)
         if not found:
             _train(sound, sight, labels, output, key, options, accelerator, progress)
         accelerator.wait_for_everyone()
@@ -95,8 +95,8 @@ def _check(sound: FeatureStore, sight: FeatureStore, aligned: Path) -> None:
 
 
 def _read_labels(manifest: Manifest, sight: FeatureStore, options: AlignOptions) -> _Labels:
-    examples = labelled_examples(manifest, options.classes)
-    examples = keep(examples, present_in(sight, examples))
+    examples = LabelledClips.from_manifest(manifest, options.classes)
+    examples = examples.select(examples.present_in(sight))
     return _Labels(examples, probe_folds(examples, options.seed))
 
 

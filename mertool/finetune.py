@@ -26,9 +26,10 @@ from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import item_digest
 from mertool.features import describe_layers, format_layers, parse_layers
-from mertool.learning.accelerator import start
-from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups, write_folds
-from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples
+from mertool.learning.accelerator import make_accelerator
+from mertool.learning.folds import Folds, speaker_groups
+from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.metrics import mcnemar, paired_bootstrap, score_json
 from mertool.options.finetune import FinetuneOptions
@@ -62,15 +63,15 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     if found := find_reusable_run(output, "finetune", key=key, options=options):
         return found, True
     # Faults show before the long work; which clips have no sound, and need no fold, shows after it.
-    get_folds(options.folds, plan.examples, options.seed, whole=False)
-    accelerator = start(plan.device, plan.dtype)
+    get_folds(options.folds, plan.examples, options.seed, complete=False)
+    accelerator = make_accelerator(plan.device, plan.dtype)
     main = accelerator.is_main_process
     encoder = encoders.load("audio", plan.source, accelerator.device, torch.float32)
     check_adaptable(encoder)
     method = replace(_describe_adapter(options, plan.layers), size=_size(encoder.model, plan, options))
     clips = _read(plan, options, output.absolute().parent / CACHE, encoder, progress, accelerator)
     # Labelled clips come first, so that their rows are those of the examples.
-    examples = keep(plan.examples, np.isin(plan.examples.clips, clips.names))
+    examples = plan.examples.select(np.isin(plan.examples.clips, clips.names))
     labels = np.full(len(clips.names), UNLABELLED)
     labels[: len(examples)] = examples.labels
     folds = get_folds(options.folds, examples, options.seed)
@@ -104,7 +105,7 @@ def compare(
     key = cache_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
     if found := find_reusable_run(output, "compare", key=key, options=options):
         return found, True
-    if not start(resolve_device(options.device), torch.float32).is_main_process:
+    if not make_accelerator(resolve_device(options.device), torch.float32).is_main_process:
         return Run(output, {}), False
     facts = {"seed": options.seed, "classes": list(options.classes)}
     with new_run(output, "compare", key=key, options=asdict(options), **facts) as draft:
@@ -125,8 +126,8 @@ def _comparison(manifest: Manifest, made: dict[str, Run], options: FinetuneOptio
     """Scores of every method, and paired tests against the one that scores best."""
     found = {method: Predictions.read(run.folder / HELD_OUT) for method, run in made.items()}
     first = next(iter(found.values()))
-    examples = labelled_examples(manifest, options.classes)
-    examples = keep(examples, np.isin(examples.clips, first.clips))
+    examples = LabelledClips.from_manifest(manifest, options.classes)
+    examples = examples.select(np.isin(examples.clips, first.clips))
     truth, groups, classes = examples.labels, speaker_groups(examples), len(options.classes)
     guesses = {method: predictions.probabilities.argmax(1) for method, predictions in found.items()}
     metrics = {method: run.metrics for method, run in made.items()}
@@ -157,7 +158,7 @@ def _make_plan(manifest: Manifest, options: FinetuneOptions) -> _Plan:
         target_layer = options.target_layer if options.target_layer is not None else max(1, round(0.75 * blocks))
         if not 0 <= target_layer <= blocks:
             raise MertoolError(f"--target-layer {target_layer}: this encoder has layers 0 to {blocks}")
-    examples = labelled_examples(manifest, options.classes)
+    examples = LabelledClips.from_manifest(manifest, options.classes)
     extra = choose_unlabelled(manifest, options.unlabelled if options.mask_weight > 0 else 0, options.seed)
     dtype = resolve_dtype(options.dtype, device)
     chosen = only(manifest, [*examples.clips, *extra])
@@ -265,7 +266,7 @@ def _write(
                 "clips": len(examples),
                 "unlabelled": len(adaptation.lengths) - len(examples),
                 "skipped": {clip: reason for clip, reason in adaptation.clips.skipped.items() if clip in labelled},
-                "folds": folds.kind,
+                "folds": folds.description,
                 "interval": "speakers" if speaker_groups(examples) is not None else "clips",
                 "method": options.method,
                 "size": adaptation.method.size,

@@ -35,9 +35,10 @@ from mertool.fusion.self_training import self_train_system
 from mertool.fusion.trainer import Schedule
 from mertool.fusion.unlabelled import match_stores, unlabelled_clips
 from mertool.learning.adapter_folds import adapter_folds
-from mertool.learning.cached_features import gather
-from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, speaker_groups
-from mertool.learning.labelled_clips import LabelledClips, labelled_examples, present_in
+from mertool.learning.cached_features import load_features
+from mertool.learning.folds import Folds, speaker_groups
+from mertool.learning.folds_file import folds_key, folds_option, get_folds
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.metrics import confusion_matrix
 from mertool.options.fuse import MERTOOLS, FuseOptions
@@ -128,7 +129,7 @@ def fuse(
             return found, True
         check_parts(parts)
         others = match_stores(opened, others) if others else []
-        examples = labelled_examples(manifest, options.classes)
+        examples = LabelledClips.from_manifest(manifest, options.classes)
         data = _gather(opened, others, examples, resolve_device(options.device))
         folds = _choose_folds(opened, examples, options)
     systems, taught = _train(data, examples, folds, options, progress)
@@ -147,12 +148,12 @@ def _gather(
     stores: list[FeatureStore], others: list[FeatureStore], examples: LabelledClips, device: torch.device
 ) -> _Data:
     for store in stores:
-        present_in(store, examples)
-    features, present = gather(stores, examples.clips)
+        examples.present_in(store)
+    features, present = load_features(stores, examples.clips)
     dropped = 0
     if others:
         clips, dropped = unlabelled_clips(stores, others, examples.clips)
-        more, there = gather(others, clips)
+        more, there = load_features(others, clips)
         features = [np.concatenate(pair) for pair in zip(features, more, strict=True)]
         present = np.concatenate([present, there])
     on_device = [torch.from_numpy(values).to(device) for values in features]
@@ -161,7 +162,7 @@ def _gather(
 
 def _choose_folds(stores: list[FeatureStore], examples: LabelledClips, options: FuseOptions) -> Folds:
     """Those of the adapters, where there are some; else as asked."""
-    if found := adapter_folds(stores, examples, options.folds, options.seed):
+    if found := adapter_folds(stores, examples, folds=options.folds, seed=options.seed):
         return found
     asked = FOLDS if options.folds is None else options.folds
     if options.protocol == MERTOOLS and isinstance(asked, int):
@@ -230,7 +231,7 @@ def _save(
         draft.metrics.update(
             {
                 "clips": len(examples),
-                "folds": folds.kind,
+                "folds": folds.description,
                 "members": folds.count * settings.seeds,
                 "selection": selection,
                 "intervals": "clips" if speaker_groups(examples) is None else "speakers",

@@ -14,8 +14,9 @@ import numpy as np
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.features import describe_layers, format_layers
-from mertool.learning.folds import Folds, folds_key, folds_option, get_folds, write_folds
-from mertool.learning.labelled_clips import LabelledClips, keep, labelled_examples, present_in
+from mertool.learning.folds import Folds
+from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.metrics import confusion_matrix, per_class_scores, score_json
 from mertool.options.probe_layers import ProbeLayersOptions
@@ -50,8 +51,8 @@ def probe_layers(
         )
         if found := find_reusable_run(output, "probe-layers", key=key, options=options):
             return found, True
-        examples = labelled_examples(manifest, options.classes)
-        examples = keep(examples, present_in(store, examples))
+        examples = LabelledClips.from_manifest(manifest, options.classes)
+        examples = examples.select(examples.present_in(store))
         folds = get_folds(options.folds, examples, options.seed)
         layers, facts = list(store.layers), {"recipe": store.recipe.to_json(), "origin": store.origin}
         if max(layers) < 1:
@@ -156,7 +157,7 @@ def _judge(
     inner = plan.members[0].count > 2
     metrics = {
         "clips": len(examples),
-        "folds": plan.members[0].kind,
+        "folds": plan.members[0].description,
         "seeds": len(plan.seeds),
         "shuffles": len(plan.shuffles),
         "intervals": "speakers" if groups is not None else "clips",

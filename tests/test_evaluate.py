@@ -208,11 +208,11 @@ def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
     import torch
 
     from mertool.bundle import Bundle
-    from mertool.learning.cached_features import gather
+    from mertool.learning.cached_features import load_features
 
     opened, clips = Bundle.open(bundle), Predictions.read(path).clips
     stores = [FeatureStore(feature_cache_folder(path) / f"{part.name}.h5") for part in opened.parts]
-    features, present = gather(stores, clips)
+    features, present = load_features(stores, clips)
     features[0][:], present[:, 0] = 0, False
     logits = opened.logits([torch.from_numpy(values) for values in features], torch.from_numpy(present))
     truth = [label_of(manifest)[clip] for clip in clips]

@@ -19,7 +19,7 @@ from mertool.errors import MertoolError
 from mertool.files import make_folder, write_atomic
 from mertool.learning.checkpoint import Checkpoint
 from mertool.learning.folds import Folds, make_folds
-from mertool.learning.labelled_clips import LabelledClips, keep
+from mertool.learning.labelled_clips import LabelledClips
 
 ADAPTERS = "adapters"
 DEVELOPMENT_PARTS = 8  # one of which chooses the best epoch
@@ -49,7 +49,7 @@ def _split(examples: LabelledClips, rows: np.ndarray, seed: int) -> tuple[np.nda
     """Training and development part of `rows`; of too few clips for two parts, both are all of them."""
     chosen = np.zeros(len(examples), bool)
     chosen[rows] = True
-    inner = keep(examples, chosen)
+    inner = examples.select(chosen)
     count = max(2, min(DEVELOPMENT_PARTS, int(np.bincount(inner.labels).max())))
     for known in (inner, replace(inner, speakers=(None,) * len(inner))):
         try:

@@ -21,9 +21,9 @@ from mertool.devices import resolve_device, resolve_dtype
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.features import Recipe, format_layers
-from mertool.learning.accelerator import start
+from mertool.learning.accelerator import make_accelerator
 from mertool.learning.folds import Folds, speaker_groups
-from mertool.learning.labelled_clips import LabelledClips, keep
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.metrics import paired_bootstrap, score_json
 
@@ -67,12 +67,12 @@ def ablate_windows(
     source = encoders.find(injection.checkpoint, "audio")
     if source.digest() != injection.recipe.weights:
         raise MertoolError(f"{source.folder} is no longer the encoder of the probed store: extract the store again")
-    accelerator = start(device, dtype)
+    accelerator = make_accelerator(device, dtype)
     blocks = tuple(sorted({first - 1 for first, _ in windows}))
     wanted = Wanted(source, injection.recipe.weights, blocks, None, False, False, dtype, device, DecoderLimits())
     clips = read_clips(only(manifest, examples.clips), wanted, injection.cache, None, progress)
     kept = np.isin(examples.clips, clips.names)
-    examples, folds = keep(examples, kept), Folds(folds.of[kept], folds.count, folds.kind)
+    examples, folds = examples.select(kept), Folds(folds.fold_of[kept], folds.count, folds.description)
     schedule = Schedule(SHORT, patience=SHORT, seed=injection.seed)
     jobs = plan_jobs(examples, folds, injection.seed, final=False)
     found = []

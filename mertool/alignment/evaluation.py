@@ -85,11 +85,11 @@ def probe_gain(
     """
     truth, groups, device = examples.labels, speaker_groups(examples), torch.device("cpu")
     first, second = (
-        cross_validate(values, truth, folds.of, classes, device).argmax(1) for values in (unaligned, aligned)
+        cross_validate(values, truth, folds.fold_of, classes, device).argmax(1) for values in (unaligned, aligned)
     )
     return {
         "clips": len(truth),
-        "folds": folds.kind,
+        "folds": folds.description,
         "interval": "clips" if groups is None else "speakers",
         "unaligned": score_json(truth, first, classes, seed=seed, groups=groups),
         "aligned": score_json(truth, second, classes, seed=seed, groups=groups),

@@ -9,7 +9,7 @@ from mertool.bundle.layout import COPY_BYTES, encoder_files
 from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
-from mertool.learning.cached_features import shape_of, spans_of
+from mertool.learning.cached_features import feature_shape, span_count
 from mertool.runs import Run
 from mertool.store import FeatureStore
 
@@ -64,13 +64,13 @@ class BundlePart:
 
 def make_part(store: FeatureStore) -> BundlePart:
     """Describe one store for a bundle."""
-    layers, channels = shape_of(store)
+    layers, channels = feature_shape(store)
     return BundlePart(
         name=store.path.stem,
         recipe=store.recipe,
         provenance=store.origin,
         shape=(layers, channels),
-        spans=spans_of(store),
+        spans=span_count(store),
     )
 
 

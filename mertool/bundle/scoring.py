@@ -7,7 +7,7 @@ import torch
 
 from mertool.bundle.reader import Bundle
 from mertool.errors import MertoolError
-from mertool.learning.cached_features import gather
+from mertool.learning.cached_features import load_features
 from mertool.store import FeatureStore
 
 CLIPS_PER_BLOCK = 1024  # bounds the memory of the features
@@ -45,7 +45,7 @@ def _load_block(
     for column, (store, shape, use) in enumerate(zip(stores, bundle.shapes, used, strict=True)):
         values = np.zeros((len(clips), *shape), np.float32)
         if use and len(store):  # a store without any features does not even know their shape
-            (values,), store_has = gather([store], clips)
+            (values,), store_has = load_features([store], clips)
             if values.shape[1:] != shape:
                 raise MertoolError(
                     f"{store.path} has features of shape {values.shape[1:]}, {bundle.run.folder} takes {shape}: "

@@ -35,7 +35,7 @@ def correct(
     logits, labels = system.held_out[here], examples.labels[here]
     correction, effect = Correction(), {}
     if calibrate:
-        effect["temperature"] = temperature_effect(logits, labels, folds.of[here])
+        effect["temperature"] = temperature_effect(logits, labels, folds.fold_of[here])
         correction = Correction(effect["temperature"]["temperature"])
     if there is not None:
         unlabelled = system.by_fold[:, len(examples) :][:, there].mean(0)

@@ -122,7 +122,7 @@ def train_system(
     results = data.train(members, _after(progress, before, before + sum(member.epochs for member in members)))
     groups = _groups(settings.head, members, results, [fold for fold, _ in places])
     logits = logits_by_fold(groups, data.build, features, present, folds.count, settings.classes)
-    held_out = logits[folds.of, np.arange(len(examples))]
+    held_out = logits[folds.fold_of, np.arange(len(examples))]
     longest = max(len(result.losses) for result in results)
     losses = [float(np.mean([r.losses[e] for r in results if e < len(r.losses)])) for e in range(longest)]
     return CrossValidatedEnsemble(held_out, logits, groups, losses, plans, chosen)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.learning.folds import Folds, make_folds
-from mertool.learning.labelled_clips import LabelledClips, keep
+from mertool.learning.labelled_clips import LabelledClips
 
 # What the official script of MER2024 draws from.
 WIDTHS, DROPOUTS, RATES = (64, 128, 256), (0.2, 0.3, 0.4, 0.5), (1e-3, 1e-4)
@@ -45,7 +45,7 @@ def development_parts(examples: LabelledClips, folds: Folds, seed: int) -> list[
     found = []
     for fold in range(folds.count):
         rows = folds.train(fold)
-        part = keep(examples, folds.of != fold)
+        part = examples.select(folds.fold_of != fold)
         count = min(PARTS, len(part), int(np.bincount(part.labels).max()))
         try:
             inner = make_folds(part, count, seed)

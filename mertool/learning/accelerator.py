@@ -1,4 +1,4 @@
-"""Starting accelerate: one process, or several under `torchrun` or `accelerate launch`."""
+"""Making an accelerate `Accelerator`: for one process, or for several under `torchrun` or `accelerate launch`."""
 
 import os
 from datetime import timedelta
@@ -11,25 +11,29 @@ from accelerate.utils import InitProcessGroupKwargs
 from mertool.devices import dtype_name
 from mertool.errors import MertoolError
 
-MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-LONGEST_WAIT = timedelta(days=1)  # while the first process extracts the frozen layers
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+# The other processes wait while the first one extracts the frozen layers, which takes hours for a large corpus.
+PROCESS_GROUP_TIMEOUT = timedelta(days=1)
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several."""
+    """Return True if this process is one of several that train together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def start(device: torch.device, dtype: torch.dtype) -> Accelerator:
-    """An accelerator on `device`; of several processes each takes the device of its local rank."""
+def make_accelerator(device: torch.device, dtype: torch.dtype) -> Accelerator:
+    """Return an accelerator for mixed precision of `dtype` on `device`.
+
+    Of several processes each takes the device of its local rank instead. Raises MertoolError for float16 on a CPU.
+    """
     if dtype == torch.float16 and device.type == "cpu":
         raise MertoolError("--dtype float16 does not train on a CPU: give float32 or bfloat16")
     if not is_distributed():
-        # Settings of an earlier stage in the same process would be kept.
+        # accelerate keeps its settings in a singleton: those of an earlier stage in this process would stay.
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
     return Accelerator(
-        mixed_precision=MIXED[dtype_name(dtype)],
+        mixed_precision=MIXED_PRECISION[dtype_name(dtype)],
         cpu=device.type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)],
     )

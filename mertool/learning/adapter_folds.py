@@ -1,4 +1,4 @@
-"""Folds that features were adapted on, which whatever is trained on those features has to keep to."""
+"""The folds that adapters were trained on, which a stage that uses their features has to reuse."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,52 +6,55 @@ from pathlib import Path
 import numpy as np
 
 from mertool.errors import MertoolError
-from mertool.learning.folds import Folds, assign_missing_folds, get_folds
+from mertool.learning.folds import Folds
+from mertool.learning.folds_file import assign_missing_folds, get_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.runs import Run
 from mertool.store import FeatureStore
 
 
 def adapter_folds(
-    stores: Sequence[FeatureStore], examples: LabelledClips, asked: int | Path | None, seed: int
+    stores: Sequence[FeatureStore], examples: LabelledClips, *, folds: int | Path | None, seed: int
 ) -> Folds | None:
-    """The folds of the adapters of these stores, None where nothing is adapted.
+    """Return the folds of the adapters that made the features of `stores`; None if no store has an adapter.
 
-    With others, an adapter that learned from a speaker would give the features of clips that this speaker's fold holds
-    out: `asked` ones (a number, or a file) that differ are an error.
+    With other folds, the features of a held-out clip would come from an adapter that was trained on its label. So
+    `folds`, the value of `--folds`, must be None or ask for the same ones; others raise MertoolError.
     """
     adapters = sorted({str(store.origin["adapter"]) for store in stores if store.recipe.adapter})
     if not adapters:
         return None
-    table = _table(adapters)
-    count = max(table.values()) + 1
-    # Clips without sound have no adapter.
-    placed = assign_missing_folds({clip: str(fold) for clip, fold in table.items()}, examples)
-    of = [int(placed[clip]) for clip in examples.clips]
-    folds = Folds(np.array(of, np.int64), count, f"{count} folds, those of the adapters in {', '.join(adapters)}")
-    if not _agrees(asked, folds, np.isin(examples.clips, list(table)), examples, seed):
+    fold_of_clip = _read_common_folds(adapters)
+    count = max(fold_of_clip.values()) + 1
+    # Clips without audio have no adapter, so their fold is assigned here.
+    assigned = assign_missing_folds({clip: str(fold) for clip, fold in fold_of_clip.items()}, examples)
+    fold_of = np.array([int(assigned[clip]) for clip in examples.clips], np.int64)
+    result = Folds(fold_of, count, f"{count} folds, those of the adapters in {', '.join(adapters)}")
+    if isinstance(folds, Path):
+        adapted = np.isin(examples.clips, list(fold_of_clip))
+        agree = _same_partition(get_folds(folds, examples, seed), result, adapted)
+    else:
+        agree = folds is None or folds == count
+    if not agree:
         raise MertoolError(
-            f"the features were adapted on the {count} folds of {adapters[0]}, others would mix what adapters saw: "
-            "leave out --folds"
+            f"the features were adapted on the {count} folds of {adapters[0]}, other folds would mix training and "
+            "held-out clips of the adapters: leave out --folds"
         )
-    return folds
+    return result
 
 
-def _table(adapters: list[str]) -> dict[str, int]:
-    """Clip to fold, the same for all adapters."""
+def _read_common_folds(adapters: list[str]) -> dict[str, int]:
+    """Return the fold of each clip, which must be the same in all runs of adapters."""
     first, *others = (Run.read(Path(adapter), "finetune", "folds").info["folds"] for adapter in adapters)
-    for adapter, table in zip(adapters[1:], others, strict=True):
-        if table != first:
+    for adapter, folds in zip(adapters[1:], others, strict=True):
+        if folds != first:
             raise MertoolError(
                 f"{adapters[0]} and {adapter} were trained on different folds: give `mertool finetune` the same --folds"
             )
     return dict(first)
 
 
-def _agrees(asked: int | Path | None, folds: Folds, known: np.ndarray, examples: LabelledClips, seed: int) -> bool:
-    """Whether what was asked for is these folds, in whatever order they are numbered, on the `known` clips (N,)."""
-    if not isinstance(asked, Path):
-        return asked is None or asked == folds.count
-    given = get_folds(asked, examples, seed)
-    pairs = set(zip(given.of[known].tolist(), folds.of[known].tolist(), strict=True))
-    return len(pairs) == max(given.count, folds.count)
+def _same_partition(first: Folds, second: Folds, mask: np.ndarray) -> bool:
+    """Return True if the folds are equal on the clips of `mask` (N,), however they are numbered."""
+    pairs = set(zip(first.fold_of[mask].tolist(), second.fold_of[mask].tolist(), strict=True))
+    return len(pairs) == max(first.count, second.count)

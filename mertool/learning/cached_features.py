@@ -1,13 +1,13 @@
-"""What fusion heads see of stores: one array (N, L, D) per store, and which clips have it.
+"""Features of several stores as arrays in memory, as fusion heads take them.
 
-A pooled store gives what it holds. A frame store gives S spans: the T frames of a clip parted into S equal spans, each
-the mean of its frames (adaptive average pooling: span i covers the frames from i T / S, rounded down, to (i + 1) T / S,
-rounded up, so a clip of fewer frames repeats them). So every clip has the same shape and frames need no mask.
+A pooled store gives its layers. The T frames of a clip in a frame store are reduced to SPANS means by adaptive average
+pooling, so that every clip has the same shape and needs no mask; a clip of fewer frames repeats them.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from mertool.errors import MertoolError
 from mertool.store import FeatureStore
@@ -15,66 +15,61 @@ from mertool.store import FeatureStore
 SPANS = 16
 
 
-def shape_of(store: FeatureStore) -> tuple[int, int]:
-    """(L, D) of a store's features as heads see them; a store that cannot be fused is an error."""
+def feature_shape(store: FeatureStore) -> tuple[int, int]:
+    """Return (L, D) of the features of a clip.
+
+    Raises MertoolError for a store that cannot be fused: face crops, or frames of several layers.
+    """
     if store.recipe.modality == "faces":
         raise MertoolError(f"{store.path} holds face crops: give features of them (`mertool extract video`)")
     if store.pooled:
         return len(store.layers), store.channels
     if len(store.layers) > 1:
         raise MertoolError(
-            f"{store.path} holds frames of {len(store.layers)} layers, of frames one is taken: extract one layer "
+            f"{store.path} holds frames of {len(store.layers)} layers, only one can be used: extract one layer "
             "(--layers last), or pool (--pool mean)"
         )
     return SPANS, store.channels
 
 
-def spans_of(store: FeatureStore) -> int | None:
-    """Number of spans that frames are read as; None for a pooled store."""
+def span_count(store: FeatureStore) -> int | None:
+    """Return the number of means that the frames of a clip are reduced to; None for a pooled store."""
     return None if store.pooled else SPANS
 
 
-def gather(stores: Sequence[FeatureStore], clips: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Features, one (N, L, D) float32 per store in the order of `clips`, and which are there, (N, M) bool.
+def load_features(stores: Sequence[FeatureStore], clips: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the features of `clips`, one (N, L, D) float32 per store, and a mask (N, M) of those that are present.
 
-    Zeros stand where a store has no features of a clip; NaN and infinity are an error. What a clip's row holds does
-    not depend on the other clips.
+    Absent features are zeros. The row of a clip does not depend on the other clips. Raises MertoolError for a store
+    that cannot be fused, and for NaN or infinity.
     """
     present = np.array([[clip in store.index for store in stores] for clip in clips], bool)
-    present = present.reshape(len(clips), len(stores))
+    present = present.reshape(len(clips), len(stores))  # of no clips, too
     features = []
-    for store, here in zip(stores, present.T, strict=True):
-        values = np.zeros((len(clips), *shape_of(store)), np.float32)
-        found = np.flatnonzero(here).tolist()
-        if store.pooled and found:
-            values[found] = store.read([clips[row] for row in found])
+    for store, mask in zip(stores, present.T, strict=True):
+        values = np.zeros((len(clips), *feature_shape(store)), np.float32)
+        rows = np.flatnonzero(mask).tolist()
+        if store.pooled and rows:
+            values[rows] = store.read([clips[row] for row in rows])
         else:
-            # In the order of the file, so that the disk is read from one end to the other.
-            for row in sorted(found, key=lambda row: store.index[clips[row]]):
-                values[row] = to_spans(store.frames(clips[row]))
+            # In the order of the file: on a disk, reading from one end to the other is fastest.
+            for row in sorted(rows, key=lambda row: store.index[clips[row]]):
+                values[row] = _pool_frames(store.frames(clips[row]))
         _check_finite(store, values, clips)
         features.append(values)
     return features, present
 
 
-def to_spans(frames: np.ndarray, spans: int = SPANS) -> np.ndarray:
-    """Frames (T, D) as (spans, D) float32, each span the mean of its frames.
-
-    >>> to_spans(np.array([[0.0], [2.0], [4.0], [6.0]]), 2).tolist()
-    [[1.0], [5.0]]
-    """
-    count = len(frames)
-    edges = np.arange(spans + 1) * count
-    starts, ends = edges[:-1] // spans, -(-edges[1:] // spans)
-    # Sums in double precision: differences of long running sums in single would lose digits.
-    running = np.concatenate([np.zeros((1, frames.shape[1])), np.cumsum(frames, axis=0, dtype=np.float64)])
-    return ((running[ends] - running[starts]) / (ends - starts)[:, None]).astype(np.float32)
+def _pool_frames(frames: np.ndarray) -> np.ndarray:
+    """Reduce frames (T, D) to (SPANS, D) float32."""
+    channels_first = torch.from_numpy(frames.astype(np.float64).T[None])
+    return torch.nn.functional.adaptive_avg_pool1d(channels_first, SPANS)[0].T.float().numpy()
 
 
 def _check_finite(store: FeatureStore, values: np.ndarray, clips: Sequence[str]) -> None:
-    wrong = np.flatnonzero(~np.isfinite(values).all((1, 2))).tolist()
-    if wrong:
+    rows = np.flatnonzero(~np.isfinite(values).all((1, 2))).tolist()
+    if rows:
         raise MertoolError(
-            f"{store.path} holds NaN or infinity (first in clip '{clips[wrong[0]]}'): see `mertool store check`, and "
+            f"{store.path} holds NaN or infinity (first in clip '{clips[rows[0]]}'): see `mertool store check`, and "
             "extract it again"
         )

@@ -1,15 +1,15 @@
-"""How alike two sets of features of the same clips are."""
+"""Centred kernel alignment: the similarity of two representations of the same clips."""
 
 import torch
 
 
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Linear CKA (Kornblith et al., 2019) of two sets of features (N, D) of the same clips: 1 is alike.
+    """Return the linear CKA (Kornblith et al., 2019) of two sets of features (N, D) of the same clips.
 
-    Both are scaled by the deviation of each channel of the first: a few large channels, as transformers have them,
-    would else decide it alone.
+    It lies between 0 and 1; 1 means equal up to a rotation and a factor. Channels of both are divided by the standard
+    deviations of the first, because the few channels of large variance that transformers have would else decide it.
     """
     scale = first.double().std(0).clamp_min(1e-6)
-    a, b = ((features.double() - features.double().mean(0)) / scale for features in (first, second))
-    cross = torch.linalg.matrix_norm(b.T @ a) ** 2
-    return float(cross / (torch.linalg.matrix_norm(a.T @ a) * torch.linalg.matrix_norm(b.T @ b)).clamp_min(1e-30))
+    x, y = ((features.double() - features.double().mean(0)) / scale for features in (first, second))
+    cross = torch.linalg.matrix_norm(y.T @ x) ** 2
+    return float(cross / (torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)).clamp_min(1e-30))

@@ -96,7 +96,7 @@ def probe_linear(
     That is `shuffled` labels (S, N), other ones for each of the S `shuffles` of the folds.
     """
     parts = [
-        _Part(number, without, np.flatnonzero(np.isin(folds.of, without)))
+        _Part(number, without, np.flatnonzero(np.isin(folds.fold_of, without)))
         for number, folds in enumerate(shuffles)
         for without in [*((fold,) for fold in range(folds.count)), *inner_pairs(folds.count)]
     ]
@@ -171,7 +171,7 @@ def _fit_ridge(task: _Task, take: Take, progress: Progress) -> int:
     for shuffle, folds in enumerate(task.shuffles):
         both = (task.labels, task.shuffled[shuffle])
         targets = torch.cat([class_targets(given, task.classes) for given in both], 1)
-        ridge = Ridge(task.features, targets, torch.as_tensor(folds.of, device=device), folds.count)
+        ridge = Ridge(task.features, targets, torch.as_tensor(folds.fold_of, device=device), folds.count)
         for part in (part for part in task.parts if part.shuffle == shuffle):
             weights = ridge.solve(part.without, task.penalties)
             scores = ridge.scores(weights, torch.as_tensor(part.rows, device=device))
@@ -209,7 +209,7 @@ class _Answers:
             kept = (self.control if control else self.outer)[penalty, part.shuffle][chunk]
             kept[:, part.rows] = logits.mT.cpu().numpy()
             return
-        fold_of = task.shuffles[part.shuffle].of[part.rows]
+        fold_of = task.shuffles[part.shuffle].fold_of[part.rows]
         labels = task.labels[torch.as_tensor(part.rows, device=logits.device)]
         loss = _losses(logits, labels, estimator).cpu().numpy()
         guess = logits.argmax(1).cpu().numpy()

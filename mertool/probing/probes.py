@@ -58,8 +58,8 @@ class Probed:
 
 def _partition(folds: Folds) -> tuple[int, ...]:
     """Which clips stand together, whatever their folds are called."""
-    names = {fold: number for number, fold in enumerate(dict.fromkeys(folds.of.tolist()))}
-    return tuple(names[fold] for fold in folds.of.tolist())
+    names = {fold: number for number, fold in enumerate(dict.fromkeys(folds.fold_of.tolist()))}
+    return tuple(names[fold] for fold in folds.fold_of.tolist())
 
 
 def probe_all(values: np.ndarray, examples: LabelledClips, plan: Plan, progress: Progress) -> Probed:
@@ -123,7 +123,7 @@ def _weigh_layers(
 
 def _train_masks(plan: Plan) -> torch.Tensor:
     """(M, N) of 1 where a clip trains a member."""
-    rows = [torch.as_tensor(folds.of != fold) for folds in plan.members for fold in range(folds.count)]
+    rows = [torch.as_tensor(folds.fold_of != fold) for folds in plan.members for fold in range(folds.count)]
     return torch.stack(rows).float().to(plan.device)
 
 
@@ -131,8 +131,8 @@ def _held_out(logits: torch.Tensor, plan: Plan) -> np.ndarray:
     """Class (..., S, N) of each clip by the member of its fold, from logits (..., M, C, N)."""
     first, guess = 0, []
     for folds in plan.members:
-        rows = torch.arange(len(folds.of), device=logits.device)
-        of = torch.as_tensor(folds.of, device=logits.device) + first
+        rows = torch.arange(len(folds.fold_of), device=logits.device)
+        of = torch.as_tensor(folds.fold_of, device=logits.device) + first
         guess.append(logits.argmax(-2)[..., of, rows])
         first += folds.count
     return torch.stack(guess, -2).cpu().numpy()

@@ -7,7 +7,7 @@ from torch import nn
 
 from mertool.adapters.trainer import Rows, Schedule, batches, fit
 from mertool.errors import MertoolError
-from mertool.learning.accelerator import start
+from mertool.learning.accelerator import make_accelerator
 from mertool.learning.checkpoint import Checkpoint
 
 
@@ -53,7 +53,7 @@ ROWS = Rows(np.arange(40), np.arange(0), np.random.default_rng(1).integers(5, 50
 
 @pytest.fixture
 def accelerator():
-    return start(torch.device("cpu"), torch.float32)
+    return make_accelerator(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from mertool.alignment.targets import split
 from mertool.alignment.trainer import Pairs, Schedule
 from mertool.encoders.aligner import Aligner
 from mertool.errors import MertoolError
-from mertool.learning.accelerator import start
+from mertool.learning.accelerator import make_accelerator
 from mertool.learning.checkpoint import Checkpoint
 from mertool.options.align import AlignOptions
 from mertool.store import FeatureStore
@@ -56,7 +56,7 @@ def train(pairs, tmp_path):
     def run(schedule, progress=lambda step, total: None, every=None, loss="infonce"):
         torch.manual_seed(0)
         aligner, objective = Aligner(6, 16, 1, 5), losses.load(loss).build()
-        accelerator = start(torch.device("cpu"), torch.float32)
+        accelerator = make_accelerator(torch.device("cpu"), torch.float32)
         saved = Checkpoint(tmp_path / "c.safetensors", interval=every)
         history = training.train(
             aligner,

@@ -54,13 +54,13 @@ def measure(place: Path, layers: tuple[int, ...], options: argparse.Namespace) -
     from mertool.adapters.trainer import Schedule
     from mertool.devices import resolve_device, resolve_dtype
     from mertool.extraction.decoding import DecoderLimits
-    from mertool.learning.accelerator import start
+    from mertool.learning.accelerator import make_accelerator
     from mertool.learning.checkpoint import Checkpoint
     from mertool.manifest import Manifest
 
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
-    accelerator = start(device, dtype)
+    accelerator = make_accelerator(device, dtype)
     source = encoders.find(str(make_model("hubert-large", place, options.tiny)), "audio")
     manifest = Manifest.read(make_sounds(place, options.clips))
     labels = np.arange(options.clips) % 3

@@ -75,7 +75,7 @@ def main() -> None:
             some = present.clone()
             some[:, number] = False
             logits = logits_by_fold(system.groups, build, features, some, folds.count, len(classes))
-            lost.append(waf(logits[folds.of, np.arange(len(examples))].argmax(1)))
+            lost.append(waf(logits[folds.fold_of, np.arange(len(examples))].argmax(1)))
         return system.held_out.argmax(1), float(np.mean(lost))
 
     def waf(guess: np.ndarray) -> float:

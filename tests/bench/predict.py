@@ -134,7 +134,7 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
 
     from mertool import bundle
     from mertool.fusion import heads as fusion
-    from mertool.learning.cached_features import gather
+    from mertool.learning.cached_features import load_features
     from mertool.manifest import EMOTIONS
     from mertool.runs import new_run
     from mertool.store import FeatureStore
@@ -143,7 +143,7 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     for path in stores:
         with FeatureStore(path) as store:
             parts.append(bundle.make_part(store))
-            features.append(torch.from_numpy(gather([store], store.ids)[0][0]))
+            features.append(torch.from_numpy(load_features([store], store.ids)[0][0]))
     torch.manual_seed(0)
     shapes = [(int(values.shape[1]), int(values.shape[2])) for values in features]
     heads = [fusion.build("attention", shapes, len(EMOTIONS), 128, 0.3) for _ in range(5)]

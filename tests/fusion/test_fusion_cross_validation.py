@@ -166,8 +166,8 @@ def test_a_part_too_small_to_choose_says_so():
 
 def test_official_folds_are_shuffled_and_even(made):
     folds = shuffled_folds(made[2], 7, 0)
-    assert sorted(np.bincount(folds.of)) == [8, 8, 8, 9, 9, 9, 9]
-    assert not np.array_equal(folds.of, np.arange(N) % 7)
-    assert not np.array_equal(folds.of, shuffled_folds(made[2], 7, 1).of)
+    assert sorted(np.bincount(folds.fold_of)) == [8, 8, 8, 9, 9, 9, 9]
+    assert not np.array_equal(folds.fold_of, np.arange(N) % 7)
+    assert not np.array_equal(folds.fold_of, shuffled_folds(made[2], 7, 1).fold_of)
     with pytest.raises(MertoolError, match="61 folds of 60 labelled clips"):
         shuffled_folds(made[2], 61, 0)

@@ -132,7 +132,7 @@ class Data:
         self.seen.append(pseudo)
         both = np.concatenate(self.views, 1)
         logits = np.stack([self.fit(both, self.folds.train(fold), pseudo[fold]) for fold in range(5)])
-        held_out = logits[self.folds.of, np.arange(self.count)]
+        held_out = logits[self.folds.fold_of, np.arange(self.count)]
         return Round(held_out, logits[:, self.count :], kept=len(self.seen))
 
     def run(self, **options):

@@ -1,17 +1,14 @@
-"""Folds: no speaker on both sides, classes spread, the seed decides; and folds of files."""
+"""Folds: disjoint in speakers, stratified by class, reproducible; and folds of files."""
 
-import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mertool.errors import MertoolError
-from mertool.learning.folds import Folds, folds_key, get_folds, make_folds, read_folds, speaker_groups, write_folds
-from mertool.learning.labelled_clips import LabelledClips, keep
-
-RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"
+from mertool.learning.folds import Folds, make_folds, speaker_groups
+from mertool.learning.folds_file import folds_key, get_folds, read_folds, write_folds
+from mertool.learning.labelled_clips import LabelledClips
 
 
 def examples(count=120, classes=4, speakers=12, seed=0):
@@ -21,55 +18,55 @@ def examples(count=120, classes=4, speakers=12, seed=0):
     return LabelledClips(tuple(f"c{n}" for n in range(count)), labels, who)
 
 
-def test_every_clip_is_held_out_once():
+def test_folds_hold_out_every_clip_once():
     folds = make_folds(examples(), 5, 0)
     assert sorted(np.concatenate([folds.held_out(fold) for fold in range(5)])) == list(range(120))
     for fold in range(5):
         assert sorted([*folds.train(fold), *folds.held_out(fold)]) == list(range(120))
 
 
-def test_no_speaker_is_on_both_sides():
+def test_folds_are_disjoint_in_speakers():
     data = examples()
     folds = make_folds(data, 5, 0)
     speakers = np.array(data.speakers)
     for fold in range(5):
         assert not set(speakers[folds.train(fold)]) & set(speakers[folds.held_out(fold)])
-    assert "speaker-disjoint (12 speakers)" in folds.kind
+    assert "speaker-disjoint (12 speakers)" in folds.description
 
 
-def test_as_many_folds_as_speakers_at_most():
+def test_folds_are_not_more_than_speakers():
     assert make_folds(examples(speakers=3), 5, 0).count == 3
 
 
 @pytest.mark.parametrize("unknown", ["all", "one", "same"])
-def test_without_speakers_folds_are_stratified(unknown):
+def test_folds_without_speakers_are_stratified(unknown):
     data = examples(speakers=0) if unknown == "all" else examples()
     if unknown == "one":
         data = LabelledClips(data.clips, data.labels, (None, *data.speakers[1:]))
     if unknown == "same":
         data = LabelledClips(data.clips, data.labels, ("s1",) * len(data))
     folds = make_folds(data, 5, 0)
-    assert "not kept apart" in folds.kind
+    assert "not kept apart" in folds.description
     for fold in range(5):
         share = np.bincount(data.labels[folds.held_out(fold)], minlength=4)
         np.testing.assert_allclose(share, np.bincount(data.labels, minlength=4) / 5, atol=1)
 
 
-def test_the_seed_decides():
+def test_folds_follow_the_seed():
     data = examples(speakers=0)
-    a, b, c = (make_folds(data, 5, seed).of for seed in (1, 1, 2))
+    a, b, c = (make_folds(data, 5, seed).fold_of for seed in (1, 1, 2))
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
 
 
-def test_a_rare_class_is_no_error():
+def test_folds_with_a_rare_class():
     data = examples(60, speakers=0)
     data.labels[:] = data.labels % 2
     data.labels[7] = 3
     assert make_folds(data, 5, 0).count == 5
 
 
-def test_fewer_clips_than_folds():
+def test_folds_of_fewer_clips_than_folds():
     with pytest.raises(MertoolError, match=r"4 labelled clips with features are fewer than 5 folds"):
         make_folds(examples(4, speakers=0), 5, 0)
 
@@ -85,64 +82,59 @@ def test_one_fold():
         make_folds(examples(), 1, 0)
 
 
-def test_a_training_part_of_one_class():
+def test_one_class_outside_a_fold():
     data = LabelledClips(tuple("abcd"), np.array([0, 0, 1, 1]), ("x", "x", "y", "y"))
-    with pytest.raises(MertoolError, match="has one class only"):
+    with pytest.raises(MertoolError, match="have one class only"):
         make_folds(data, 2, 0)
 
 
 def test_folds_by_clip_id():
     data = examples(20, speakers=0)
     folds = make_folds(data, 4, 0)
-    assert folds.to_json(data) == {f"c{n}": int(fold) for n, fold in enumerate(folds.of)}
+    assert folds.to_json(data) == {f"c{n}": int(fold) for n, fold in enumerate(folds.fold_of)}
 
 
-def test_keeping_some_examples_keeps_them_together():
+def test_selected_clips_keep_labels_and_speakers():
     data = examples(10)
-    some = keep(data, np.arange(10) % 3 == 0)
-    assert some.clips == ("c0", "c3", "c6", "c9")
-    assert some.labels.tolist() == data.labels[::3].tolist()
-    assert some.speakers == data.speakers[::3]
+    selected = data.select(np.arange(10) % 3 == 0)
+    assert selected.clips == ("c0", "c3", "c6", "c9")
+    assert selected.labels.tolist() == data.labels[::3].tolist()
+    assert selected.speakers == data.speakers[::3]
 
 
 # ---------------------------------------------------------------- folds of a file
-
-
-def same(first, second):
-    """Whether two numberings part the examples alike."""
-    return len(set(zip(first, second, strict=True))) == len(set(first)) == len(set(second))
 
 
 def test_folds_come_back_from_their_csv(tmp_path):
     data = examples()
     folds = make_folds(data, 5, 0)
     write_folds(tmp_path / "folds.csv", data, folds)
-    found = read_folds(tmp_path / "folds.csv", data)
-    assert np.array_equal(found.of, folds.of)
-    assert (found.count, found.kind) == (5, "5 folds of folds.csv, speaker-disjoint (12 speakers)")
+    folds_read = read_folds(tmp_path / "folds.csv", data)
+    assert np.array_equal(folds_read.fold_of, folds.fold_of)
+    assert (folds_read.count, folds_read.description) == (5, "5 folds of folds.csv, speaker-disjoint (12 speakers)")
 
 
-def test_clips_that_a_run_lacks_go_where_their_speaker_is(tmp_path):
+def test_clips_missing_in_a_run_get_the_fold_of_their_speaker(tmp_path):
     data = examples()
     folds = make_folds(data, 5, 0)
     table = folds.to_json(data)
     for clip in ("c3", "c77"):
         del table[clip]
     (tmp_path / "run.json").write_text(json.dumps({"folds": table}))
-    assert read_folds(tmp_path, data).of.tolist() == folds.of.tolist()
+    assert read_folds(tmp_path, data).fold_of.tolist() == folds.fold_of.tolist()
     few = {clip: table[clip] for clip in list(table)[:40]}
     (tmp_path / "run.json").write_text(json.dumps({"folds": few}))
-    with pytest.raises(MertoolError, match="80 of 120 labelled clips have no fold"):  # of another corpus
+    with pytest.raises(MertoolError, match="80 of 120 labelled clips have no fold"):  # a run of another corpus
         read_folds(tmp_path, data)
 
 
-def test_a_file_may_lack_clips_until_it_is_known_that_they_have_features(tmp_path):
+def test_an_incomplete_file_is_accepted_on_request(tmp_path):
     data = examples()
     folds = make_folds(data, 5, 0)
-    write_folds(tmp_path / "folds.csv", keep(data, np.arange(120) != 7), Folds(np.delete(folds.of, 7), 5, ""))
+    write_folds(tmp_path / "folds.csv", data.select(np.arange(120) != 7), Folds(np.delete(folds.fold_of, 7), 5, ""))
     with pytest.raises(MertoolError, match="1 of 120 labelled clips have no fold"):
         get_folds(tmp_path / "folds.csv", data, 0)
-    assert get_folds(tmp_path / "folds.csv", data, 0, whole=False).of.tolist() == folds.of.tolist()
+    assert get_folds(tmp_path / "folds.csv", data, 0, complete=False).fold_of.tolist() == folds.fold_of.tolist()
 
 
 @pytest.mark.parametrize("name", ["run", "run/run.json"])
@@ -151,96 +143,84 @@ def test_folds_of_a_run(tmp_path, name):
     folds = make_folds(data, 4, 0)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(json.dumps({"folds": folds.to_json(data)}))
-    assert np.array_equal(read_folds(tmp_path / name, data).of, folds.of)
+    assert np.array_equal(read_folds(tmp_path / name, data).fold_of, folds.fold_of)
 
 
 def write_emobox(path, fold_of, folder="flac/"):
-    """EmoBox's form: each fold lists all files, as its test part or its training part."""
+    """EmoBox's form: each fold lists all files, as its test split or its training split."""
     rows = ["fold,split,file,label_emobox"]
     for fold in sorted(set(fold_of.values())):
-        for clip, of in fold_of.items():
-            rows.append(f"{fold},{'test' if of == fold else 'train'},{folder}{clip}.flac,Angry")
+        for clip, test_fold in fold_of.items():
+            rows.append(f"{fold},{'test' if test_fold == fold else 'train'},{folder}{clip}.flac,Angry")
     path.write_text("\n".join(rows))
     return path
 
 
-def test_the_form_of_emobox(tmp_path):
+def test_folds_of_emobox(tmp_path):
     data = examples(60, speakers=0)
-    of = make_folds(data, 3, 0).of
-    file = write_emobox(tmp_path / "emobox.csv", {c: f + 1 for c, f in zip(data.clips, of, strict=True)})
-    found = read_folds(file, data)
-    assert np.array_equal(found.of, of)
-    assert "whether they are kept apart is not known" in found.kind
+    fold_of = make_folds(data, 3, 0).fold_of
+    file = write_emobox(tmp_path / "emobox.csv", {c: f + 1 for c, f in zip(data.clips, fold_of, strict=True)})
+    folds_read = read_folds(file, data)
+    assert np.array_equal(folds_read.fold_of, fold_of)
+    assert "whether they are kept apart is not known" in folds_read.description
 
 
-def test_files_of_one_name_are_told_apart_by_their_folder(tmp_path):
+def test_emobox_files_of_one_name_are_distinguished_by_folder(tmp_path):
     data = LabelledClips(("a__x", "b__x", "a__y", "b__y"), np.array([0, 1, 1, 0]), (None,) * 4)
     file = tmp_path / "e.csv"
     rows = [f"{fold},test,{name}.wav,l" for name, fold in (("a/x", 1), ("b/x", 2), ("a/y", 1), ("b/y", 2))]
     file.write_text("fold,split,file,label_emobox\n" + "\n".join(rows))
-    assert read_folds(file, data).of.tolist() == [0, 1, 0, 1]
+    assert read_folds(file, data).fold_of.tolist() == [0, 1, 0, 1]
     unclear = LabelledClips(("x", "b__x", "a__y", "b__y"), data.labels, data.speakers)
     with pytest.raises(MertoolError, match=r"'x' may be a/x.wav or b/x.wav"):
         read_folds(file, unclear)
 
 
-@pytest.mark.skipif(not RAVDESS.exists(), reason="RAVDESS is not at hand")
-def test_emobox_folds_of_ravdess_are_speaker_disjoint():
-    with open(RAVDESS / "labels.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = sorted({row["label"] for row in rows})
-    labels = np.array([names.index(row["label"]) for row in rows])
-    data = LabelledClips(tuple(Path(r["file"]).stem for r in rows), labels, tuple(r["speaker"] for r in rows))
-    found = read_folds(RAVDESS / "emobox_folds.csv", data)
-    assert found.kind == "6 folds of emobox_folds.csv, speaker-disjoint (24 speakers)"
-    assert np.bincount(found.of).tolist() == [240] * 6
-
-
-def test_speakers_on_both_sides_are_told(tmp_path):
+def test_speakers_in_several_folds_are_reported(tmp_path):
     data = examples()
     spread = make_folds(LabelledClips(data.clips, data.labels, (None,) * len(data)), 5, 0)
     write_folds(tmp_path / "folds.csv", data, spread)
     assert (
-        "not speaker-disjoint (12 of 12 speakers stand in several folds)"
-        in read_folds(tmp_path / "folds.csv", data).kind
+        "not speaker-disjoint (12 of 12 speakers are in several folds)"
+        in read_folds(tmp_path / "folds.csv", data).description
     )
 
 
-def test_clips_of_the_file_that_are_no_examples_are_passed_over(tmp_path):
+def test_other_clips_of_a_file_are_ignored(tmp_path):
     data = examples(40, speakers=0)
     write_folds(tmp_path / "folds.csv", data, make_folds(data, 4, 0))
-    some = keep(data, np.arange(40) % 2 == 0)
-    assert len(read_folds(tmp_path / "folds.csv", some).of) == 20
+    selected = data.select(np.arange(40) % 2 == 0)
+    assert len(read_folds(tmp_path / "folds.csv", selected).fold_of) == 20
 
 
-def test_folds_may_have_names_and_are_numbered_in_their_order(tmp_path):
+def test_fold_names_are_numbered_in_natural_order(tmp_path):
     data = LabelledClips(tuple("abcd"), np.array([0, 1, 0, 1]), (None,) * 4)
     (tmp_path / "f.csv").write_text("Clip,Fold\na,10\nb,10\nc,2\nd,2\nother,7\n")
-    assert read_folds(tmp_path / "f.csv", data).of.tolist() == [1, 1, 0, 0]
+    assert read_folds(tmp_path / "f.csv", data).fold_of.tolist() == [1, 1, 0, 0]
     (tmp_path / "f.csv").write_text("fold,clip,more\nright,a,1\nright,b,1\nleft,c,1\nleft,d,1\n")
-    assert read_folds(tmp_path / "f.csv", data).of.tolist() == [1, 1, 0, 0]
+    assert read_folds(tmp_path / "f.csv", data).fold_of.tolist() == [1, 1, 0, 0]
 
 
 FAULTS = {
     "a clip without a fold": ("clip,fold\na,1\nb,2\n", r"2 of 4 labelled clips have no fold \(first: 'c'\)"),
     "all in one": ("clip,fold\na,1\nb,1\nc,1\nd,1\n", "puts all 4 labelled clips into fold 1"),
-    "one class left": ("clip,fold\na,1\nb,2\nc,1\nd,1\n", "without fold 1 one class only is left"),
-    "two folds": ("clip,fold\na,1\nb,1\nc,2\nd,2\na,2\n", "row 6: 'a' stands in fold 1 and in fold 2"),
+    "one class left": ("clip,fold\na,1\nb,2\nc,1\nd,1\n", "without fold 1 only one class is left"),
+    "two folds": ("clip,fold\na,1\nb,1\nc,2\nd,2\na,2\n", "row 6: 'a' is in fold 1 and in fold 2"),
     "an empty cell": ("clip,fold\na,\n", "row 2: fold is empty"),
     "an unknown form": ("name,part\na,1\n", "has the columns 'name,part': give a CSV with the columns clip,fold"),
     "a short row": ("clip,fold\na\n", "row 2 has 1 cells, the header 2"),
     "nothing": ("", "is empty"),
-    "twice tested": (
+    "in two test splits": (
         "fold,split,file\n1,test,a.wav\n2,test,a.wav\n",
-        "a.wav is in the test part of fold 1 and of fold 2",
+        "a.wav is in the test split of fold 1 and of fold 2",
     ),
-    "never tested": ("fold,split,file\n1,train,a.wav\n", "a.wav is in no test part"),
-    "both parts": ("fold,split,file\n1,test,a.wav\n1,train,a.wav\n", "a.wav is in both parts of fold 1"),
+    "in no test split": ("fold,split,file\n1,train,a.wav\n", "a.wav is in no test split"),
+    "in both splits": ("fold,split,file\n1,test,a.wav\n1,train,a.wav\n", "a.wav is in both splits of fold 1"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_of_a_file(name, tmp_path):
+def test_faults_of_a_folds_file(name, tmp_path):
     content, words = FAULTS[name]
     file = tmp_path / "folds.csv"
     file.write_text(content)
@@ -249,7 +229,7 @@ def test_a_fault_of_a_file(name, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_or_holds_no_folds(tmp_path):
+def test_a_folds_file_that_does_not_exist_or_holds_no_folds(tmp_path):
     with pytest.raises(MertoolError, match="does not exist: give a number, or a CSV"):
         read_folds(tmp_path / "no.csv", examples())
     with pytest.raises(MertoolError, match=r"is a folder without a run\.json"):
@@ -262,11 +242,11 @@ def test_a_file_that_is_not_there_or_holds_no_folds(tmp_path):
         read_folds(tmp_path / "binary.csv", examples())
 
 
-def test_a_number_or_a_file(tmp_path):
+def test_folds_option_is_a_number_or_a_file(tmp_path):
     data = examples(40, speakers=0)
     made = get_folds(4, data, 0)
     write_folds(tmp_path / "folds.csv", data, made)
-    assert np.array_equal(get_folds(tmp_path / "folds.csv", data, 1).of, made.of)
+    assert np.array_equal(get_folds(tmp_path / "folds.csv", data, 1).fold_of, made.fold_of)
     assert folds_key(4) == 4
     key = folds_key(tmp_path / "folds.csv")
     (tmp_path / "other.csv").write_text((tmp_path / "folds.csv").read_text())
@@ -275,7 +255,7 @@ def test_a_number_or_a_file(tmp_path):
     assert folds_key(tmp_path / "other.csv") != key
 
 
-def test_speakers_count_where_all_are_known():
+def test_speaker_groups_need_all_speakers():
     data = examples(speakers=3)
     assert set(speaker_groups(data)) == {"s0", "s1", "s2"}
     assert speaker_groups(LabelledClips(data.clips, data.labels, (None, *data.speakers[1:]))) is None

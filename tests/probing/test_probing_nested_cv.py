@@ -67,7 +67,7 @@ def test_planted_layers_are_read_and_shuffled_labels_are_not(data, estimator):
 def test_what_is_chosen_for_a_fold_does_not_depend_on_its_labels(data, estimator, fold):
     values, labels = data
     folds = shuffle(labels, 5)
-    wrong = np.where(folds.of == fold, (labels + 1) % CLASSES, labels)
+    wrong = np.where(folds.fold_of == fold, (labels + 1) % CLASSES, labels)
     a, b = (probe(values, given, [folds], estimator) for given in (labels, wrong))
     assert a.chosen[0, fold].tolist() == b.chosen[0, fold].tolist()
     assert (a.inner[0, fold] == b.inner[0, fold]).mean() > 0.995  # rounding
@@ -85,7 +85,7 @@ def test_inner_guesses_are_of_other_folds(data):
     folds = shuffle(labels, 6)
     inner = probe(values, labels, [folds]).inner[0]
     for fold in range(6):
-        judged = set(folds.of[np.flatnonzero(inner[fold, 0] >= 0)])
+        judged = set(folds.fold_of[np.flatnonzero(inner[fold, 0] >= 0)])
         assert judged == {(fold + step) % 6 for step in (-2, -1, 1, 2)}
 
 
@@ -100,7 +100,7 @@ def test_the_penalty_is_the_one_of_the_least_inner_loss(data):
     for strength in PENALTIES["logistic"]:
         total = 0.0
         for other in range(1, 5):
-            trains = torch.as_tensor(~np.isin(folds.of, (0, other))).float()[None]
+            trains = torch.as_tensor(~np.isin(folds.fold_of, (0, other))).float()[None]
             solver = BatchedLogisticRegression(x[[1]].contiguous(), y[None], trains, CLASSES)
             logits = solver.logits(solver.solve(strength).theta)[0, 0].T
             rows = folds.held_out(other)
