@@ -38,8 +38,7 @@ def draw_crops(path, start, end, fps, max_frames, decoder="auto"):
 @pytest.fixture
 def media(tmp_path, write_manifest, monkeypatch):
     """A manifest of four clips; nobody is in the third."""
-    for module in ("face_crops", "job"):
-        monkeypatch.setattr(f"mertool.extraction.{module}.decode_faces", draw_crops)
+    monkeypatch.setattr("mertool.extraction.worker.decode_faces", draw_crops)
     for name in NAMES:
         (tmp_path / f"{name}.mp4").write_bytes(b"nobody" if name == FACELESS else f"picture {name}".encode())
     return write_manifest(tmp_path / "clips.csv", [{"clip": name, "path": f"{name}.mp4"} for name in NAMES])
@@ -113,7 +112,7 @@ def test_crops_are_kept_beside_the_output(done, found, media, invoke, tmp_path):
 def test_a_second_encoder_finds_no_face_again(done, found, monkeypatch):
     done()
     found()
-    monkeypatch.setattr("mertool.extraction.face_crops.decode_faces", lambda *_: pytest.fail("looked for a face"))
+    monkeypatch.setattr("mertool.extraction.worker.decode_faces", lambda *_: pytest.fail("looked for a face"))
     result = done(encoder="dinov2", store="dino.h5")
     assert (result["extracted"], result["missing"], result["failed"]) == (3, {"no_face": 1}, {})
     assert (result["seconds"]["faces"], result["seconds"]["decode"]) == (0, 0)

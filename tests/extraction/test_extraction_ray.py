@@ -311,8 +311,8 @@ def fill_slowly(path):
 COMMAND = """
 import sys
 from mertool import cli
-import test_engine_ray
-cli.app = lambda: test_engine_ray.fill_slowly(sys.argv[1])
+import test_extraction_ray
+cli.app = lambda: test_extraction_ray.fill_slowly(sys.argv[1])
 if __name__ == "__main__":
     cli.main()
 """
