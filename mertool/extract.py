@@ -13,7 +13,8 @@ from mertool.extraction.estimate import Estimate, estimate_extraction
 from mertool.extraction.job import ExtractionJob
 from mertool.extraction.job_builder import build_job
 from mertool.extraction.progress import ProgressCallback
-from mertool.extraction.transcripts import transcribe_clips, transcripts_beside
+from mertool.extraction.transcription import Transcriber
+from mertool.extraction.transcripts import transcripts_beside
 from mertool.manifest import Manifest
 from mertool.options.extract import ExtractOptions
 from mertool.runs import Run
@@ -88,14 +89,13 @@ def _transcribe(
     manifest: Manifest, job: ExtractionJob, options: ExtractOptions, on_progress: ProgressCallback
 ) -> tuple[Manifest, ExtractionJob]:
     """Transcribe the clips without a transcript; the CSV beside the store keeps the texts."""
-    transcribed = transcribe_clips(
-        manifest,
-        job.targets[0].path,
-        encoders.find_recogniser(str(options.asr)),
-        resolve_device(options.device),
-        job.limits,
-        lambda done, total, failed: on_progress(done, total, failed, 0.0),
+    transcriber = Transcriber(
+        output=transcripts_beside(job.targets[0].path),
+        checkpoint=encoders.find_recogniser(str(options.asr)),
+        device=resolve_device(options.device),
+        limits=job.limits,
     )
+    transcribed = transcriber.transcribe(manifest, on_progress)
     return transcribed.manifest, replace(job, missing_text=transcribed.reasons)
 
 

@@ -4,7 +4,7 @@ Speech recognition comes first. Then there is one extraction job for each encode
 layers or aligner share the pass of their encoder.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,13 +14,12 @@ from mertool.bundle.parts import BundlePart
 from mertool.bundle.reader import Bundle
 from mertool.encoders import CheckpointRef
 from mertool.extraction.clip_encoder import ClipEncoder, EncoderAssets
-from mertool.extraction.decoding import DecodeResult, DecoderLimits, DecoderPool, decode_audio
+from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.driver import extract_to_stores
 from mertool.extraction.job import ExtractionJob
-from mertool.extraction.plan import WorkItem
 from mertool.extraction.progress import ProgressCallback, StagedProgress
 from mertool.extraction.targets import StoreTarget
-from mertool.extraction.transcripts import Transcribed, load_recogniser, transcribe
+from mertool.extraction.transcription import TranscribedManifest, Transcriber
 from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
 from mertool.noise import NoiseCorruption
@@ -145,20 +144,17 @@ class PartExtractor:
             noise=self.noise,
         )
 
-    def _transcribe(self, manifest: Manifest, recogniser: CheckpointRef, on_progress: ProgressCallback) -> Transcribed:
-        return transcribe(
-            manifest,
-            transcripts_in(self.folder, recogniser.digest()),
-            recogniser,
-            lambda: load_recogniser(recogniser, self.device),
-            lambda done, total, failed: on_progress(done, total, failed, 0.0),
-            self._decode_audio,
+    def _transcribe(
+        self, manifest: Manifest, recogniser: CheckpointRef, on_progress: ProgressCallback
+    ) -> TranscribedManifest:
+        transcriber = Transcriber(
+            output=transcripts_in(self.folder, recogniser.digest()),
+            checkpoint=recogniser,
+            device=self.device,
+            limits=self.limits,
+            noise=self.noise,
         )
-
-    def _decode_audio(self, items: Iterable[WorkItem]) -> Iterator[DecodeResult]:
-        noise_of = self.noise.audio_settings if self.noise else lambda clip: {}
-        with DecoderPool(self.limits) as decoders:
-            yield from decoders.read(items, decode_audio, noise_of)
+        return transcriber.transcribe(manifest, on_progress)
 
 
 def transcripts_in(folder: Path, digest: str) -> Path:
