@@ -33,6 +33,7 @@ class BatchBudget:
 
 def bucket_batches(
     items: Iterable[T],
+    *,
     cost: Callable[[T], float],
     budget: BatchBudget,
     group: Callable[[T], str] = lambda _: "",

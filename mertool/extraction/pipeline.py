@@ -65,9 +65,9 @@ def _encode_all(
 
     grouped = bucket_batches(
         _prepare(decoded_clips, encoder, fail),
-        lambda clip: encoder.encoder.cost(clip.inputs),
-        encoder.budget,
-        lambda clip: encoder.adapter_of(clip.item.clip.clip),
+        cost=lambda clip: encoder.encoder.cost(clip.inputs),
+        budget=encoder.budget,
+        group=lambda clip: encoder.adapter_of(clip.item.clip.clip),
     )
     with Prefetcher(grouped, BATCHES_AHEAD) as prefetched:
         for batch in prefetched:

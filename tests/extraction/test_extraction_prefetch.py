@@ -1,4 +1,4 @@
-"""The two threads beside the device: one prepares ahead (Ahead), one writes behind (Sink)."""
+"""The two threads beside the device: `Prefetcher` prepares batches, `BackgroundWriter` writes results."""
 
 import threading
 import time
@@ -8,20 +8,19 @@ import pytest
 from mertool.extraction.background_writer import BackgroundWriter
 from mertool.extraction.prefetch import Prefetcher
 
-PATIENT = 10.0  # seconds after which a thread counts as hung
+PATIENCE = 60.0  # seconds after which a thread counts as hung
 
 
-def wait_until(true) -> bool:
-    """Whether `true()` becomes so."""
-    ends = time.monotonic() + PATIENT
-    while not true():
-        if time.monotonic() > ends:
+def becomes_true(condition) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     return True
 
 
-# ---------------------------------------------------------------- ahead
+# ---------------------------------------------------------------- Prefetcher
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
@@ -52,28 +51,29 @@ def test_what_the_thread_raises_is_raised_after_what_came_before(error):
         yield 2
         raise error
 
-    seen = []
+    items_before = []
     with pytest.raises(type(error)) as caught, Prefetcher(work(), 5) as items:
-        seen.extend(iter(lambda: next(items), None))
+        items_before.extend(iter(lambda: next(items), None))
     assert caught.value is error
-    assert seen == [1, 2]
+    assert items_before == [1, 2]
 
 
-def test_it_is_no_more_than_some_items_ahead():
-    made = []
+def test_the_thread_is_never_more_than_size_items_ahead():
+    consumed, ahead = [], []
 
     def work():
         for number in range(20):
-            made.append(number)
+            ahead.append(number - len(consumed))
             yield number
 
     with Prefetcher(work(), 3) as items:
-        assert next(items) == 0
-        # Three wait in the queue, and a fourth in the hand of the thread.
-        assert wait_until(lambda: len(made) == 5)
-        time.sleep(0.3)
-        assert len(made) == 5
-        assert list(items) == list(range(1, 20))
+        consumed.append(next(items))
+        # Three items wait in the queue, and the thread holds a fourth one.
+        assert becomes_true(lambda: len(ahead) == 5)
+        for item in items:
+            consumed.append(item)
+    assert consumed == list(range(20))
+    assert max(ahead) <= 3 + 1
 
 
 def test_leaving_early_ends_the_thread():
@@ -83,63 +83,70 @@ def test_leaving_early_ends_the_thread():
             yield number
             number += 1
 
-    ahead = Prefetcher(work(), 2)
-    with ahead as items:
+    prefetcher = Prefetcher(work(), 2)
+    with prefetcher as items:
         assert [next(items), next(items)] == [0, 1]
-        assert ahead._thread.is_alive()
-    assert wait_until(lambda: not ahead._thread.is_alive())
+        assert prefetcher._thread.is_alive()
+    assert becomes_true(lambda: not prefetcher._thread.is_alive())
 
 
 def test_an_error_outside_ends_the_thread_too():
-    ahead = Prefetcher(iter(int, 1), 1)
-    with pytest.raises(ZeroDivisionError), ahead as items:
+    prefetcher = Prefetcher(iter(int, 1), 1)
+    with pytest.raises(ZeroDivisionError), prefetcher as items:
         next(items)
         raise ZeroDivisionError
-    assert wait_until(lambda: not ahead._thread.is_alive())
+    assert becomes_true(lambda: not prefetcher._thread.is_alive())
 
 
-# ---------------------------------------------------------------- sink
+# ---------------------------------------------------------------- BackgroundWriter
 
 
-def test_calls_are_done_in_their_order_and_in_another_thread():
+def test_calls_are_run_in_order_and_in_another_thread():
     done = []
-    with BackgroundWriter(2) as sink:
+    with BackgroundWriter(2) as writer:
         for number in range(50):
-            sink.put(lambda number=number: done.append((number, threading.current_thread())))
+            writer.put(lambda number=number: done.append((number, threading.current_thread())))
     assert [number for number, _ in done] == list(range(50))
     assert threading.current_thread() not in {thread for _, thread in done}
 
 
-def test_leaving_waits_until_all_is_done():
+def put_calls_that_run_later(writer, done):
+    """Put calls that wait until the test leaves the writer, or a moment longer."""
+    go = threading.Event()
+    writer.put(lambda: go.wait(PATIENCE))
+    for number in range(4):
+        writer.put(lambda number=number: done.append(number))
+    threading.Timer(0.05, go.set).start()
+
+
+def test_leaving_waits_for_all_calls():
     done = []
-    with BackgroundWriter(10) as sink:
-        for number in range(4):
-            sink.put(lambda number=number: (time.sleep(0.05), done.append(number)))
-        assert len(done) < 4
+    with BackgroundWriter(10) as writer:
+        put_calls_that_run_later(writer, done)
     assert done == [0, 1, 2, 3]
 
 
-def test_no_more_than_some_calls_wait():
+def test_put_blocks_while_too_many_calls_wait():
     go, done = threading.Event(), []
-    with BackgroundWriter(2) as sink:
-        sink.put(lambda: go.wait(PATIENT))
-        putter = threading.Thread(target=lambda: [sink.put(lambda: done.append(1)) for _ in range(3)])
+    with BackgroundWriter(2) as writer:
+        writer.put(lambda: go.wait(PATIENCE))
+        putter = threading.Thread(target=lambda: [writer.put(lambda: done.append(1)) for _ in range(3)])
         putter.start()
-        putter.join(0.3)
+        putter.join(0.05)
         assert putter.is_alive()  # the third waits for room
         go.set()
-        putter.join(PATIENT)
+        putter.join(PATIENCE)
         assert not putter.is_alive()
     assert done == [1, 1, 1]
 
 
-def test_an_error_of_a_call_is_raised_on_leaving_and_later_calls_are_passed_over():
+def test_an_error_of_a_call_is_raised_on_leaving_and_later_calls_are_skipped():
     done = []
-    with pytest.raises(ZeroDivisionError), BackgroundWriter(10) as sink:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter(10) as writer:
         held = threading.Event()
-        sink.put(lambda: held.wait(PATIENT))
-        sink.put(lambda: 1 / 0)
-        sink.put(lambda: done.append("later"))
+        writer.put(lambda: held.wait(PATIENCE))
+        writer.put(lambda: 1 / 0)
+        writer.put(lambda: done.append("later"))
         held.set()
     assert done == []
 
@@ -151,26 +158,24 @@ def test_an_error_of_a_call_is_raised_by_the_next_put():
         failed.set()
         raise ValueError("the disk is full")
 
-    with pytest.raises(ValueError, match="the disk is full"), BackgroundWriter(1) as sink:
-        sink.put(fail)
-        failed.wait(PATIENT)
-        for _ in range(1000):  # it never hangs either, however many are put
-            sink.put(lambda: None)
-            time.sleep(0.001)
+    with pytest.raises(ValueError, match="the disk is full"), BackgroundWriter(1) as writer:
+        writer.put(fail)
+        assert failed.wait(PATIENCE)
+        assert becomes_true(lambda: writer._error)
+        writer.put(lambda: None)
         pytest.fail("the error was not raised")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_what_was_put_before_an_error_outside_is_still_done(error):
+def test_calls_before_an_error_outside_are_still_run(error):
     done = []
-    with pytest.raises(error), BackgroundWriter(10) as sink:
-        for number in range(3):
-            sink.put(lambda number=number: (time.sleep(0.03), done.append(number)))
+    with pytest.raises(error), BackgroundWriter(10) as writer:
+        put_calls_that_run_later(writer, done)
         raise error
-    assert done == [0, 1, 2]
+    assert done == [0, 1, 2, 3]
 
 
 def test_an_error_outside_comes_before_one_of_a_call():
-    with pytest.raises(KeyError), BackgroundWriter(10) as sink:
-        sink.put(lambda: 1 / 0)
+    with pytest.raises(KeyError), BackgroundWriter(10) as writer:
+        writer.put(lambda: 1 / 0)
         raise KeyError("outside")
