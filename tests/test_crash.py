@@ -8,6 +8,7 @@ import pytest
 from test_kill import write_clips
 
 
+@pytest.mark.slow
 def test_a_few_disturbances(tmp_path):
     tally = crash.crash(tmp_path, kills=4, seed=0, clips={"audio": 24})
     assert tally.total == 4

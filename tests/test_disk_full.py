@@ -111,6 +111,7 @@ def merge_into(size: str, *paths: str) -> None:
         merge_stores([Path(path) for path in paths[:-1]], Path(paths[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [2_000, 20_000])
 def test_no_room_for_the_merge(more, tmp_path, recipe, calm):
     path = tmp_path / "store.h5"
@@ -160,6 +161,7 @@ def test_every_single_write_may_fail(call, tmp_path, recipe, calm, monkeypatch):
     assert 4 <= failed < 40
 
 
+@pytest.mark.slow
 def test_no_room_for_a_merged_store(tmp_path, recipe):
     stores = [tmp_path / "1.h5", tmp_path / "2.h5"]
     extract(stores[0], recipe, CLIPS[:6])
@@ -177,6 +179,7 @@ def test_no_room_for_a_store_in_one_go(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_one_line_and_ends_with_1(tmp_path, demo, tiny_encoders, call):
     rows = (demo / "manifest.csv").read_text(encoding="utf-8").splitlines()[:16]
     (tmp_path / "clips.csv").write_text("\n".join(rows), encoding="utf-8")

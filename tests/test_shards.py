@@ -123,6 +123,7 @@ def test_a_shard_of_a_wordless_clip_alone(text, tmp_path):
     assert contents(shard_of(tmp_path, 3, 13))[:2] == ([], [("c02", "no_text")])
 
 
+@pytest.mark.slow
 def test_audio_of_shards(invoke, demo_rows, write_manifest, tiny_encoders, clip_names, call, tmp_path):
     """With real media, and a file among them that no decoder can read."""
     rows = [demo_rows[clip] for clip in ("spk01_001", clip_names.broken, "spk02_004")]

@@ -248,6 +248,7 @@ def test_sound(invoke, demo_rows, write_manifest, tiny_encoders, clip_names, tmp
     assert 0.5 < 3600 * guess["media_hours"] / result["media_seconds"] < 2
 
 
+@pytest.mark.slow
 def test_video_with_its_crops(invoke, demo_rows, write_manifest, tiny_encoders, tmp_path):
     manifest = write_manifest(tmp_path / "clips.csv", [demo_rows["spk01_001"], demo_rows["spk02_004"]])
     given = ["extract", "video", manifest, "-o", tmp_path / "v.h5", "--encoder", tiny_encoders["clip"]]

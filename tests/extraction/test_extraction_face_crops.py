@@ -144,6 +144,7 @@ def test_values_and_facts_do_not_depend_on_where_crops_come_from(done, media, ca
         assert facts == {"seconds": [2.0] * 3, "frames_seen": [4] * 3, "face_share": [0.5] * 3}
 
 
+@pytest.mark.slow
 def test_values_of_real_faces_do_not_depend_on_where_they_come_from(
     invoke, demo_rows, write_manifest, tiny_encoders, tmp_path
 ):
