@@ -1,13 +1,13 @@
-"""Stage `align`: a visual encoder into the acoustic space, from clips without labels.
+"""Stage `align`: train a visual encoder to map face features into the acoustic space, without labels.
 
-The anchor is the frozen sound of the same clip (`mertool/alignment/__init__.py`), the loss says how faces are drawn
-to it (`mertool/alignment/losses/`). A fifth of the clips, at most 2,000, is held out for the scores, and an eighth,
-at most 2,000, says when to stop. Labels train nothing; with `--manifest` they tell what alignment changed.
+The target is the frozen audio of the same clip (`mertool/alignment/__init__.py`); a loss of `mertool/alignment/losses/`
+compares the two. A fifth of the clips, at most 2,000, is held out for the scores, and an eighth, at most 2,000, chooses
+the best epoch. Labels are never trained on; with `--manifest` a linear probe measures what alignment gains.
 """
 
 import glob
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 from accelerate import Accelerator
 
 from mertool.alignment import losses
-from mertool.alignment.data import Frames
-from mertool.alignment.encoding import embed_stored, encode_distributed
-from mertool.alignment.evaluation import probe_folds, probe_gain, validate
+from mertool.alignment.data import AlignmentData, FrameStream
+from mertool.alignment.encoding import encode_distributed, encode_stream
+from mertool.alignment.evaluation import evaluate_alignment, probe_folds, probe_gain
 from mertool.alignment.false_negatives import FalseNegativeFilter
-from mertool.alignment.targets import common_clips, load_acoustic_targets, split
-from mertool.alignment.trainer import History, Pairs, Schedule, train
+from mertool.alignment.targets import common_clips, load_acoustic_targets, split_clips
+from mertool.alignment.trainer import AlignmentHistory, train
 from mertool.devices import resolve_device, seed_everything
-from mertool.encoders.aligner import MOST_FRAMES, Aligner
+from mertool.encoders.aligner import MAX_FRAMES, Aligner
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.files import check_writable
@@ -36,218 +36,252 @@ from mertool.options.align import AlignOptions
 from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, find_reusable_run, new_run
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
 
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """Labelled clips that have frames, and their folds."""
-
-    examples: LabelledClips
-    folds: Folds
-
 
 def align(
     audio: Path,
     video: Path,
     output: Path,
+    *,
     aligned: Path,
     manifest: Manifest | None,
     options: AlignOptions,
-    progress: Progress,
+    progress: Callable[[int, int], None],
 ) -> tuple[Run, bool]:
-    """Train the aligner on the clips both stores hold, and write the aligned store of all video clips."""
+    """Train an aligner on the clips that both stores hold, and write the aligned store of all video clips.
+
+    `audio` is a pooled store, `video` a frame store of one layer. Returns the run, and True if a run of the same inputs
+    and options was found at `output` and nothing was trained. Raises MertoolError if the stores do not fit.
+    """
     check_writable(aligned, audio, video)
     device = resolve_device(options.device)
-    with FeatureStore(audio) as sound, FeatureStore(video) as sight:
-        _check(sound, sight, aligned)
-        labels = _read_labels(manifest, sight, options) if manifest else None
-        key = _key(sound, sight, manifest, options)
-        found = find_reusable_run(output, "align", key=key, options=options)
+    with FeatureStore(audio) as audio_store, FeatureStore(video) as video_store:
+        _check_stores(audio_store, video_store, aligned)
+        labelled = _read_labelled_clips(manifest, video_store, options) if manifest else None
+        key = _run_key(audio_store, video_store, manifest=manifest, options=options)
+        run = find_reusable_run(output, "align", key=key, options=options)
+        reused = run is not None
         accelerator = make_accelerator(device, torch.float32)
-        if not found:
-            _train(sound, sight, labels, output, key, options, accelerator, progress)
+        if not reused:
+            seed_everything(options.seed)
+            data = _load_data(audio_store, video_store, options)
+            aligner = Aligner(
+                channels=video_store.channels,
+                width=options.width,
+                blocks=options.blocks,
+                acoustic=audio_store.channels,
+                dropout=options.dropout,
+            )
+            checkpoint = _open_checkpoint(output, key, accelerator)
+            history = train(
+                aligner,
+                losses.load(options.loss).build(),
+                data,
+                options=options,
+                accelerator=accelerator,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+            metrics = _evaluate(aligner, data, history, accelerator=accelerator, seed=options.seed)
+            if accelerator.is_main_process:
+                if labelled:
+                    metrics["probe"] = _probe(aligner, video_store, *labelled, options=options)
+                _write_run(output, aligner, metrics, key=key, data=data, audio_store=audio_store, options=options)
+                checkpoint.remove()
         accelerator.wait_for_everyone()
-        run = found or Run.read(output, "align")
-        if accelerator.is_main_process and not (found and _is_fresh(aligned, run, sight)):
-            _write_aligned(aligned, run, sight, accelerator.device)
+        run = run or Run.read(output, "align")
+        if accelerator.is_main_process and not (reused and _is_fresh(aligned, run, video_store)):
+            _write_aligned_store(aligned, run, video_store, device=accelerator.device)
         accelerator.wait_for_everyone()
-    return run, found is not None
+    return run, reused
 
 
-def _check(sound: FeatureStore, sight: FeatureStore, aligned: Path) -> None:
-    """Raise one error for all that is wrong with the stores, before the long work."""
+def _check_stores(audio_store: FeatureStore, video_store: FeatureStore, aligned: Path) -> None:
+    """Raise one error for all faults of the stores, before the long work."""
     faults = []
-    if sound.recipe.modality != "audio" or not sound.pooled:
-        faults.append(f"--audio {sound.path}: a pooled store of `extract audio` is needed")
-    if sight.recipe.modality != "video" or sight.pooled:
-        faults.append(f"--video {sight.path}: frames are needed, from `extract video --pool none`")
-    elif len(sight.layers) != 1:
-        faults.append(f"--video {sight.path} holds {len(sight.layers)} layers: extract one, with --layers last")
+    if audio_store.recipe.modality != "audio" or not audio_store.pooled:
+        faults.append(f"--audio {audio_store.path}: a pooled store of `extract audio` is needed")
+    if video_store.recipe.modality != "video" or video_store.pooled:
+        faults.append(f"--video {video_store.path}: frames are needed, from `extract video --pool none`")
+    elif len(video_store.layers) != 1:
+        faults.append(
+            f"--video {video_store.path} holds {len(video_store.layers)} layers: extract one, with --layers last"
+        )
     if aligned.exists():
-        check_store(aligned, sight.recipe, overwrite=True)
-        with FeatureStore(aligned) as old:
-            if old.recipe.aligner is None:
+        check_store(aligned, video_store.recipe, overwrite=True)
+        with FeatureStore(aligned) as existing:
+            if existing.recipe.aligner is None:
                 faults.append(f"--aligned {aligned} holds features that were not aligned: give another path")
     if faults:
         raise combine_errors("align", faults) if len(faults) > 1 else MertoolError(faults[0])
-    common_clips(sound, sight)
+    common_clips(audio_store, video_store)
 
 
-def _read_labels(manifest: Manifest, sight: FeatureStore, options: AlignOptions) -> _Labels:
+def _read_labelled_clips(
+    manifest: Manifest, video_store: FeatureStore, options: AlignOptions
+) -> tuple[LabelledClips, Folds]:
+    """Return the labelled clips that have frames, and the folds of the probe; faults are found before training."""
     examples = LabelledClips.from_manifest(manifest, options.classes)
-    examples = examples.select(examples.present_in(sight))
-    return _Labels(examples, probe_folds(examples, options.seed))
+    examples = examples.select(examples.present_in(video_store))
+    return examples, probe_folds(examples, options.seed)
 
 
-def _key(sound: FeatureStore, sight: FeatureStore, manifest: Manifest | None, options: AlignOptions) -> str:
-    free = OPTIONS_NOT_IN_KEY if manifest else (*OPTIONS_NOT_IN_KEY, "classes")
+def _run_key(
+    audio_store: FeatureStore, video_store: FeatureStore, *, manifest: Manifest | None, options: AlignOptions
+) -> str:
+    # Without labels the class names change nothing.
+    excluded = OPTIONS_NOT_IN_KEY if manifest else (*OPTIONS_NOT_IN_KEY, "classes")
     return cache_key(
         "align",
-        {name: value for name, value in asdict(options).items() if name not in free},
+        {name: value for name, value in asdict(options).items() if name not in excluded},
         {
-            "audio": [sound.fingerprint, sound.digests()],
-            "video": [sight.fingerprint, sight.digests()],
+            "audio": [audio_store.fingerprint, audio_store.digests()],
+            "video": [video_store.fingerprint, video_store.digests()],
             "manifest": manifest.digest() if manifest else None,
         },
     )
 
 
-def _train(
-    sound: FeatureStore,
-    sight: FeatureStore,
-    labels: _Labels | None,
-    output: Path,
-    key: str,
-    options: AlignOptions,
-    accelerator: Accelerator,
-    progress: Progress,
-) -> None:
-    """Train, score, and put the run in place."""
-    seed_everything(options.seed)
-    clips = common_clips(sound, sight)
-    parts = split(len(clips), options.seed)
-    anchors = load_acoustic_targets(sound, clips, parts.train)
-    negatives = FalseNegativeFilter(_false_negatives(options), anchors, parts.train, options.seed)
-    pairs = Pairs(Frames(sight, sight.rows(clips), MOST_FRAMES), anchors, parts, negatives)
-    aligner = Aligner(sight.channels, options.width, options.blocks, sound.channels, dropout=options.dropout)
-    saved = _unfinished(output, key, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
-    history = train(
-        aligner,
-        losses.load(options.loss).build(),
-        pairs,
-        schedule=_schedule(options),
-        accelerator=accelerator,
-        checkpoint=saved,
-        progress=progress,
+def _load_data(audio_store: FeatureStore, video_store: FeatureStore, options: AlignOptions) -> AlignmentData:
+    """Return the clips in both stores: frames to be streamed, targets and split in memory."""
+    clips = common_clips(audio_store, video_store)
+    split = split_clips(len(clips), options.seed)
+    targets = load_acoustic_targets(audio_store, clips, split.train)
+    kind = options.false_negatives or ("threshold" if losses.load(options.loss).NEGATIVES else "none")
+    return AlignmentData(
+        stream=FrameStream(video_store, video_store.rows(clips), MAX_FRAMES),
+        targets=targets,
+        split=split,
+        false_negatives=FalseNegativeFilter.fit(kind, targets, train=split.train, seed=options.seed),
     )
-    visual = encode_distributed(aligner, pairs.frames, parts.held_out, accelerator)
-    if not accelerator.is_main_process:
-        return
-    metrics: dict[str, Any] = {
-        "train_clips": len(parts.train),
-        "development_clips": len(parts.develop),
-        "held_out": validate(visual.cpu(), pairs.acoustic(parts.held_out, torch.device("cpu")), options.seed),
+
+
+def _open_checkpoint(output: Path, key: str, accelerator: Accelerator) -> Checkpoint:
+    """Return the checkpoint of this training, beside the run; those of other options or clips are removed."""
+    run = output.absolute()
+    path = run.with_name(f".{run.name}.unfinished-{key[-16:]}.safetensors")
+    if accelerator.is_main_process:
+        for file in run.parent.glob(f".{glob.escape(run.name)}.unfinished-*.safetensors"):
+            if file != path:
+                file.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return Checkpoint(path, is_writer=accelerator.is_main_process)
+
+
+def _evaluate(
+    aligner: Aligner, data: AlignmentData, history: AlignmentHistory, *, accelerator: Accelerator, seed: int
+) -> dict[str, Any]:
+    """Return the metrics of a trained aligner; every process must call it, because encoding is shared."""
+    held_out, cpu = data.split.held_out, torch.device("cpu")
+    visual = encode_distributed(aligner, data.stream, held_out, accelerator)
+    return {
+        "train_clips": len(data.split.train),
+        "development_clips": len(data.split.development),
+        "held_out": evaluate_alignment(visual.to(cpu), data.acoustic(held_out, cpu), seed),
         "loss": history.loss,
         "development_loss": history.development_loss,
         "best_epoch": history.best_epoch,
-        "false_negatives": negatives.to_json(),
+        "false_negatives": data.false_negatives.to_json(),
     }
-    if labels:
-        metrics["probe"] = _probe(aligner, sight, labels, options, accelerator.device)
+
+
+def _probe(
+    aligner: Aligner,
+    video_store: FeatureStore,
+    examples: LabelledClips,
+    folds: Folds,
+    *,
+    options: AlignOptions,
+) -> dict[str, Any]:
+    """Return what alignment gains for a linear probe of the labelled clips."""
+    device = next(aligner.parameters()).device
+    store_rows = video_store.rows(examples.clips)
+    order = np.argsort(store_rows)  # a stream reads clips in the order of the store
+    rows = np.arange(len(examples))
+    aligned = np.zeros((len(examples), aligner.sizes["acoustic"]), np.float32)
+    stream = FrameStream(video_store, store_rows[order], MAX_FRAMES)
+    for batch_rows, vectors in encode_stream(aligner, stream, rows, device):
+        aligned[order[batch_rows]] = vectors.cpu().numpy()
+    unaligned = np.zeros((len(examples), video_store.channels), np.float32)
+    with FrameStream(video_store, store_rows[order], max_frames=None).in_order(rows) as batches:
+        for batch in batches:
+            unaligned[order[batch.rows]] = [frames.astype(np.float32).mean(0) for frames in batch.frames]
+    return probe_gain(unaligned, aligned, examples, folds=folds, classes=len(options.classes), seed=options.seed)
+
+
+def _write_run(
+    output: Path,
+    aligner: Aligner,
+    metrics: dict[str, Any],
+    *,
+    key: str,
+    data: AlignmentData,
+    audio_store: FeatureStore,
+    options: AlignOptions,
+) -> None:
+    """Put the run in place: weights, metrics, plots, and the clips that were not trained on."""
+    video_store = data.stream.store
+    clips = [video_store.ids[row] for row in data.stream.store_rows]
     facts = {
         "seed": options.seed,
-        "audio": sound.recipe.to_json(),
-        "video": sight.recipe.to_json(),
-        "origin": sight.origin,
+        "audio": audio_store.recipe.to_json(),
+        "video": video_store.recipe.to_json(),
+        "origin": video_store.provenance,
         "sizes": aligner.sizes,
-        "held_out_clips": [clips[row] for row in parts.held_out],
-        "development_clips": [clips[row] for row in parts.develop],
+        "held_out_clips": [clips[row] for row in data.split.held_out],
+        "development_clips": [clips[row] for row in data.split.development],
     }
     with new_run(output, "align", key=key, options=asdict(options), **facts) as draft:
         draft.save_tensors("aligner", aligner.state_dict())
         draft.metrics.update(metrics)
-        _draw(draft.folder, metrics["held_out"], history, options)
-    saved.remove()
+        _draw_plots(draft.folder, metrics, options)
 
 
-def _schedule(options: AlignOptions) -> Schedule:
-    return Schedule(
-        options.epochs, options.batch, options.learning_rate, options.weight_decay, options.patience, options.seed
-    )
-
-
-def _false_negatives(options: AlignOptions) -> str:
-    """Return which clips are not negatives of each other: as given, or what suits the loss."""
-    return options.false_negatives or ("threshold" if losses.load(options.loss).NEGATIVES else "none")
-
-
-def _unfinished(output: Path, key: str, writes: bool) -> Checkpoint:
-    """Where this training is saved, beside the run; one of other options or clips is of no use any more."""
-    target = output.absolute()
-    path = target.with_name(f".{target.name}.unfinished-{key[-16:]}.safetensors")
-    if writes:
-        for other in target.parent.glob(f".{glob.escape(target.name)}.unfinished-*.safetensors"):
-            if other != path:
-                other.unlink(missing_ok=True)
-    return Checkpoint(path, is_writer=writes)
-
-
-def _probe(
-    aligner: Aligner, sight: FeatureStore, labels: _Labels, options: AlignOptions, device: torch.device
-) -> dict[str, Any]:
-    """What a linear probe of the labelled clips gains by alignment."""
-    examples = labels.examples
-    rows = sight.rows(examples.clips)
-    order = np.argsort(rows)
-    frames, place = Frames(sight, rows[order], None), np.arange(len(rows))
-    aligned = np.zeros((len(rows), aligner.sizes["acoustic"]), np.float32)
-    for chosen, vectors in embed_stored(aligner, Frames(sight, rows[order], MOST_FRAMES), place, device):
-        aligned[order[chosen]] = vectors.cpu().numpy()
-    unaligned = np.zeros((len(rows), sight.channels), np.float32)
-    with frames.in_order(place) as blocks:
-        for chosen, found in blocks:
-            unaligned[order[chosen]] = [one.astype(np.float32).mean(0) for one in found]
-    return probe_gain(unaligned, aligned, examples, labels.folds, len(options.classes), options.seed)
-
-
-def _draw(folder: Path, scores: dict[str, Any], history: History, options: AlignOptions) -> None:
+def _draw_plots(folder: Path, metrics: dict[str, Any], options: AlignOptions) -> None:
     from mertool.plots import plot_epoch_curves, plot_retrieval_recall
 
-    title = "Video frames to the sound of the same clip"
-    label = f"{options.loss} (more clips in a batch, higher by itself)"
-    plot_epoch_curves(
-        folder / "loss", {"training": history.loss, "development": history.development_loss}, label, title
-    )
+    title = "Video frames to the audio of the same clip"
+    label = f"{options.loss} (grows with the size of the batch)"
+    losses_by_epoch = {"training": metrics["loss"], "development": metrics["development_loss"]}
+    plot_epoch_curves(folder / "loss", losses_by_epoch, label, title)
+    scores = metrics["held_out"]
     plot_retrieval_recall(folder / "recall", scores, f"{scores['clips']} held-out clips")
 
 
-def _aligned_recipe(run: Run, sight: FeatureStore) -> Recipe:
-    """That of `extract video --aligner RUN`, so both ways to the features give one store."""
-    return Recipe.from_json({**sight.recipe.to_json(), "pool": "mean", "aligner": run.digest()})
+def _aligned_recipe(run: Run, video_store: FeatureStore) -> Recipe:
+    """Return the recipe of `extract video --aligner RUN`, so that both ways to the features make one store."""
+    return Recipe.from_json({**video_store.recipe.to_json(), "pool": "mean", "aligner": run.digest()})
 
 
-def _is_fresh(aligned: Path, run: Run, sight: FeatureStore) -> bool:
+def _is_fresh(aligned: Path, run: Run, video_store: FeatureStore) -> bool:
+    """Return True if the aligned store is by this run, from the same media."""
     if not aligned.exists():
         return False
     with FeatureStore(aligned) as store:
-        return store.fingerprint == _aligned_recipe(run, sight).fingerprint and store.digests() == sight.digests()
+        fingerprint = _aligned_recipe(run, video_store).fingerprint
+        return store.fingerprint == fingerprint and store.digests() == video_store.digests()
 
 
-def _write_aligned(aligned: Path, run: Run, sight: FeatureStore, device: torch.device) -> None:
-    """Embed every clip with frames, block by block; a killed command goes on after the last part written."""
+def _write_aligned_store(aligned: Path, run: Run, video_store: FeatureStore, *, device: torch.device) -> None:
+    """Encode every clip that has frames; a killed command resumes after the last part that was written."""
     aligner = Aligner.load(run.folder).to(device)
-    digests, facts = sight.digests(), sight.facts()
-    origin = {**sight.origin, "aligner": str(run.folder.absolute())}
-    with StoreWriter(aligned, _aligned_recipe(run, sight), origin, overwrite=True) as writer:
-        rows = np.array([row for row, clip in enumerate(sight.ids) if writer.done.get(clip) != digests[clip]], np.int64)
-        frames = Frames(sight, np.arange(len(sight)), MOST_FRAMES)
-        for chosen, vectors in embed_stored(aligner, frames, rows, device):
-            for row, vector in zip(chosen.tolist(), vectors.cpu().numpy(), strict=True):
-                clip = sight.ids[row]
-                seen = (float(facts["seconds"][row]), int(facts["frames_seen"][row]), float(facts["face_share"][row]))
-                writer.add(ClipFeatures(clip, digests[clip], vector[None], *seen))
-        for failure in sight.failures():
+    digests, stats = video_store.digests(), video_store.media_stats()
+    origin = {**video_store.provenance, "aligner": str(run.folder.absolute())}
+    with StoreWriter(aligned, _aligned_recipe(run, video_store), origin, overwrite=True) as writer:
+        pending = [row for row, clip in enumerate(video_store.ids) if writer.done.get(clip) != digests[clip]]
+        stream = FrameStream(video_store, np.arange(len(video_store)), MAX_FRAMES)
+        for rows, vectors in encode_stream(aligner, stream, np.array(pending, np.int64), device):
+            for row, vector in zip(rows.tolist(), vectors.cpu().numpy(), strict=True):
+                clip = video_store.ids[row]
+                writer.add(
+                    ClipFeatures(
+                        clip,
+                        digests[clip],
+                        vector[None],
+                        seconds=float(stats["seconds"][row]),
+                        frames_seen=int(stats["frames_seen"][row]),
+                        face_share=float(stats["face_share"][row]),
+                    )
+                )
+        for failure in video_store.failures():
             writer.fail(failure)
-        writer.finish(sight.ids)
+        writer.finish(video_store.ids)

@@ -54,7 +54,7 @@ def probe_layers(
         examples = LabelledClips.from_manifest(manifest, options.classes)
         examples = examples.select(examples.present_in(store))
         folds = get_folds(options.folds, examples, options.seed)
-        layers, facts = list(store.layers), {"recipe": store.recipe.to_json(), "origin": store.origin}
+        layers, facts = list(store.layers), {"recipe": store.recipe.to_json(), "origin": store.provenance}
         if max(layers) < 1:
             raise MertoolError(f"{store_path} holds layer 0 alone: extract with --layers all")
         blocks = sum(layer >= 1 for layer in layers)
@@ -66,7 +66,7 @@ def probe_layers(
             raise MertoolError(
                 f"--injection trains adapters of a frozen speech encoder: {store_path} holds no such features"
             )
-        values, recipe, checkpoint = store.read(examples.clips), store.recipe, store.origin["encoder"]["checkpoint"]
+        values, recipe, checkpoint = store.read(examples.clips), store.recipe, store.provenance["encoder"]["checkpoint"]
     plan = _plan(folds, examples, options)
     with progress("probe-layers", "%") as update:
         probed = probe_all(values, examples, plan, update)

@@ -113,7 +113,7 @@ def clips_done(path: Path) -> set[str]:
     if path.exists():
         try:
             with FeatureStore(path) as store:
-                if faults := store.faults():
+                if faults := store.validate():
                     raise ViolationError(f"{path} is faulty: {faults}")
                 done |= {*store.ids, *(failure.clip for failure in store.failures())}
         except MertoolError as error:

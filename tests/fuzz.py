@@ -762,7 +762,7 @@ def check_store(modality: str, store: FeatureStore, alone: FeatureStore, damaged
     blame("nobody's", [clip for clip in outcomes if clip not in clips])
     blame("no documented reason", [clip for clip, failure in failures.items() if failure.reason not in REASONS])
     blame("nothing said", [clip for clip, failure in failures.items() if not failure.message])
-    found.wrong += [f"{modality}: {fault}" for fault in store.faults()]
+    found.wrong += [f"{modality}: {fault}" for fault in store.validate()]
     blame("not finite", [clip for clip in store.ids if not np.isfinite(values_of(store, clip)).all()])
     same = dict(zip(sorted(damaged.originals), sorted([*alone.ids, *(f.clip for f in alone.failures())]), strict=True))
     expected = dict.fromkeys(alone.ids, "features") | {failure.clip: failure.reason for failure in alone.failures()}

@@ -54,7 +54,7 @@ def extract(path: Path, recipe: Recipe, clips: list[str]) -> None:
 
 def content(path: Path) -> dict[str, list]:
     with FeatureStore(path) as store:
-        assert store.faults() == []
+        assert store.validate() == []
     with h5py.File(path) as file:
         names = [name for name in ("values", "offset", "length", "clips/id", "clips/digest") if name in file]
         return {name: file[name][:].tolist() for name in names}

@@ -109,7 +109,7 @@ def test_chosen_layers_and_frames(audio, tmp_path):
     assert audio("--layers", "0,2-3", "--pool", "none")["layers"] == 3
     values, layers, _ = read(tmp_path / "audio.h5")
     assert layers == (0, 2, 3)
-    seconds = FeatureStore(tmp_path / "audio.h5").facts()["seconds"][0]
+    seconds = FeatureStore(tmp_path / "audio.h5").media_stats()["seconds"][0]
     assert values[FOUR[0]].shape[0] == 3
     assert abs(values[FOUR[0]].shape[1] - 50 * seconds) <= 2
 
@@ -443,7 +443,7 @@ def test_overwrite_builds_the_store_anew(audio, tmp_path):
     assert (result["extracted"], result["cached"], result["layers"]) == (4, 0, 1)
     with FeatureStore(tmp_path / "audio.h5") as store:
         assert store.recipe.encoder == "wav2vec2_group"
-        assert store.faults() == []
+        assert store.validate() == []
 
 
 def test_moving_the_encoder_or_the_media_changes_nothing(
@@ -496,7 +496,7 @@ def test_a_folder_of_sound_files(sounds, audio, tmp_path):
     values, _, _ = read(tmp_path / "audio.h5")
     assert sorted(values) == ["music", "phone", "plain", "stereo"]
     with FeatureStore(tmp_path / "audio.h5") as store:
-        np.testing.assert_allclose(store.facts()["seconds"], seconds, atol=0.15)
+        np.testing.assert_allclose(store.media_stats()["seconds"], seconds, atol=0.15)
     np.testing.assert_allclose(values["stereo"], values["plain"], atol=1e-3)
     for name in ("music", "phone"):
         a, b = values[name].ravel(), values["plain"].ravel()

@@ -153,7 +153,7 @@ def ids_for_a_reader(path: Path) -> list[str] | None:
     if not path.exists():
         return None
     with FeatureStore(path) as store:
-        assert store.faults() == []
+        assert store.validate() == []
         return store.ids
 
 

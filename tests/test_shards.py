@@ -56,7 +56,7 @@ def shard_of(folder, number, count):
 def contents(path):
     """Clips and failures in their order, and the values."""
     with FeatureStore(path) as store:
-        assert store.faults() == []
+        assert store.validate() == []
         return store.ids, [(failure.clip, failure.reason) for failure in store.failures()], store.read()
 
 

@@ -83,7 +83,7 @@ def test_what_is_written_is_read_again(kind, path):
         for row in rows:
             expected = row.values.astype(recipe.storage_dtype)
             np.testing.assert_array_equal(stored(store, row.clip), expected)
-        assert store.faults() == []
+        assert store.validate() == []
 
 
 def test_pooled_layout_is_the_documented_one(path):
@@ -123,12 +123,12 @@ def test_face_crops_are_kept_as_bytes(path):
 def test_media_facts_and_digests_stand_beside(path):
     fill(path, FRAMES, some(FRAMES, "ab"))
     with FeatureStore(path) as store:
-        facts = store.facts()
+        facts = store.media_stats()
         assert facts["seconds"].tolist() == [1.5, 1.5]
         assert facts["frames_seen"].tolist() == [2, 3]
         assert facts["face_share"].tolist() == [0.5, 0.5]
         assert store.digests() == {"a": "d-a", "b": "d-b"}
-        assert store.origin == {"encoder": "here"}
+        assert store.provenance == {"encoder": "here"}
 
 
 def test_ids_keep_chinese_and_spaces(path):
@@ -140,7 +140,7 @@ def test_ids_keep_chinese_and_spaces(path):
 def test_a_store_of_failures_alone_is_sound(path):
     fill(path, POOLED, [LOST])
     with FeatureStore(path) as store:
-        assert (len(store), store.failures(), store.faults()) == (0, [LOST], [])
+        assert (len(store), store.failures(), store.validate()) == (0, [LOST], [])
         assert store.read().shape[0] == 0
 
 
@@ -166,7 +166,7 @@ def test_many_parts_give_the_same_values_as_one(kind, tmp_path, monkeypatch):
         assert whole.failures() == parts.failures()
         for name in names:
             np.testing.assert_array_equal(stored(whole, name), stored(parts, name))
-        assert parts.faults() == []
+        assert parts.validate() == []
 
 
 def test_parts_are_sound_files_and_go_when_all_is_merged(path, monkeypatch):
@@ -219,7 +219,7 @@ def test_added_clips_join_those_that_were_there(path):
         assert store.ids == ["a", "c", "b"]
         for row in [*some(LAYERED, "ab"), features(LAYERED, "c", 6)]:
             np.testing.assert_array_equal(store.frames(row.clip), row.values)
-        assert store.faults() == []
+        assert store.validate() == []
 
 
 def test_clips_outside_the_order_stay(path):
@@ -242,7 +242,7 @@ def test_a_changed_clip_is_replaced(path):
         assert store.digests()["b"] == "d-new"
         np.testing.assert_array_equal(store.frames("b"), changed.values.astype(np.float16))
         np.testing.assert_array_equal(store.frames("c"), some(FRAMES)[2].values.astype(np.float16))
-        assert store.faults() == []
+        assert store.validate() == []
 
 
 def test_a_clip_that_heals_leaves_the_failures(path):
@@ -259,7 +259,7 @@ def test_a_clip_that_breaks_leaves_the_features(path):
     fill(path, POOLED, [features(POOLED, "a"), features(POOLED, "lost")])
     fill(path, POOLED, [LOST], ["a", "lost"])
     with FeatureStore(path) as store:
-        assert (store.ids, store.failures(), store.faults()) == (["a"], [LOST], [])
+        assert (store.ids, store.failures(), store.validate()) == (["a"], [LOST], [])
 
 
 def test_the_last_features_of_a_clip_added_twice_win(path):
@@ -403,7 +403,7 @@ def test_merging_holds_a_block_and_not_the_store(tmp_path):
 def test_a_small_store_in_one_go(path):
     write_store(path, POOLED, {}, some(POOLED), [LOST])
     with FeatureStore(path) as store:
-        assert (store.ids, store.failures(), store.faults()) == (["a", "b", "c"], [LOST], [])
+        assert (store.ids, store.failures(), store.validate()) == (["a", "b", "c"], [LOST], [])
 
 
 # ---------------------------------------------------------------- reading
@@ -559,7 +559,7 @@ def test_faults_finds(damage, path):
     with h5py.File(path, "r+") as file:
         plant(file)
     with FeatureStore(path) as store:
-        found = store.faults()
+        found = store.validate()
     assert any(words in fault for fault in found), found
     with FeatureStore(path.with_name("sound.h5")) as store:
-        assert store.faults() == []
+        assert store.validate() == []

@@ -1,7 +1,7 @@
-"""Training a visual encoder against the frozen acoustic vector of the same clip, without labels.
+"""Training a visual encoder to predict the frozen acoustic vector of the same clip, without labels.
 
-The anchor a of a clip is the mean over layers of its standardised, time-pooled hidden states (A,); it gets no
-gradient and no projection. A learned projection of the anchor could make the task easy by moving the target (to a
-single point, with a loss that has no negatives); without one the visual vectors live in the acoustic space itself,
-where a fusion can compare them with the sound channel by channel.
+The target a (A,) of a clip is the mean over layers of its standardised, time-pooled hidden states. It gets no gradient
+and no projection: a learned projection could make the task easy by moving the targets together (to a single point,
+with a loss that has no negatives). So the visual vectors lie in the acoustic space itself, where a fusion head can
+compare them with the audio features channel by channel.
 """

@@ -1,95 +1,145 @@
-"""Clips out of a frame store, in order or mixed, read ahead in a thread; the store is never in memory as a whole.
+"""The training data of an aligner: frames streamed from a store, and acoustic targets in memory.
 
-One read takes a block of neighbouring clips, since frames stand end to end in the file and single clips would cost a
-seek each. Blocks come in random order, and their clips are mixed in a buffer of BUFFER clips. At 100 frames of 768
-channels in float16, of which 64 are kept, the buffer takes 0.2 GB and a batch of 1,024 clips 0.1 GB.
+The frames of all clips are too large for memory. They are read in blocks of neighbouring clips, since frames lie end to
+end in the file and a read per clip would cost a seek each. For training, blocks come in random order and their clips
+pass through a shuffle buffer. At 64 frames of 768 channels in float16, the buffer takes 0.2 GB and a batch of 1,024
+clips 0.1 GB.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from mertool.encoders.aligner import evenly
+from mertool.alignment.false_negatives import FalseNegativeFilter
+from mertool.alignment.targets import AlignmentSplit
+from mertool.encoders.aligner import uniform_frame_indices
 from mertool.errors import MertoolError
 from mertool.extraction.prefetch import Prefetcher
 from mertool.store import FeatureStore
 
-BLOCK = 32  # neighbouring rows of the store
-BUFFER = 2048  # clips
-AHEAD = 1  # batches or blocks that wait to be used while the next one is read
+BLOCK_CLIPS = 32  # neighbouring clips of the store per read
+SHUFFLE_BUFFER_CLIPS = 2048
+PREFETCH = 1  # batches or blocks that are read ahead
 
-Some = tuple[np.ndarray, list[np.ndarray]]  # numbers of clips (B,), and the frames (T, C) of each
+
+class ClipBatch(NamedTuple):
+    """Frames of some clips.
+
+    Attributes:
+        rows: Rows (B,) of the clips in the stream.
+        frames: Frames (T, C) of each, as stored.
+    """
+
+    rows: np.ndarray
+    frames: list[np.ndarray]
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Clips of a frame store, numbered in the order of their `rows` there; of each at most `most` frames."""
+class FrameStream:
+    """Clips of a frame store that are read block by block, in a background thread.
+
+    Attributes:
+        store: A frame store of one layer.
+        store_rows: Row in the store (N,) of each clip of the stream, ascending.
+        max_frames: Of a longer clip so many frames are taken at equal distances; None takes all.
+    """
 
     store: FeatureStore
-    rows: np.ndarray
-    most: int | None
+    store_rows: np.ndarray
+    max_frames: int | None
 
-    def blocks(self, chosen: np.ndarray) -> list[np.ndarray]:
-        """Clips `chosen`, ascending, by the block of the store they stand in."""
-        return np.split(chosen, np.flatnonzero(np.diff(self.rows[chosen] // BLOCK)) + 1) if len(chosen) else []
+    def in_order(self, rows: np.ndarray) -> Prefetcher[ClipBatch]:
+        """Return the clips `rows`, ascending, as one batch per block of the store."""
+        return Prefetcher((ClipBatch(block, self.read(block)) for block in self._split_blocks(rows)), PREFETCH)
 
-    def read(self, clips: np.ndarray) -> list[np.ndarray]:
-        """Frames of the clips of one block."""
-        rows = self.rows[clips]
-        found = self.store.frame_block(int(rows[0]), int(rows[-1]) + 1)
-        kept = []
-        for row in rows:
-            frames = found[row - rows[0]]
-            frames = frames[evenly(len(frames), self.most or len(frames))]  # a copy, so that the block itself is freed
+    def shuffled_batches(
+        self, rows: np.ndarray, count: int, *, seed: tuple[int, ...], first: int = 0
+    ) -> Prefetcher[ClipBatch]:
+        """Return the clips `rows`, ascending, in `count` random batches of nearly equal size, from batch `first` on.
+
+        The order depends only on `seed`, so a training that resumes within an epoch gets the batches it would have had.
+        """
+        return Prefetcher(self._shuffle(rows, count, seed, first=first), PREFETCH)
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Read the frames (T, C) of clips that lie in one block; NaN or infinity raises MertoolError."""
+        store_rows = self.store_rows[rows]
+        block = self.store.frame_block(int(store_rows[0]), int(store_rows[-1]) + 1)
+        clips = []
+        for store_row in store_rows:
+            frames = block[store_row - store_rows[0]]
+            # Indexing by an array copies, so that the block can be freed while a few of its clips wait in the buffer.
+            frames = frames[uniform_frame_indices(len(frames), self.max_frames or len(frames))]
             if not np.isfinite(frames).all():
                 raise MertoolError(
-                    f"{self.store.path}: the frames of clip '{self.store.ids[row]}' hold NaN or infinity: see "
+                    f"{self.store.path}: the frames of clip '{self.store.ids[store_row]}' hold NaN or infinity: see "
                     "`mertool store check`, and extract it again"
                 )
-            kept.append(frames)
-        return kept
+            clips.append(frames)
+        return clips
 
-    def in_order(self, chosen: np.ndarray) -> Prefetcher[Some]:
-        """Clips `chosen`, ascending, block by block."""
-        return Prefetcher(((block, self.read(block)) for block in self.blocks(chosen)), AHEAD)
+    def _split_blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Split ascending rows where they pass from one block of the store to another."""
+        if not len(rows):
+            return []
+        return np.split(rows, np.flatnonzero(np.diff(self.store_rows[rows] // BLOCK_CLIPS)) + 1)
 
-    def mixed(self, chosen: np.ndarray, batches: int, seed: tuple[int, ...], first: int = 0) -> Prefetcher[Some]:
-        """Clips `chosen` in `batches` batches of random clips, nearly equal in size, from batch `first` on.
-
-        The order depends on `seed` alone.
-        """
-        return Prefetcher(self._mix(chosen, batches, seed, first), AHEAD)
-
-    def _mix(self, chosen: np.ndarray, batches: int, seed: tuple[int, ...], first: int) -> Iterator[Some]:
+    def _shuffle(self, rows: np.ndarray, count: int, seed: tuple[int, ...], *, first: int) -> Iterator[ClipBatch]:
         random = np.random.default_rng(seed)
-        sizes = [len(part) for part in np.array_split(chosen, batches)]
-        blocks = self.blocks(chosen)
-        frames: dict[int, np.ndarray] = {}
-        buffer = drawn = np.zeros(0, np.int64)
-        done = 0
-        for count, number in enumerate(random.permutation(len(blocks)), 1):
+        sizes = [len(batch) for batch in np.array_split(rows, count)]
+        blocks = self._split_blocks(rows)
+        frames: dict[int, np.ndarray] = {}  # of the clips that were read and are in no batch yet
+        buffer = queue = np.zeros(0, np.int64)
+        batch = 0
+        for n_read, number in enumerate(random.permutation(len(blocks)), 1):
             frames |= zip(blocks[number].tolist(), self.read(blocks[number]), strict=True)
             buffer = random.permutation(np.concatenate([buffer, blocks[number]]))
-            keep = BUFFER if count < len(blocks) else 0
-            drawn, buffer = np.concatenate([drawn, buffer[keep:]]), buffer[:keep]
-            while done < batches and len(drawn) >= sizes[done]:
-                batch, drawn = drawn[: sizes[done]], drawn[sizes[done] :]
-                taken = [frames.pop(int(clip)) for clip in batch]
-                done += 1
-                if done > first:
-                    yield batch, taken
+            capacity = SHUFFLE_BUFFER_CLIPS if n_read < len(blocks) else 0
+            queue, buffer = np.concatenate([queue, buffer[capacity:]]), buffer[:capacity]
+            while batch < count and len(queue) >= sizes[batch]:
+                batch_rows, queue = queue[: sizes[batch]], queue[sizes[batch] :]
+                batch_frames = [frames.pop(int(row)) for row in batch_rows]
+                batch += 1
+                if batch > first:
+                    yield ClipBatch(batch_rows, batch_frames)
 
 
-def frame_statistics(frames: Frames, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (C,) of the channels over all frames of clips `chosen`, in one pass, float32."""
-    total = square = np.zeros(frames.store.channels)
+def frame_statistics(stream: FrameStream, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (C,), float32, of all frames of the clips `rows`; in one pass.
+
+    A channel that does not vary gets the deviation 1, so that dividing by it does no harm.
+    """
+    total = total_of_squares = np.zeros(stream.store.channels)
     count = 0
-    with frames.in_order(chosen) as blocks:
-        for _, found in blocks:
-            values = np.concatenate(found).astype(np.float64)
-            total, square = total + values.sum(0), square + np.square(values).sum(0)
+    with stream.in_order(rows) as batches:
+        for _, frames in batches:
+            values = np.concatenate(frames).astype(np.float64)
+            total, total_of_squares = total + values.sum(0), total_of_squares + np.square(values).sum(0)
             count += len(values)
     mean = total / count
-    deviation = np.sqrt(np.maximum(square / count - np.square(mean), 0))
-    return mean.astype(np.float32), np.where(deviation > 1e-5, deviation, 1).astype(np.float32)
+    std = np.sqrt(np.maximum(total_of_squares / count - np.square(mean), 0))
+    return mean.astype(np.float32), np.where(std > 1e-5, std, 1).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignmentData:
+    """The clips that an aligner is trained and scored on; row i of all fields is the same clip.
+
+    Attributes:
+        stream: Frames of the N clips.
+        targets: Acoustic targets (N, A), float16.
+        split: Rows of the training, development and held-out clips.
+        false_negatives: Decides which pairs of clips are no negatives.
+    """
+
+    stream: FrameStream
+    targets: np.ndarray
+    split: AlignmentSplit
+    false_negatives: FalseNegativeFilter
+
+    def acoustic(self, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Return the acoustic targets (B, A) of clips, float32."""
+        return torch.from_numpy(self.targets[rows]).to(device).float()

@@ -1,4 +1,4 @@
-"""What an aligner is worth on clips it never saw: finding the own sound, likeness of the spaces, a linear probe."""
+"""Scores of an aligner on held-out clips: retrieval, similarity of the two spaces, and the gain of a linear probe."""
 
 from typing import Any
 
@@ -12,110 +12,130 @@ from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import Interval, paired_bootstrap, score_json
 from mertool.probing.linear import cross_validate
 
-DRAWS = 2000
-DRAWN_AT_ONCE = 200
-RECALLS = (1, 5, 10)
-WAYS = ("video_to_audio", "audio_to_video")
-SHUFFLES = 20
-FOLDS = 5
+BOOTSTRAP_DRAWS = 2000
+DRAWS_PER_CHUNK = 200
+RECALL_AT = (1, 5, 10)
+DIRECTIONS = ("video_to_audio", "audio_to_video")
+CKA_SHUFFLES = 20
+MAX_PROBE_FOLDS = 5
 
 
-def validate(visual: torch.Tensor, acoustic: torch.Tensor, seed: int) -> dict[str, Any]:
-    """All scores of matched rows (N, A) of held-out clips, as metrics.json holds them."""
+def evaluate_alignment(visual: torch.Tensor, acoustic: torch.Tensor, seed: int) -> dict[str, Any]:
+    """Return all scores of vectors (N, A) and (N, A) of the same held-out clips, as metrics.json holds them."""
     random = np.random.default_rng(seed)
-    a, b = _unit(acoustic), _unit(visual)
-    shuffled = [linear_cka(a, b[random.permutation(len(b))]) for _ in range(SHUFFLES)]
+    unit_acoustic, unit_visual = _normalize(acoustic), _normalize(visual)
+    shuffled = [linear_cka(unit_acoustic, unit_visual[random.permutation(len(visual))]) for _ in range(CKA_SHUFFLES)]
     return {
-        **retrieval(visual.numpy(), acoustic.numpy(), seed),
-        # With fewer clips than channels unrelated features are alike, too; shuffled pairs say how much.
-        "cka": {"value": linear_cka(a, b), "shuffled": float(np.mean(shuffled))},
-        "alignment": alignment(visual, acoustic),
+        **retrieval_scores(visual.numpy(), acoustic.numpy(), seed),
+        # With fewer clips than channels, CKA is high for unrelated features, too; that of shuffled pairs says how high.
+        "cka": {"value": linear_cka(unit_acoustic, unit_visual), "shuffled": float(np.mean(shuffled))},
+        "alignment": alignment_distance(visual, acoustic),
         "uniformity": {"video": uniformity(visual), "audio": uniformity(acoustic)},
     }
 
 
-def retrieval(visual: np.ndarray, acoustic: np.ndarray, seed: int) -> dict[str, Any]:
-    """Recall and median rank of the own clip by cosine both ways, and of chance, for matched rows (N, A).
+def retrieval_scores(visual: np.ndarray, acoustic: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return recall and median rank of the same clip by cosine, in both directions, with those of chance.
 
-    Intervals are over queries, the clips that are searched stay. Clips as near as the own one count half, so that
-    vectors that are all alike are worth as much as chance.
+    Intervals (95 %) are bootstrapped over queries; the clips that are searched stay the same. A clip with the same
+    cosine as the right one counts half, so that vectors that are all equal score as chance.
     """
-    a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (visual, acoustic))
-    similar = a @ b.T
-    scores: dict[str, Any] = {"clips": len(a)}
-    for way, matrix in zip(WAYS, (similar, similar.T), strict=True):
-        own = np.diagonal(matrix)[:, None]
-        rank = 1 + (matrix > own).sum(1) + ((matrix == own).sum(1) - 1) / 2
-        scores[way] = _ranked(rank, seed)
-    scores["chance"] = {f"recall@{most}": min(1.0, most / len(a)) for most in RECALLS}
-    scores["chance"]["median_rank"] = (len(a) + 1) / 2
+    unit_visual, unit_acoustic = (
+        vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) for vectors in (visual, acoustic)
+    )
+    similarities = unit_visual @ unit_acoustic.T
+    n_clips = len(visual)
+    scores: dict[str, Any] = {"clips": n_clips}
+    for direction, matrix in zip(DIRECTIONS, (similarities, similarities.T), strict=True):
+        same_clip = np.diagonal(matrix)[:, None]
+        ranks = 1 + (matrix > same_clip).sum(1) + ((matrix == same_clip).sum(1) - 1) / 2
+        scores[direction] = _bootstrap_rank_scores(ranks, seed)
+    scores["chance"] = {f"recall@{k}": min(1.0, k / n_clips) for k in RECALL_AT}
+    scores["chance"]["median_rank"] = (n_clips + 1) / 2
     return scores
 
 
-def alignment(visual: torch.Tensor, acoustic: torch.Tensor) -> float:
-    """Mean squared distance of matched unit vectors (Wang and Isola, 2020): 0 is the same, 2 unrelated."""
-    return float((_unit(visual) - _unit(acoustic)).square().sum(1).mean())
+def alignment_distance(visual: torch.Tensor, acoustic: torch.Tensor) -> float:
+    """Return the "alignment" of Wang and Isola (2020): the mean squared distance of the unit vectors of a clip.
+
+    0 means equal, 2 unrelated.
+    """
+    return float((_normalize(visual) - _normalize(acoustic)).square().sum(1).mean())
 
 
 def uniformity(vectors: torch.Tensor) -> float:
-    """Log of the mean of exp(-2 d^2) over pairs of unit vectors (ibid.): 0 is one point, about -4 spread evenly."""
-    return float(torch.pdist(_unit(vectors)).square().mul(-2).exp().mean().log())
+    """Return the "uniformity" of Wang and Isola (2020): the log of the mean of exp(-2 d^2) over pairs of unit vectors.
+
+    0 means a single point, about -4 spread evenly over the sphere.
+    """
+    return float(torch.pdist(_normalize(vectors)).square().mul(-2).exp().mean().log())
 
 
 def probe_folds(examples: LabelledClips, seed: int) -> Folds:
-    """As many folds for the probe as the labelled clips allow, at most FOLDS."""
-    for count in range(FOLDS, 1, -1):
+    """Make as many folds for the probe as the labelled clips allow, at most MAX_PROBE_FOLDS.
+
+    Raises MertoolError if they do not allow two.
+    """
+    for count in range(MAX_PROBE_FOLDS, 1, -1):
         try:
             return make_folds(examples, count, seed)
         except MertoolError:
             continue
     raise MertoolError(
-        f"--manifest: {len(examples)} labelled clips with frames do not part into two folds of two classes or more: "
-        "label more clips, or leave out --manifest"
+        f"--manifest: {len(examples)} labelled clips with frames cannot be split into two folds of two classes or "
+        "more: label more clips, or leave out --manifest"
     )
 
 
 def probe_gain(
-    unaligned: np.ndarray, aligned: np.ndarray, examples: LabelledClips, folds: Folds, classes: int, seed: int
+    unaligned: np.ndarray,
+    aligned: np.ndarray,
+    examples: LabelledClips,
+    *,
+    folds: Folds,
+    classes: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """Cross-validated linear probes on the mean of the frames (N, C) and on the aligned vectors (N, A).
+    """Compare linear probes on the mean of the frames (N, C) and on the aligned vectors (N, A) under cross-validation.
 
-    The aligner may have seen these clips, but never a label; what an adapted acoustic store has of a labelled clip is
-    by the adapter that did not see its label.
+    The aligner may have been trained on these clips, but never on a label. If the acoustic targets are those of
+    adapters, the target of a labelled clip is by the adapter that was not trained on its label.
     """
-    truth, groups, device = examples.labels, speaker_groups(examples), torch.device("cpu")
-    first, second = (
-        cross_validate(values, truth, folds.fold_of, classes, device).argmax(1) for values in (unaligned, aligned)
+    truth, groups = examples.labels, speaker_groups(examples)
+    before, after = (
+        cross_validate(features, truth, folds.fold_of, classes=classes, device=torch.device("cpu")).argmax(1)
+        for features in (unaligned, aligned)
     )
     return {
         "clips": len(truth),
         "folds": folds.description,
         "interval": "clips" if groups is None else "speakers",
-        "unaligned": score_json(truth, first, classes, seed=seed, groups=groups),
-        "aligned": score_json(truth, second, classes, seed=seed, groups=groups),
-        "gain": paired_bootstrap(truth, first, second, classes=classes, seed=seed, groups=groups),
+        "unaligned": score_json(truth, before, classes, seed=seed, groups=groups),
+        "aligned": score_json(truth, after, classes, seed=seed, groups=groups),
+        "gain": paired_bootstrap(truth, before, after, classes=classes, seed=seed, groups=groups),
     }
 
 
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
+def _normalize(vectors: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors.double(), dim=1)
 
 
-def _ranked(rank: np.ndarray, seed: int) -> dict[str, Any]:
+def _bootstrap_rank_scores(ranks: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return recalls and median of ranks (N,) with their intervals."""
     random = np.random.default_rng(seed)
-    names = [f"recall@{most}" for most in RECALLS] + ["median_rank"]
-    drawn = []
-    for _ in range(0, DRAWS, DRAWN_AT_ONCE):
-        ranks = rank[random.integers(0, len(rank), (DRAWN_AT_ONCE, len(rank)))]
-        drawn.append(_scores(ranks))
-    low, high = np.quantile(np.concatenate(drawn, 1), [0.025, 0.975], axis=1)
-    values = _scores(rank[None])[:, 0]
+    draws = []
+    for _ in range(0, BOOTSTRAP_DRAWS, DRAWS_PER_CHUNK):
+        drawn_ranks = ranks[random.integers(0, len(ranks), (DRAWS_PER_CHUNK, len(ranks)))]
+        draws.append(_rank_scores(drawn_ranks))
+    lows, highs = np.quantile(np.concatenate(draws, 1), [0.025, 0.975], axis=1)
+    values = _rank_scores(ranks[None])[:, 0]
+    names = [*(f"recall@{k}" for k in RECALL_AT), "median_rank"]
     return {
-        name: Interval(float(value), float(down), float(up)).to_json()
-        for name, value, down, up in zip(names, values, low, high, strict=True)
+        name: Interval(float(value), float(low), float(high)).to_json()
+        for name, value, low, high in zip(names, values, lows, highs, strict=True)
     }
 
 
-def _scores(ranks: np.ndarray) -> np.ndarray:
-    """Recalls and median (4, draws) of ranks (draws, N)."""
-    return np.stack([*((ranks <= most).mean(1) for most in RECALLS), np.median(ranks, 1)])
+def _rank_scores(ranks: np.ndarray) -> np.ndarray:
+    """Return recalls and median (4, draws) of ranks (draws, N)."""
+    return np.stack([*((ranks <= k).mean(1) for k in RECALL_AT), np.median(ranks, 1)])

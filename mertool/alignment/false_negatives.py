@@ -1,64 +1,83 @@
-"""Clips that sound like another one are no good negatives of it: which pairs of a batch to leave out.
+"""False negatives: pairs of different clips that a contrastive loss should not push apart.
 
-About a fifth of the pairs of a random batch share their emotion, and a loss that pushes those apart works against
-what the features are for. Labels are not read; the acoustic vectors tell which clips are alike.
+About a fifth of the pairs of a random batch share their emotion, and pushing those apart works against what the
+features are for. Labels are not used; the acoustic targets tell which clips are similar.
 
-- `threshold`: pairs whose acoustic cosine is among the top ALIKE of all pairs (false negative cancellation,
-  Huynh et al., 2022).
-- `pseudo-class`: pairs of one k-means cluster of the acoustic vectors, as many clusters as the root of the clips.
+- `threshold`: pairs whose cosine similarity is among the top FALSE_NEGATIVE_QUANTILE of all pairs (false negative
+  cancellation, Huynh et al., 2022).
+- `pseudo-class`: pairs in one k-means cluster of the targets; the number of clusters is the root of that of the clips.
 - `none`: every other clip is a negative.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from mertool.alignment.losses._similar import cosines
+from mertool.alignment.losses._cosine import cosine_matrix
 
 FALSE_NEGATIVE_QUANTILE = 0.05
-MOST_PAIRED = 2048  # clips whose pairs tell the threshold
-MOST_CLASSES = 512
-MOST_CLUSTERED = 50_000  # clips that k-means is fitted on
+MAX_THRESHOLD_CLIPS = 2048  # all pairs of so many clips estimate the threshold
+MAX_CLUSTERS = 512
+MAX_CLUSTERED_CLIPS = 50_000  # k-means is fitted on, and assigns, so many clips at once
 
 
+@dataclass(frozen=True, kw_only=True)
 class FalseNegativeFilter:
-    """Of clips with `anchors` (N, A); what is fitted is fitted on the rows `train`."""
+    """Finds the false negatives among the pairs of a batch.
 
-    def __init__(self, kind: str, anchors: np.ndarray, train: np.ndarray, seed: int):
-        self.kind = kind
-        self.threshold: float | None = None
-        self.classes: np.ndarray | None = None
-        random = np.random.default_rng(seed)
+    Attributes:
+        kind: `none`, `threshold` or `pseudo-class`.
+        threshold: Cosine above which a pair is a false negative.
+        clusters: Cluster (N,) of every clip; two of the same are false negatives.
+    """
+
+    kind: str
+    threshold: float | None = None
+    clusters: np.ndarray | None = None
+
+    @classmethod
+    def fit(cls, kind: str, targets: np.ndarray, *, train: np.ndarray, seed: int) -> "FalseNegativeFilter":
+        """Estimate the threshold, or the clusters, from the acoustic targets (N, A) of the rows `train`."""
+        order = np.random.default_rng(seed).permutation(train)
         if kind == "threshold":
-            some = torch.from_numpy(anchors[random.permutation(train)[:MOST_PAIRED]].astype(np.float32))
-            similar = cosines(some, some)[~torch.eye(len(some), dtype=torch.bool)]
-            self.threshold = float(np.quantile(similar.numpy(), 1 - FALSE_NEGATIVE_QUANTILE))
-        elif kind == "pseudo-class":
-            self.classes = _cluster(anchors, random.permutation(train)[:MOST_CLUSTERED], len(train), seed)
+            return cls(kind=kind, threshold=_similarity_threshold(targets[order[:MAX_THRESHOLD_CLIPS]]))
+        if kind == "pseudo-class":
+            n_clusters = min(MAX_CLUSTERS, max(2, round(len(train) ** 0.5)))
+            sample = targets[order[:MAX_CLUSTERED_CLIPS]]
+            return cls(kind=kind, clusters=_cluster(targets, sample, n_clusters, seed=seed))
+        return cls(kind=kind)
 
-    def same(self, rows: np.ndarray, acoustic: torch.Tensor) -> torch.Tensor:
-        """(B, B), true for pairs of different clips `rows`, with vectors (B, A), that are no negatives."""
-        found = torch.zeros(len(rows), len(rows), dtype=torch.bool, device=acoustic.device)
+    def mask(self, rows: np.ndarray, acoustic: torch.Tensor) -> torch.Tensor:
+        """Return (B, B), true for false negatives: pairs of different clips `rows` (B,) with targets (B, A)."""
+        mask = torch.zeros(len(rows), len(rows), dtype=torch.bool, device=acoustic.device)
         if self.threshold is not None:
-            found = cosines(acoustic, acoustic) > self.threshold
-        elif self.classes is not None:
-            classes = torch.from_numpy(self.classes[rows]).to(acoustic.device)
-            found = classes[:, None] == classes
-        return found & ~torch.eye(len(rows), dtype=torch.bool, device=acoustic.device)
+            mask = cosine_matrix(acoustic, acoustic) > self.threshold
+        elif self.clusters is not None:
+            clusters = torch.from_numpy(self.clusters[rows]).to(acoustic.device)
+            mask = clusters[:, None] == clusters
+        return mask & ~torch.eye(len(rows), dtype=torch.bool, device=acoustic.device)
 
     def to_json(self) -> dict[str, Any]:
-        """What was fitted."""
-        classes = None if self.classes is None else int(self.classes.max()) + 1
+        """Return what was estimated, as metrics.json holds it."""
+        classes = None if self.clusters is None else int(self.clusters.max()) + 1
         return {"kind": self.kind, "threshold": self.threshold, "classes": classes}
 
 
-def _cluster(anchors: np.ndarray, fitted: np.ndarray, clips: int, seed: int) -> np.ndarray:
+def _similarity_threshold(targets: np.ndarray) -> float:
+    """Return the cosine that only FALSE_NEGATIVE_QUANTILE of all pairs exceed."""
+    sample = torch.from_numpy(targets.astype(np.float32))
+    similarities = cosine_matrix(sample, sample)[~torch.eye(len(sample), dtype=torch.bool)]
+    return float(np.quantile(similarities.numpy(), 1 - FALSE_NEGATIVE_QUANTILE))
+
+
+def _cluster(targets: np.ndarray, sample: np.ndarray, n_clusters: int, *, seed: int) -> np.ndarray:
+    """Return the k-means cluster (N,) of every clip, by cosine, fitted on a sample."""
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.preprocessing import normalize
 
-    count = min(MOST_CLASSES, max(2, round(clips**0.5)))
-    kmeans = MiniBatchKMeans(count, batch_size=4096, n_init=3, random_state=seed)
-    kmeans.fit(normalize(anchors[fitted].astype(np.float32)))
-    parts = np.array_split(anchors, -(-len(anchors) // MOST_CLUSTERED))
-    return np.concatenate([kmeans.predict(normalize(part.astype(np.float32))) for part in parts]).astype(np.int64)
+    kmeans = MiniBatchKMeans(n_clusters, batch_size=4096, n_init=3, random_state=seed)
+    kmeans.fit(normalize(sample.astype(np.float32)))
+    chunks = np.array_split(targets, -(-len(targets) // MAX_CLUSTERED_CLIPS))
+    return np.concatenate([kmeans.predict(normalize(chunk.astype(np.float32))) for chunk in chunks]).astype(np.int64)

@@ -1,5 +1,6 @@
-"""The acoustic vector of every clip, and which clips train, choose the epoch and are scored."""
+"""The acoustic target vectors, and the split of the clips into training, development and held-out ones."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,69 +8,89 @@ import numpy as np
 from mertool.errors import MertoolError
 from mertool.store import FeatureStore
 
-LEAST_CLIPS = 8
-BLOCK = 256  # clips that one read takes
-MOST_HELD_OUT = 2000  # so that a rank among them costs little, however many clips there are
-HELD_OUT, DEVELOPMENT = 1 / 5, 1 / 8  # shares of the clips
+MIN_CLIPS = 8
+BLOCK_CLIPS = 256  # clips per read
+# Among more clips the confidence interval of a rank is hardly narrower.
+MAX_HELD_OUT_CLIPS = 2000
+HELD_OUT_FRACTION, DEVELOPMENT_FRACTION = 1 / 5, 1 / 8
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows that train, rows whose loss says when to stop, and rows that are scored; no row is in two of them."""
+@dataclass(frozen=True, kw_only=True)
+class AlignmentSplit:
+    """Three disjoint sets of rows, each ascending.
+
+    Attributes:
+        train: Rows that the aligner is trained on.
+        development: Rows whose loss chooses the best epoch.
+        held_out: Rows that the scores are computed on.
+    """
 
     train: np.ndarray
-    develop: np.ndarray
+    development: np.ndarray
     held_out: np.ndarray
 
 
-def split(clips: int, seed: int) -> Split:
-    """Random parts of `clips` rows, each in ascending order."""
-    order = np.random.default_rng(seed).permutation(clips)
-    scored, stops = (min(MOST_HELD_OUT, max(2, round(clips * share))) for share in (HELD_OUT, DEVELOPMENT))
-    parts = np.split(order, [scored, scored + stops])
-    return Split(np.sort(parts[2]), np.sort(parts[1]), np.sort(parts[0]))
+def split_clips(count: int, seed: int) -> AlignmentSplit:
+    """Split `count` rows at random."""
+    order = np.random.default_rng(seed).permutation(count)
+    n_held_out, n_development = (
+        min(MAX_HELD_OUT_CLIPS, max(2, round(count * fraction)))
+        for fraction in (HELD_OUT_FRACTION, DEVELOPMENT_FRACTION)
+    )
+    held_out, development, train = np.split(order, [n_held_out, n_held_out + n_development])
+    return AlignmentSplit(train=np.sort(train), development=np.sort(development), held_out=np.sort(held_out))
 
 
-def common_clips(sound: FeatureStore, sight: FeatureStore) -> list[str]:
-    """Clips of both stores, in the order of the frames."""
-    clips = [clip for clip in sight.ids if clip in sound.index]
-    if len(clips) < LEAST_CLIPS:
+def common_clips(audio_store: FeatureStore, video_store: FeatureStore) -> list[str]:
+    """Return the ids of clips in both stores, in the order of the video store; too few raise MertoolError."""
+    clips = [clip for clip in video_store.ids if clip in audio_store.index]
+    if len(clips) < MIN_CLIPS:
         raise MertoolError(
-            f"{sound.path} and {sight.path} have {len(clips)} clips in common, at least {LEAST_CLIPS} are needed: "
-            "are they of the same manifest?"
+            f"{audio_store.path} and {video_store.path} have {len(clips)} clips in common, at least {MIN_CLIPS} are "
+            "needed: are they of the same manifest?"
         )
     return clips
 
 
-def load_acoustic_targets(sound: FeatureStore, clips: list[str], train: np.ndarray) -> np.ndarray:
-    """Mean over layers of the pooled states (N, A) of clips, float16; each layer and channel standardised by `train`.
+def load_acoustic_targets(audio_store: FeatureStore, clips: list[str], train: np.ndarray) -> np.ndarray:
+    """Return the acoustic targets (N, A) of `clips`, float16: the mean over layers of the standardised pooled states.
 
-    Two passes over the store in blocks: of 115,595 clips with 25 layers, 5.9 GB are read each time and 0.24 GB kept.
+    Each layer and channel is standardised by the mean and the deviation of the rows `train`. The store is read twice
+    in blocks instead of once as a whole: of 115,595 clips with 25 layers, 5.9 GB are read each time and 0.24 GB kept.
+    Raises MertoolError if a clip holds NaN or infinity.
     """
-    place = np.full(len(sound), -1)
-    place[sound.rows(clips)] = np.arange(len(clips))
-    trains = np.zeros(len(clips), bool)
-    trains[train] = True
-    starts = range(0, len(sound), BLOCK)
-    total = square = 0.0
-    for start in starts:
-        rows = place[start : start + BLOCK]
-        values = sound.block(start, start + BLOCK).astype(np.float64)
-        finite = np.isfinite(values).all((1, 2)) | (rows < 0)
+    mean, inverse_std = _statistics(audio_store, clips, train)
+    targets = np.zeros((len(clips), audio_store.channels), np.float16)
+    for rows, values in _blocks(audio_store, clips):
+        targets[rows] = ((values - mean) * inverse_std).mean(1)
+    return targets
+
+
+def _statistics(audio_store: FeatureStore, clips: list[str], train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the inverse standard deviation (L, A) of the rows `train` of `clips`."""
+    is_train = np.zeros(len(clips), bool)
+    is_train[train] = True
+    total = total_of_squares = np.zeros(())
+    for rows, values in _blocks(audio_store, clips):
+        finite = np.isfinite(values).all((1, 2))
         if not finite.all():
-            wrong = sound.ids[start + int(np.argmin(finite))]
             raise MertoolError(
-                f"{sound.path}: the features of clip '{wrong}' hold NaN or infinity: see `mertool store check`, and "
-                "extract it again"
+                f"{audio_store.path}: the features of clip '{clips[rows[np.argmin(finite)]]}' hold NaN or infinity: "
+                "see `mertool store check`, and extract it again"
             )
-        chosen = values[(rows >= 0) & trains[rows]]
-        total, square = total + chosen.sum(0), square + np.square(chosen).sum(0)
+        # Sums of many values, and differences of large ones, lose digits in single precision.
+        train_values = values[is_train[rows]].astype(np.float64)
+        total = total + train_values.sum(0)
+        total_of_squares = total_of_squares + np.square(train_values).sum(0)
     mean = total / len(train)
-    deviation = np.sqrt(np.maximum(square / len(train) - np.square(mean), 0))
-    rate = 1 / np.where(deviation > 1e-5, deviation, 1)
-    anchors = np.zeros((len(clips), sound.channels), np.float16)
-    for start in starts:
-        rows = place[start : start + BLOCK]
-        values = sound.block(start, start + BLOCK)[rows >= 0]
-        anchors[rows[rows >= 0]] = ((values - mean) * rate).mean(1)
-    return anchors
+    std = np.sqrt(np.maximum(total_of_squares / len(train) - np.square(mean), 0))
+    return mean, 1 / np.where(std > 1e-5, std, 1)
+
+
+def _blocks(audio_store: FeatureStore, clips: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the rows (B,) in `clips` and the values (B, L, A) of consecutive clips of the store; others are skipped."""
+    row_of = np.full(len(audio_store), -1)
+    row_of[audio_store.rows(clips)] = np.arange(len(clips))
+    for start in range(0, len(audio_store), BLOCK_CLIPS):
+        rows = row_of[start : start + BLOCK_CLIPS]
+        yield rows[rows >= 0], audio_store.block(start, start + BLOCK_CLIPS)[rows >= 0]

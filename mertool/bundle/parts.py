@@ -68,7 +68,7 @@ def make_part(store: FeatureStore) -> BundlePart:
     return BundlePart(
         name=store.path.stem,
         recipe=store.recipe,
-        provenance=store.origin,
+        provenance=store.provenance,
         shape=(layers, channels),
         spans=span_count(store),
     )

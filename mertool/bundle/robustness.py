@@ -148,7 +148,7 @@ class RobustnessEvaluator:
         """The speech recogniser that `predict` was given with --asr, if any."""
         for part, store in zip(self.bundle.parts, stores, strict=True):
             if part.modality == "text" and "asr" in store.recipe.media and not part.recogniser:
-                origin = store.origin["asr"]
+                origin = store.provenance["asr"]
                 return find(origin["checkpoint"], "audio", origin["revision"])
         return None
 

@@ -107,7 +107,9 @@ def align(
     target = aligned or video.with_name("aligned.h5")
     first = is_first_process()
     with progress("align", quiet or not first, "steps") as update:
-        run, reused = run_stage(audio, video, output, target, labelled, options, update)
+        run, reused = run_stage(
+            audio, video, output, aligned=target, manifest=labelled, options=options, progress=update
+        )
     if not first:
         return
     if as_json:

@@ -65,7 +65,7 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
     for path in stores:
         try:
             with FeatureStore(path) as store:
-                faults[str(path)] = store.faults()
+                faults[str(path)] = store.validate()
         except MertoolError as error:
             faults[str(path)] = [str(error)]
     if as_json:

@@ -1,4 +1,4 @@
-"""The visual encoder of `align`: frames of face features into the acoustic space."""
+"""The visual encoder that `align` trains: from the face features of frames to one vector in the acoustic space."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,29 @@ import torch
 from torch import nn
 
 from mertool.errors import MertoolError
-from mertool.options.align import HEADS
 from mertool.runs import load_tensors
 
-MOST_FRAMES = 64  # of a clip; of a longer one so many are taken evenly
-LONGEST_WAVE = 10_000.0  # of the position code, in frames (Vaswani et al., 2017)
+HEADS = 4
+MAX_FRAMES = 64  # of a clip; of a longer one so many are taken at equal distances
+MAX_WAVELENGTH = 10_000.0  # of the position encoding, in frames (Vaswani et al., 2017)
 
 
 class Aligner(nn.Module):
-    """Standardise, project each frame, a temporal transformer, pool frames by attention, project.
+    """A temporal transformer with attention pooling.
 
-    Sizes: `channels` of a frame, `width` inside, `blocks` of the transformer (pre-norm), `acoustic` channels out. At
-    most `frames` frames of a clip are looked at. The position code is a sum of waves, so any number of frames has one.
+    Frames are standardised and projected to `width` channels; a pre-norm transformer and attention pooling over time
+    follow, and a projection to the acoustic channels. Positions are encoded by sines, so a clip may have any number of
+    frames.
+
+    Attributes:
+        sizes: The arguments of the constructor, as run.json holds them: `channels` of a frame, `width` and `blocks`
+            of the transformer, `acoustic` channels of the output, `frames` of a clip that are used at most.
+        mean: Mean (channels,) by which frames are standardised.
+        std: Standard deviation (channels,) by which frames are standardised.
     """
 
     def __init__(
-        self, channels: int, width: int, blocks: int, acoustic: int, frames: int = MOST_FRAMES, dropout: float = 0.1
+        self, *, channels: int, width: int, blocks: int, acoustic: int, frames: int = MAX_FRAMES, dropout: float = 0.1
     ):
         super().__init__()
         self.sizes = {"channels": channels, "width": width, "blocks": blocks, "acoustic": acoustic, "frames": frames}
@@ -32,34 +39,36 @@ class Aligner(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
         self.frame = nn.Sequential(nn.Linear(channels, width), nn.Dropout(dropout))
-        block = nn.TransformerEncoderLayer(width, HEADS, 4 * width, dropout, "gelu", batch_first=True, norm_first=True)
+        block = nn.TransformerEncoderLayer(
+            width, HEADS, 4 * width, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
+        )
         self.temporal = nn.TransformerEncoder(block, blocks, nn.LayerNorm(width), enable_nested_tensor=False)
         self.attention = nn.Linear(width, 1)
         self.project = nn.Linear(width, acoustic)
 
     def forward(self, frames: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, channels), mask (B, T) true where there is a frame -> (B, acoustic)."""
+        """Return the vectors (B, acoustic) of frames (B, T, channels); `mask` (B, T) is true where there is a frame."""
         hidden = self.frame((frames.float() - self.mean) / self.std)
-        hidden = hidden + positions(hidden.shape[1], hidden.shape[2], hidden.device)
+        hidden = hidden + sinusoidal_positions(hidden.shape[1], hidden.shape[2], hidden.device)
         hidden = self.temporal(hidden, src_key_padding_mask=None if mask is None else ~mask)
         scores = self.attention(hidden).squeeze(-1)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return self.project((scores.softmax(dim=-1)[..., None] * hidden).sum(dim=1))
 
+    @torch.inference_mode()
+    def encode_clip(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the vector (1, acoustic) of one clip with frames (1, T, channels)."""
+        return self(frames[:, uniform_frame_indices(frames.shape[1], self.sizes["frames"])])
+
     def set_statistics(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """Set the mean and the deviation (channels,) by which frames are standardised."""
+        """Set the mean and the standard deviation (channels,) by which frames are standardised."""
         self.mean.copy_(torch.from_numpy(mean))
         self.std.copy_(torch.from_numpy(std))
 
-    @torch.inference_mode()
-    def embed(self, frames: torch.Tensor) -> torch.Tensor:
-        """Frames (1, T, channels) of one clip -> (1, acoustic)."""
-        return self(frames[:, evenly(frames.shape[1], self.sizes["frames"])])
-
     @classmethod
     def load(cls, folder: Path) -> "Aligner":
-        """Load from an align run or from a bundle's copy of one."""
+        """Load the aligner of a run of `align`, or the copy of one in a bundle."""
         info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         try:
             aligner = cls(**info["sizes"])
@@ -71,13 +80,15 @@ class Aligner(nn.Module):
         return aligner.eval()
 
 
-def evenly(count: int, most: int) -> np.ndarray:
-    """Which of `count` frames are looked at: all, or `most` from the first to the last."""
-    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(np.int64)
+def uniform_frame_indices(count: int, max_frames: int) -> np.ndarray:
+    """Return the indices of at most `max_frames` of `count` frames, at equal distances, the first and last included."""
+    if count <= max_frames:
+        return np.arange(count)
+    return np.linspace(0, count - 1, max_frames).round().astype(np.int64)
 
 
-def positions(count: int, width: int, device: torch.device) -> torch.Tensor:
-    """(count, width): sines and cosines of the frame's number."""
-    rates = LONGEST_WAVE ** -(torch.arange(0, width, 2, device=device) / width)
-    angles = torch.arange(count, device=device)[:, None] * rates
+def sinusoidal_positions(count: int, width: int, device: torch.device) -> torch.Tensor:
+    """Return sines and cosines (count, width) that encode the index of each frame."""
+    frequencies = MAX_WAVELENGTH ** -(torch.arange(0, width, 2, device=device) / width)
+    angles = torch.arange(count, device=device)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], 1)

@@ -47,7 +47,7 @@ class FaceCropCache:
             raise MertoolError(f"{self.path} holds face crops of other settings: give another --faces")
         self._failures = {failure.clip: failure for failure in self._store.failures()} if self._store else {}
         self._digests = self._store.digests() if self._store else {}
-        self._facts: Any = self._store.facts() if self._store else {}
+        self._facts: Any = self._store.media_stats() if self._store else {}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -32,7 +32,7 @@ class FeaturePooling:
             frames = frames.sum(0, keepdim=True)
         if self.aligner:
             # Rounded as a frame store rounds them, so that both ways to aligned features agree.
-            return self.aligner.embed(frames.to(getattr(torch, self.recipe.storage_dtype)))
+            return self.aligner.encode_clip(frames.to(getattr(torch, self.recipe.storage_dtype)))
         return keep_frames(frames) if self.recipe.pool == "none" else mean_pool(frames)
 
 

@@ -71,7 +71,7 @@ def merge_stores(paths: list[Path], target: Path) -> int:
     """Join finished stores of one recipe; returns the number of clips. Another recipe is refused."""
     _refuse_missing_shards(paths)
     with FeatureStore(paths[0]) as first:
-        recipe, origin = first.recipe, first.origin
+        recipe, origin = first.recipe, first.provenance
     for path in paths[1:]:
         with FeatureStore(path) as other:
             if other.fingerprint != recipe.fingerprint:

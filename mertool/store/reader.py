@@ -34,7 +34,7 @@ class FeatureStore:
                 raise MertoolError(f"{path} has store schema {schema}; this version reads {SCHEMA}")
             self.recipe = Recipe.from_json(json.loads(self._file.attrs["recipe"]))
             self.fingerprint = str(self._file.attrs["fingerprint"])
-            self.origin: dict[str, Any] = json.loads(self._file.attrs["origin"])
+            self.provenance: dict[str, Any] = json.loads(self._file.attrs["origin"])
             self.ids: list[str] = texts(self._file["clips/id"])
         except (KeyError, TypeError, ValueError) as error:
             self._file.close()
@@ -129,7 +129,7 @@ class FeatureStore:
         """Numbers of frames per clip of a frame store."""
         return self._length[self.rows(clips)]
 
-    def facts(self) -> dict[str, np.ndarray]:
+    def media_stats(self) -> dict[str, np.ndarray]:
         """Per-clip media facts, each (N,): seconds, frames_seen, face_share."""
         return {name: self._file["clips"][name][:] for name in ("seconds", "frames_seen", "face_share")}
 
@@ -141,7 +141,7 @@ class FeatureStore:
         """The clips without features, with their reasons."""
         return read_failures(self._file)
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong inside the file; empty for a sound store."""
         found = []
         if self.fingerprint != self.recipe.fingerprint:

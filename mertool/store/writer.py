@@ -62,7 +62,7 @@ class PartWriter:
     """
 
     def __init__(self, path: Path, recipe: Recipe, origin: dict[str, Any]):
-        self.path, self.recipe, self.origin = path, recipe, origin
+        self.path, self.recipe, self.provenance = path, recipe, origin
         self.parts = parts_folder(path)
         self.dtype = np.dtype("uint8" if recipe.modality == "faces" else recipe.storage_dtype)
         self.frames = recipe.pool == "none"
@@ -95,7 +95,7 @@ class PartWriter:
         if self._features or self._failures:
             content = io.BytesIO()
             with h5py.File(content, "w") as file:
-                write_tables(file, self.recipe, self.origin, self._features, self._failures)
+                write_tables(file, self.recipe, self.provenance, self._features, self._failures)
                 values = [f.values for f in self._features]
                 axis = 1 if self.frames and len(self.recipe.layer_axis) > 1 else 0
                 if values:
@@ -172,7 +172,7 @@ class StoreWriter(PartWriter):
         if not self._dirty:
             return
         sources = ([self.path] if self._keep_old else []) + sorted(self.parts.glob("part-*.h5"))
-        merge_files(sources, self.path, self.recipe, self.origin, order)
+        merge_files(sources, self.path, self.recipe, self.provenance, order)
         for part in self.parts.glob("part-*.h5"):
             part.unlink()
         self._dirty, self._keep_old = False, True

@@ -1,4 +1,4 @@
-"""The aligner: one vector a clip, whatever it is padded or cut with; the cached gradient is the true one."""
+"""Encoding with the aligner: padding and chunks do not matter; cached gradients are exact."""
 
 import json
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.alignment.encoding import embed, pad
-from mertool.encoders.aligner import Aligner, evenly
+from mertool.alignment.encoding import encode_clips, pad_frames
+from mertool.encoders.aligner import Aligner, uniform_frame_indices
 from mertool.errors import MertoolError
 
 CPU = torch.device("cpu")
@@ -20,77 +20,80 @@ def frames():
 
 
 @pytest.fixture
-def make():
-    def aligner(dropout=0.0):
+def make_aligner():
+    def make(dropout=0.0):
         torch.manual_seed(0)
-        return Aligner(6, 16, 2, 5, dropout=dropout)
+        return Aligner(channels=6, width=16, blocks=2, acoustic=5, dropout=dropout)
 
-    return aligner
+    return make
 
 
-def test_a_clip_alone_is_as_in_a_batch(make, frames):
-    aligner = make().eval()
+def test_a_clip_has_the_same_vector_in_a_batch(make_aligner, frames):
+    aligner = make_aligner().eval()
     with torch.no_grad():
-        together = aligner(*pad(frames, CPU))
-    for one, vector in zip(frames, together, strict=True):
-        torch.testing.assert_close(aligner.embed(torch.from_numpy(one)[None])[0], vector, atol=1e-5, rtol=1e-4)
+        vectors = aligner(*pad_frames(frames, CPU))
+    for clip, vector in zip(frames, vectors, strict=True):
+        torch.testing.assert_close(aligner.encode_clip(torch.from_numpy(clip)[None])[0], vector, atol=1e-5, rtol=1e-4)
 
 
-def test_what_stands_behind_a_clip_does_not_matter(make, frames):
-    aligner = make().eval()
-    padded, mask = pad(frames, CPU)
+def test_values_in_the_padding_do_not_matter(make_aligner, frames):
+    aligner = make_aligner().eval()
+    padded, mask = pad_frames(frames, CPU)
     filled = torch.where(mask[..., None], padded, torch.tensor(1e4, dtype=padded.dtype))
     with torch.no_grad():
         torch.testing.assert_close(aligner(padded, mask), aligner(filled, mask))
 
 
-def test_the_order_of_frames_matters(make, frames):
-    aligner, whole = make().eval(), torch.from_numpy(frames[1])[None]
-    assert (aligner.embed(whole) - aligner.embed(whole.flip(1))).abs().max() > 1e-3
+def test_the_order_of_frames_matters(make_aligner, frames):
+    aligner, clip = make_aligner().eval(), torch.from_numpy(frames[1])[None]
+    assert (aligner.encode_clip(clip) - aligner.encode_clip(clip.flip(1))).abs().max() > 1e-3
 
 
-def test_of_a_long_clip_frames_are_taken_evenly(make):
-    aligner, long = make().eval(), torch.randn(1, 500, 6)
-    chosen = evenly(500, 64)
-    assert (chosen[0], chosen[-1], len(set(chosen))) == (0, 499, 64)
-    assert set(np.diff(chosen)) <= {7, 8}
-    assert evenly(5, 64).tolist() == [0, 1, 2, 3, 4]
-    torch.testing.assert_close(aligner.embed(long), aligner.embed(long[:, chosen]))
+def test_frames_of_a_long_clip_are_taken_at_equal_distances(make_aligner):
+    aligner, clip = make_aligner().eval(), torch.randn(1, 500, 6)
+    indices = uniform_frame_indices(500, 64)
+    assert (indices[0], indices[-1], len(set(indices))) == (0, 499, 64)
+    assert set(np.diff(indices)) <= {7, 8}
+    assert uniform_frame_indices(5, 64).tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(aligner.encode_clip(clip), aligner.encode_clip(clip[:, indices]))
 
 
-@pytest.mark.parametrize("at_once", [1, 10, 20])
-def test_chunks_give_the_vectors_of_one_pass(make, frames, at_once):
-    aligner = make().eval()
+@pytest.mark.parametrize("max_padded_frames", [1, 10, 20])
+def test_chunks_give_the_vectors_of_a_single_pass(make_aligner, frames, max_padded_frames):
+    aligner = make_aligner().eval()
     with torch.no_grad():
-        torch.testing.assert_close(embed(aligner, frames, CPU, at_once), embed(aligner, frames, CPU, 1000))
+        chunked, single = (
+            encode_clips(aligner, frames, CPU, max_padded_frames=size) for size in (max_padded_frames, 1000)
+        )
+    torch.testing.assert_close(chunked, single)
 
 
-def gradients(aligner, frames, at_once):
-    """Of a loss in which every clip meets every other."""
+def gradients(aligner, frames, max_padded_frames):
+    """Gradients of a loss in which every clip meets every other."""
     torch.manual_seed(1)
-    vectors = embed(aligner, frames, CPU, at_once)
+    vectors = encode_clips(aligner, frames, CPU, max_padded_frames=max_padded_frames)
     (vectors @ vectors.T).logsumexp(1).sum().backward()
     return [parameter.grad for parameter in aligner.parameters()]
 
 
-@pytest.mark.parametrize("at_once", [1, 10, 20])
-def test_the_cached_gradient_is_that_of_one_pass(make, frames, at_once):
-    cached, direct = (gradients(make().train(), frames, most) for most in (at_once, 1000))
-    assert max(float(one.abs().max()) for one in direct) > 0.1
-    for one, other in zip(cached, direct, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("max_padded_frames", [1, 10, 20])
+def test_cached_gradients_are_those_of_a_single_pass(make_aligner, frames, max_padded_frames):
+    cached, direct = (gradients(make_aligner().train(), frames, size) for size in (max_padded_frames, 1000))
+    assert max(float(gradient.abs().max()) for gradient in direct) > 0.1
+    for cached_gradient, direct_gradient in zip(cached, direct, strict=True):
+        torch.testing.assert_close(cached_gradient, direct_gradient, rtol=1e-3, atol=1e-4)
 
 
-def test_the_cached_gradient_is_of_the_same_dropout(make, frames, monkeypatch):
-    """Against the same chunks with activations kept, which draw the same masks but once."""
-    cached = gradients(make(0.3).train(), frames, 10)
-    monkeypatch.setattr("mertool.alignment.encoding.checkpoint", lambda module, *given, use_reentrant: module(*given))
-    kept = gradients(make(0.3).train(), frames, 10)
-    for one, other in zip(cached, kept, strict=True):
-        torch.testing.assert_close(one, other)
+def test_cached_gradients_are_of_the_same_dropout(make_aligner, frames, monkeypatch):
+    """Compared with the same chunks with activations kept, which draw the same masks once."""
+    cached = gradients(make_aligner(0.3).train(), frames, 10)
+    monkeypatch.setattr("mertool.alignment.encoding.checkpoint", lambda module, *inputs, use_reentrant: module(*inputs))
+    direct = gradients(make_aligner(0.3).train(), frames, 10)
+    for cached_gradient, direct_gradient in zip(cached, direct, strict=True):
+        torch.testing.assert_close(cached_gradient, direct_gradient)
 
 
-def test_an_aligner_of_another_version_is_refused(make, tmp_path):
+def test_an_aligner_of_another_version_is_refused(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"sizes": {"channels": 6, "width": 16, "acoustic": 5}}))
     with pytest.raises(MertoolError, match="run `mertool align` again"):
         Aligner.load(tmp_path)

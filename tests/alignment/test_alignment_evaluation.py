@@ -1,62 +1,72 @@
-"""Scores of an aligner: retrieval, likeness of the spaces, and what a linear probe gains."""
+"""Scores of an aligner: retrieval, similarity of the spaces, and the gain of a linear probe."""
 
 import numpy as np
 import pytest
 import torch
 
-from mertool.alignment.evaluation import alignment, probe_folds, probe_gain, retrieval, uniformity, validate
+from mertool.alignment.evaluation import (
+    DIRECTIONS,
+    alignment_distance,
+    evaluate_alignment,
+    probe_folds,
+    probe_gain,
+    retrieval_scores,
+    uniformity,
+)
 from mertool.errors import MertoolError
 from mertool.learning.labelled_clips import LabelledClips
 
 
 @pytest.fixture
-def rows():
+def vectors():
     random = np.random.default_rng(0)
     return random.normal(0, 1, (40, 6)), random.normal(0, 1, (40, 6))
 
 
-def test_retrieval_of_equal_and_of_unrelated_vectors(rows):
-    a, b = rows
-    perfect, none = retrieval(a, 5 * a, 0), retrieval(a, b, 0)
-    for way in ("video_to_audio", "audio_to_video"):
-        assert perfect[way]["recall@1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-        assert perfect[way]["median_rank"]["value"] == 1.0
-        assert none[way]["recall@1"]["value"] < 0.2
-        assert none[way]["recall@10"]["low"] < none["chance"]["recall@10"] < none[way]["recall@10"]["high"] + 0.1
-    assert none["chance"] == {"recall@1": 1 / 40, "recall@5": 5 / 40, "recall@10": 10 / 40, "median_rank": 20.5}
+def test_retrieval_of_equal_and_of_unrelated_vectors(vectors):
+    first, second = vectors
+    equal, unrelated = retrieval_scores(first, 5 * first, 0), retrieval_scores(first, second, 0)
+    chance = unrelated["chance"]
+    for direction in DIRECTIONS:
+        assert equal[direction]["recall@1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+        assert equal[direction]["median_rank"]["value"] == 1.0
+        assert unrelated[direction]["recall@1"]["value"] < 0.2
+        recall = unrelated[direction]["recall@10"]
+        assert recall["low"] < chance["recall@10"] < recall["high"] + 0.1
+    assert chance == {"recall@1": 1 / 40, "recall@5": 5 / 40, "recall@10": 10 / 40, "median_rank": 20.5}
 
 
-def test_ranks_are_those_of_a_plain_search(rows):
-    a, b = rows
-    a = a + b
+def test_retrieval_ranks_are_those_of_a_plain_search(vectors):
+    first, second = vectors
+    first = first + second
     ranks = []
     for query in range(40):
-        similar = [a[query] @ b[other] / np.linalg.norm(a[query]) / np.linalg.norm(b[other]) for other in range(40)]
-        ranks.append(sorted(similar, reverse=True).index(similar[query]) + 1)
-    found = retrieval(a, b, 0)["video_to_audio"]
-    assert found["recall@5"]["value"] == pytest.approx(np.mean(np.array(ranks) <= 5))
-    assert found["median_rank"]["value"] == np.median(ranks)
+        cosines = [first[query] @ row / np.linalg.norm(first[query]) / np.linalg.norm(row) for row in second]
+        ranks.append(sorted(cosines, reverse=True).index(cosines[query]) + 1)
+    scores = retrieval_scores(first, second, 0)["video_to_audio"]
+    assert scores["recall@5"]["value"] == pytest.approx(np.mean(np.array(ranks) <= 5))
+    assert scores["median_rank"]["value"] == np.median(ranks)
 
 
-def test_vectors_that_are_all_alike_are_worth_chance(rows):
-    found = retrieval(np.ones((40, 6)), rows[1], 0)
-    assert found["video_to_audio"]["recall@10"]["value"] == pytest.approx(0.25, abs=0.06)
-    assert found["audio_to_video"]["recall@10"]["value"] == 0.0
-    assert found["audio_to_video"]["median_rank"]["value"] == 20.5
+def test_retrieval_of_equal_vectors_for_all_clips_is_chance(vectors):
+    scores = retrieval_scores(np.ones((40, 6)), vectors[1], 0)
+    assert scores["video_to_audio"]["recall@10"]["value"] == pytest.approx(0.25, abs=0.06)
+    assert scores["audio_to_video"]["recall@10"]["value"] == 0.0
+    assert scores["audio_to_video"]["median_rank"]["value"] == 20.5
 
 
-def test_cka_comes_with_that_of_shuffled_clips(rows):
-    few = torch.from_numpy(rows[0][:8])
-    found = validate(few, few, 0)["cka"]
-    assert found["value"] == pytest.approx(1)
-    assert 0.3 < found["shuffled"] < 0.9  # eight clips of six channels are alike by chance
+def test_cka_is_reported_with_that_of_shuffled_clips(vectors):
+    few = torch.from_numpy(vectors[0][:8])
+    cka = evaluate_alignment(few, few, 0)["cka"]
+    assert cka["value"] == pytest.approx(1)
+    assert 0.3 < cka["shuffled"] < 0.9  # high by chance, with eight clips of six channels
 
 
 def test_alignment_and_uniformity_of_known_points():
-    one = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    assert alignment(one, 3 * one) == pytest.approx(0)
-    assert alignment(one, one.flip(0)) == pytest.approx(2)
-    assert uniformity(one) == pytest.approx(-4)  # squared distance 2, twice
+    points = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    assert alignment_distance(points, 3 * points) == pytest.approx(0)
+    assert alignment_distance(points, points.flip(0)) == pytest.approx(2)
+    assert uniformity(points) == pytest.approx(-4)  # squared distance 2, twice
     assert uniformity(torch.ones(5, 3)) == pytest.approx(0)
 
 
@@ -66,20 +76,23 @@ def examples():
     return LabelledClips(tuple(f"c{n}" for n in range(60)), labels, tuple(f"s{n // 10}" for n in range(60)))
 
 
-def test_what_a_probe_gains_by_features_that_tell_the_class(examples):
+def test_probe_gain_of_features_that_predict_the_class(examples):
     random = np.random.default_rng(0)
     noise = random.normal(0, 1, (60, 5)).astype(np.float32)
-    telling = noise + 3 * np.eye(3, 5, dtype=np.float32)[examples.labels]
-    found = probe_gain(noise, telling, examples, probe_folds(examples, 0), 3, 0)
-    assert found["aligned"]["waf"]["value"] > 0.9
-    assert found["gain"]["low"] > 0.2
-    assert found["interval"] == "speakers"
-    assert "speaker-disjoint" in found["folds"]
-    back = probe_gain(telling, noise, examples, probe_folds(examples, 0), 3, 0)
-    assert back["gain"]["high"] < -0.2
+    predictive = noise + 3 * np.eye(3, 5, dtype=np.float32)[examples.labels]
+    settings = {"folds": probe_folds(examples, 0), "classes": 3, "seed": 0}
+    better, worse = (
+        probe_gain(noise, predictive, examples, **settings),
+        probe_gain(predictive, noise, examples, **settings),
+    )
+    assert better["aligned"]["waf"]["value"] > 0.9
+    assert better["gain"]["low"] > 0.2
+    assert better["interval"] == "speakers"
+    assert "speaker-disjoint" in better["folds"]
+    assert worse["gain"]["high"] < -0.2
 
 
-def test_few_labelled_clips_get_fewer_folds():
+def test_probe_folds_of_few_clips_are_fewer():
     few = LabelledClips(("a", "b", "c", "d"), np.array([0, 0, 1, 1]), (None,) * 4)
     assert probe_folds(few, 0).count == 2
     with pytest.raises(MertoolError, match="leave out --manifest"):

@@ -1,4 +1,4 @@
-"""Which clips sound so alike that they are no negatives of each other."""
+"""False negatives: which pairs of clips have so similar audio that they are not pushed apart."""
 
 import numpy as np
 import pytest
@@ -7,44 +7,44 @@ import torch
 from mertool.alignment.false_negatives import FALSE_NEGATIVE_QUANTILE, FalseNegativeFilter
 from mertool.options.align import FALSE_NEGATIVES
 
-CAUSES = np.repeat(np.arange(4), 25)
+CENTRES = np.repeat(np.arange(4), 25)
 
 
 @pytest.fixture(scope="module")
-def anchors():
+def targets():
     """A hundred clips around four centres."""
     random = np.random.default_rng(0)
-    return (random.normal(0, 1, (4, 12))[CAUSES] + 0.1 * random.normal(0, 1, (100, 12))).astype(np.float16)
+    return (random.normal(0, 1, (4, 12))[CENTRES] + 0.1 * random.normal(0, 1, (100, 12))).astype(np.float16)
 
 
 @pytest.fixture(scope="module")
-def find(anchors):
-    def same(kind, rows):
-        found = FalseNegativeFilter(kind, anchors, np.arange(80), 0)
-        return found.same(rows, torch.from_numpy(anchors[rows]).float()).numpy()
+def make_mask(targets):
+    def mask(kind, rows):
+        fitted = FalseNegativeFilter.fit(kind, targets, train=np.arange(80), seed=0)
+        return fitted.mask(rows, torch.from_numpy(targets[rows]).float()).numpy()
 
-    return same
+    return mask
 
 
 @pytest.mark.parametrize("kind", FALSE_NEGATIVES)
-def test_a_clip_is_always_its_own_positive(kind, find):
-    same = find(kind, np.arange(100))
-    assert not np.diagonal(same).any()
-    np.testing.assert_array_equal(same, same.T)
+def test_mask_is_symmetric_and_leaves_out_the_clip_itself(kind, make_mask):
+    mask = make_mask(kind, np.arange(100))
+    assert not np.diagonal(mask).any()
+    np.testing.assert_array_equal(mask, mask.T)
 
 
-def test_by_default_every_other_clip_is_a_negative(find):
-    assert not find("none", np.arange(100)).any()
+def test_kind_none_has_no_false_negatives(make_mask):
+    assert not make_mask("none", np.arange(100)).any()
 
 
-def test_the_threshold_takes_the_most_alike_pairs(find):
-    same = find("threshold", np.arange(80))
-    assert same.sum() / (80 * 79) == pytest.approx(FALSE_NEGATIVE_QUANTILE, abs=0.002)
-    assert (CAUSES[:80, None] == CAUSES[:80])[same].all()
+def test_threshold_masks_the_most_similar_pairs(make_mask):
+    mask = make_mask("threshold", np.arange(80))
+    assert mask.sum() / (80 * 79) == pytest.approx(FALSE_NEGATIVE_QUANTILE, abs=0.002)
+    assert (CENTRES[:80, None] == CENTRES[:80])[mask].all()
 
 
-def test_pseudo_classes_are_clusters(find):
+def test_pseudo_class_masks_pairs_of_one_cluster(make_mask):
     rows = np.random.default_rng(1).permutation(100)
-    same = find("pseudo-class", rows)
-    assert same.sum() > 200
-    assert (CAUSES[rows][:, None] == CAUSES[rows])[same].all()
+    mask = make_mask("pseudo-class", rows)
+    assert mask.sum() > 200
+    assert (CENTRES[rows][:, None] == CENTRES[rows])[mask].all()

@@ -86,10 +86,10 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
     from mertool.options.align import AlignOptions
 
     if options.side == "in memory":
-        stage.Frames, stage.load_acoustic_targets = whole_frames(), whole_anchors  # type: ignore[misc, assignment]
+        stage.FrameStream, stage.load_acoustic_targets = in_memory_stream(), in_memory_targets  # type: ignore[misc, assignment]
     times: list[float] = []
 
-    def note(step: int, total: int) -> None:
+    def record_time(step: int, total: int) -> None:
         times.append(time.monotonic())
 
     settings = AlignOptions(
@@ -100,10 +100,10 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
         folder / "audio.h5",
         folder / "frames.h5",
         folder / f"run of {options.side}",
-        folder / f"aligned of {options.side}.h5",
-        None,
-        settings,
-        note,
+        aligned=folder / f"aligned of {options.side}.h5",
+        manifest=None,
+        options=settings,
+        progress=record_time,
     )
     steps = len(times) - 1  # the last call says that all is done
     clips = run.metrics["train_clips"] * options.epochs * (steps - 1) / steps
@@ -113,26 +113,26 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
     return {"peak": peak(), "start": start, "pace": pace, "seconds": seconds, "losses": losses, "device": where}
 
 
-def whole_frames() -> Any:
-    """`Frames` with every frame of the store in memory, as it is stored."""
-    from mertool.alignment.data import Frames
-    from mertool.encoders.aligner import evenly
+def in_memory_stream() -> Any:
+    """Return a `FrameStream` that keeps every frame of the store in memory, as stored."""
+    from mertool.alignment.data import FrameStream
+    from mertool.encoders.aligner import uniform_frame_indices
 
-    held: dict[Path, list[np.ndarray]] = {}
+    frames_of: dict[Path, list[np.ndarray]] = {}
 
-    class Whole(Frames):
-        def read(self, clips: np.ndarray) -> list[np.ndarray]:
-            if self.store.path not in held:
-                held[self.store.path] = self.store.all_frames()
-            found = (held[self.store.path][row] for row in self.rows[clips])
-            return [one[evenly(len(one), self.most or len(one))] for one in found]
+    class InMemoryStream(FrameStream):
+        def read(self, rows: np.ndarray) -> list[np.ndarray]:
+            if self.store.path not in frames_of:
+                frames_of[self.store.path] = self.store.all_frames()
+            clips = (frames_of[self.store.path][row] for row in self.store_rows[rows])
+            return [frames[uniform_frame_indices(len(frames), self.max_frames or len(frames))] for frames in clips]
 
-    return Whole
+    return InMemoryStream
 
 
-def whole_anchors(sound: Any, clips: list[str], train: np.ndarray) -> np.ndarray:
+def in_memory_targets(audio_store: Any, clips: list[str], train: np.ndarray) -> np.ndarray:
     """`load_acoustic_targets` by one read of all layers."""
-    values = sound.read(clips)
+    values = audio_store.read(clips)
     return ((values - values[train].mean(0)) / values[train].std(0)).mean(1).astype(np.float16)
 
 
@@ -143,29 +143,29 @@ def peak() -> float:
 
 
 def make_stores(folder: Path, clips: int, options: argparse.Namespace) -> int:
-    """Frames and sounds that share a hidden cause; the bytes of the frames."""
+    """Make stores of frames and audio that share a hidden cause; return the bytes of the frames."""
     from mertool.features import Recipe
     from mertool.store import ClipFeatures, StoreWriter
 
     folder.mkdir(exist_ok=True)
     random, size = np.random.default_rng(0), 0
-    to_sound = random.normal(0, 1, (16, LAYERS, options.acoustic)).astype(np.float32)
-    to_sight = random.normal(0, 1, (16, options.channels)).astype(np.float32)
+    to_audio = random.normal(0, 1, (16, LAYERS, options.acoustic)).astype(np.float32)
+    to_video = random.normal(0, 1, (16, options.channels)).astype(np.float32)
     noise = random.normal(0, 1, (4 * options.frames, options.channels)).astype(np.float32)
     ids = [f"clip{number:06d}" for number in range(clips)]
-    sound = Recipe("audio", "made", "-", tuple(range(LAYERS)), "mean")
-    sight = Recipe("video", "made", "-", (1,), "none")
-    origin = {"encoder": {"name": "made", "checkpoint": "made", "revision": None}}
+    audio_recipe = Recipe("audio", "made", "-", tuple(range(LAYERS)), "mean")
+    video_recipe = Recipe("video", "made", "-", (1,), "none")
+    provenance = {"encoder": {"name": "made", "checkpoint": "made", "revision": None}}
     with (
-        StoreWriter(folder / "audio.h5", sound, origin) as audio,
-        StoreWriter(folder / "frames.h5", sight, origin) as video,
+        StoreWriter(folder / "audio.h5", audio_recipe, provenance) as audio,
+        StoreWriter(folder / "frames.h5", video_recipe, provenance) as video,
     ):
         for clip in ids:
             cause = random.normal(0, 1, 16).astype(np.float32)
-            audio.add(ClipFeatures(clip, clip, np.einsum("k,kld->ld", cause, to_sound).astype(np.float16)))
+            audio.add(ClipFeatures(clip, clip, np.einsum("k,kld->ld", cause, to_audio).astype(np.float16)))
             length = int(random.integers(options.frames // 2, options.frames * 3 // 2 + 1))
             begin = int(random.integers(0, len(noise) - length + 1))
-            frames = (cause @ to_sight + 4 * noise[begin : begin + length]).astype(np.float16)
+            frames = (cause @ to_video + 4 * noise[begin : begin + length]).astype(np.float16)
             video.add(ClipFeatures(clip, clip, frames))
             size += frames.nbytes
         audio.finish(ids)
@@ -178,13 +178,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=20_000)
     parser.add_argument("--frames", type=int, default=64, help="of a clip, on average")
     parser.add_argument("--channels", type=int, default=512, help="of a frame")
-    parser.add_argument("--acoustic", type=int, default=256, help="channels of the sound")
+    parser.add_argument("--acoustic", type=int, default=256, help="channels of the audio features")
     parser.add_argument("--width", type=int, default=64, help="of the aligner")
     parser.add_argument("--blocks", type=int, default=1, help="of the aligner")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--no-baseline", dest="baseline", action="store_false", help="the streamed side alone")
+    parser.add_argument("--no-baseline", dest="baseline", action="store_false", help="only the streamed side")
     parser.add_argument("--max-memory", type=float, help="MB; more is a failure")
     parser.add_argument("--tiny", action="store_true", help="a smoke test: 200 clips")
     parser.add_argument("--output", type=Path, default=RESULT)

@@ -110,7 +110,7 @@ def _read(output: Path, modality: str, manifest: Any, result: Any) -> tuple[floa
     from mertool.store import FeatureStore
 
     with FeatureStore(output) as store:
-        facts = store.facts()
+        facts = store.media_stats()
     faces = float(np.round(facts["frames_seen"] * facts["face_share"]).sum()) if modality == "video" else 0.0
     amount = {"audio": result.media_seconds, "video": faces, "text": float(len(manifest))}[modality]
     return amount, dict(result.seconds)

@@ -140,7 +140,7 @@ def test_values_and_facts_do_not_depend_on_where_crops_come_from(done, media, ca
     for name in ("kept", "read", "given"):
         assert same(values(tmp_path / f"{name}.h5"), expected), name
         with FeatureStore(tmp_path / f"{name}.h5") as store:
-            facts = {key: column.tolist() for key, column in store.facts().items()}
+            facts = {key: column.tolist() for key, column in store.media_stats().items()}
         assert facts == {"seconds": [2.0] * 3, "frames_seen": [4] * 3, "face_share": [0.5] * 3}
 
 
@@ -215,7 +215,7 @@ def test_a_given_store_that_lacks_clips_is_completed(done, found, media, write_m
     assert found() == ["b", "d"]
     assert not list(tmp_path.glob("faces*"))
     with FeatureStore(tmp_path / "own.h5") as store:
-        assert (store.ids, store.faults()) == (["a", "b", "d"], [])
+        assert (store.ids, store.validate()) == (["a", "b", "d"], [])
     done("--no-keep-faces", store="direct.h5")
     assert same(values(tmp_path / "video.h5"), values(tmp_path / "direct.h5"))
 
@@ -282,7 +282,7 @@ def test_crops_of_an_interrupted_run_are_kept(video, done, found, tmp_path, monk
     assert set(first) | set(again) == set(NAMES)
     assert not (tmp_path / "faces.h5.parts").exists()
     with FeatureStore(tmp_path / "faces.h5") as store:
-        assert (store.ids, store.faults()) == (["a", "b", "d"], [])
+        assert (store.ids, store.validate()) == (["a", "b", "d"], [])
 
 
 def test_parts_that_a_killed_run_left_are_joined_and_read(done, found, media, write_manifest, call, tmp_path):

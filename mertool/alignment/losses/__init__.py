@@ -1,9 +1,9 @@
-"""Losses between visual and acoustic vectors of the same clips, one file each: a module with `build()`.
+"""Losses between visual and acoustic vectors of the same clips; each file of this folder is one loss.
 
-`build()` gives an nn.Module, perhaps with parameters of its own (a temperature). It is called with visual (B, A),
-acoustic (B, A), where row i of both is clip i, and `same` (B, B), true where two different clips count as no
-negatives of each other; it returns a scalar. `NEGATIVES` says whether other clips are pushed away at all, so that
-`same` matters.
+A file defines `build()` and `NEGATIVES`. `build()` returns an nn.Module, which may have parameters of its own (a
+temperature). Its `forward(visual, acoustic, false_negatives)` takes vectors (B, A) and (B, A), whose row i is the same
+clip, and a mask (B, B), true for pairs of different clips that are not to be pushed apart; it returns a scalar.
+`NEGATIVES` is True if the loss pushes clips apart at all, so that it uses the mask.
 """
 
 from types import ModuleType
@@ -14,5 +14,5 @@ PACKAGE = "alignment.losses"
 
 
 def load(name: str) -> ModuleType:
-    """The module of one loss."""
+    """Return the module of one loss; an unknown name raises MertoolError."""
     return registry.load(PACKAGE, "loss", name)

@@ -1,4 +1,4 @@
-"""One minus the cosine to the own acoustic vector; without negatives."""
+"""Cosine distance to the acoustic vector of the same clip; without negatives."""
 
 import torch
 from torch import nn
@@ -7,11 +7,11 @@ NEGATIVES = False
 
 
 def build() -> nn.Module:
-    return Cosine()
+    return CosineLoss()
 
 
-class Cosine(nn.Module):
+class CosineLoss(nn.Module):
     """Mean over clips of 1 - cos."""
 
-    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, false_negatives: torch.Tensor) -> torch.Tensor:
         return 1 - nn.functional.cosine_similarity(visual, acoustic).mean()

@@ -3,23 +3,24 @@
 import torch
 from torch import nn
 
-from mertool.alignment.losses._similar import Scale, cosines
+from mertool.alignment.losses._cosine import LearnedScale, cosine_matrix
 
 NEGATIVES = True
 
 
 def build() -> nn.Module:
-    return InfoNCE()
+    return InfoNCELoss()
 
 
-class InfoNCE(nn.Module):
-    """Cross-entropy of finding the own clip among the batch, from video to audio and back, averaged."""
+class InfoNCELoss(nn.Module):
+    """Cross-entropy of finding the same clip in the batch, averaged over video to audio and audio to video."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = Scale(1 / 0.07)
+        self.scale = LearnedScale(1 / 0.07)
 
-    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-        logits = (cosines(visual, acoustic) * self.scale()).masked_fill(same, float("-inf"))
-        own = torch.arange(len(logits), device=logits.device)
-        return (nn.functional.cross_entropy(logits, own) + nn.functional.cross_entropy(logits.T, own)) / 2
+    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, false_negatives: torch.Tensor) -> torch.Tensor:
+        logits = (cosine_matrix(visual, acoustic) * self.scale()).masked_fill(false_negatives, float("-inf"))
+        same_clip = torch.arange(len(logits), device=logits.device)
+        cross_entropy = nn.functional.cross_entropy
+        return (cross_entropy(logits, same_clip) + cross_entropy(logits.T, same_clip)) / 2

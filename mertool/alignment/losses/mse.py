@@ -1,4 +1,4 @@
-"""Squared distance to the own acoustic vector, whose channels are standardised; without negatives."""
+"""Squared distance to the acoustic vector of the same clip, whose channels are standardised; without negatives."""
 
 import torch
 from torch import nn
@@ -7,11 +7,11 @@ NEGATIVES = False
 
 
 def build() -> nn.Module:
-    return SquaredError()
+    return SquaredErrorLoss()
 
 
-class SquaredError(nn.Module):
+class SquaredErrorLoss(nn.Module):
     """Mean over clips and channels."""
 
-    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, false_negatives: torch.Tensor) -> torch.Tensor:
         return nn.functional.mse_loss(visual, acoustic)

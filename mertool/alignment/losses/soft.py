@@ -1,34 +1,35 @@
-"""Soft labels: the batch's similarities between sounds are what similarities of faces to sounds should be.
+"""Soft labels: the similarities of video to audio should be those of audio to audio.
 
-The targets are softmax(cos(a_i, a_j) / T), with T fixed, as in SoftCLIP (Gao et al., 2024) and in distillation; clips
-that sound alike are then no negatives of each other, but partly positives.
+The target distributions are softmax(cos(a_i, a_j) / T) with a fixed T, as in SoftCLIP (Gao et al., 2024) and in
+distillation. So clips with similar audio are not negatives of each other, but partly positives.
 """
 
 import torch
 from torch import nn
 
-from mertool.alignment.losses._similar import Scale, cosines
+from mertool.alignment.losses._cosine import LearnedScale, cosine_matrix
 
 NEGATIVES = False
-TEACHER = 0.1  # temperature of the targets
+TARGET_TEMPERATURE = 0.1
 
 
 def build() -> nn.Module:
-    return Soft()
+    return SoftLabelLoss()
 
 
-class Soft(nn.Module):
-    """KL divergence from the targets to the softmax of video against audio, both ways, averaged."""
+class SoftLabelLoss(nn.Module):
+    """KL divergence from the targets to the softmax of video against audio, averaged over both directions."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = Scale(1 / 0.07)
+        self.scale = LearnedScale(1 / 0.07)
 
-    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-        wanted = (cosines(acoustic, acoustic) / TEACHER).log_softmax(1)  # symmetric: of rows and of columns alike
-        logits = cosines(visual, acoustic) * self.scale()
-        return (_kl(logits, wanted) + _kl(logits.T, wanted)) / 2
+    def forward(self, visual: torch.Tensor, acoustic: torch.Tensor, false_negatives: torch.Tensor) -> torch.Tensor:
+        # The audio similarities are symmetric, so the targets of both directions are the same.
+        log_targets = (cosine_matrix(acoustic, acoustic) / TARGET_TEMPERATURE).log_softmax(1)
+        logits = cosine_matrix(visual, acoustic) * self.scale()
+        return (_kl_divergence(logits, log_targets) + _kl_divergence(logits.T, log_targets)) / 2
 
 
-def _kl(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return nn.functional.kl_div(logits.log_softmax(1), wanted, reduction="batchmean", log_target=True)
+def _kl_divergence(logits: torch.Tensor, log_targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.kl_div(logits.log_softmax(1), log_targets, reduction="batchmean", log_target=True)
