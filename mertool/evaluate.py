@@ -78,7 +78,7 @@ def evaluate(
     if output:
         check_writable(output, manifest.source, *predictions)
     systems = [Predictions.read(path) for path in predictions]
-    evaluated, labelled = _select_clips(systems, predictions, manifest, options.seed)
+    evaluated, labelled = _select_clips(systems, predictions, manifest, seed=options.seed)
     probabilities = [_probabilities_of(system, evaluated.clips) for system in systems]
     result: dict[str, Any] = {
         "clips": len(evaluated.clips),
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _select_clips(
-    systems: list[Predictions], paths: list[Path], manifest: Manifest, seed: int
+    systems: list[Predictions], paths: list[Path], manifest: Manifest, *, seed: int
 ) -> tuple[EvaluatedClips, int]:
     """The labelled clips that all systems predict, in the order of the first; and the number of labelled clips."""
     classes = systems[0].classes

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from mertool.bundle import BundlePart, check_parts, make_part, write
+from mertool.bundle import FeatureSpec, check_provenance, describe_features, write
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.files import digest_json
@@ -112,7 +112,7 @@ def fuse(
     _check_names(stores)
     with ExitStack() as stack:
         opened = [stack.enter_context(FeatureStore(path)) for path in stores]
-        parts = [make_part(store) for store in opened]
+        parts = [describe_features(store) for store in opened]
         others = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
         key = cache_key(
             "fuse",
@@ -127,7 +127,7 @@ def fuse(
         )
         if found := find_reusable_run(output, "fuse", key=key, options=options):
             return found, True
-        check_parts(parts)
+        check_provenance(parts)
         others = match_stores(opened, others) if others else []
         examples = LabelledClips.from_manifest(manifest, options.classes)
         data = _gather(opened, others, examples, resolve_device(options.device))
@@ -204,7 +204,7 @@ def _save(
     output: Path,
     key: str,
     options: FuseOptions,
-    parts: list[BundlePart],
+    parts: list[FeatureSpec],
     data: _Data,
     examples: LabelledClips,
     folds: Folds,
@@ -268,7 +268,7 @@ def _selection(settings: Settings) -> str:
 
 def _held_out(
     draft: RunDraft,
-    parts: list[BundlePart],
+    parts: list[FeatureSpec],
     data: _Data,
     examples: LabelledClips,
     system: CrossValidatedEnsemble,

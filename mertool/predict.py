@@ -12,7 +12,7 @@ import numpy as np
 
 from mertool import encoders
 from mertool.bundle import Bundle
-from mertool.bundle.clip_features import PartExtractor
+from mertool.bundle.clip_features import ClipFeatureExtractor
 from mertool.bundle.scoring import score_blocks
 from mertool.devices import resolve_device
 from mertool.errors import MISSING_MODALITY_REASONS, MertoolError
@@ -69,17 +69,17 @@ def predict(
         submission.unlink(missing_ok=True)  # one of an earlier run would be taken for this run's
     opened = Bundle.open(bundle)
     candidates = _read_candidates(options, manifest, opened)
-    extractor = PartExtractor(
+    extractor = ClipFeatureExtractor(
         bundle=opened,
         folder=feature_cache_folder(output),
         device=resolve_device(options.device),
         limits=DecoderLimits(options.workers, options.clip_timeout),
         asr=_find_recogniser(opened, options),
     )
-    paths = extractor.extract(opened.parts, manifest, on_progress)
+    paths = extractor.extract(opened.feature_specs, manifest, on_progress)
     with ExitStack() as stack:
         stores = [stack.enter_context(FeatureStore(path)) for path in paths]
-        labels, counts = _write_predictions(output, manifest, extractor, stores)
+        labels, counts = _write_predictions(output, manifest, extractor=extractor, stores=stores)
         failures = _write_failures(output, manifest, stores)
     if submission:
         write_submission(submission, candidates, labels, failures or output)
@@ -108,16 +108,16 @@ def _find_recogniser(bundle: Bundle, options: PredictOptions) -> encoders.Checkp
     """The speech recogniser of `--asr`; one that the bundle would not use is an error."""
     if options.asr is None:
         return None
-    texts = [part for part in bundle.parts if part.modality == "text"]
+    texts = [spec for spec in bundle.feature_specs if spec.modality == "text"]
     if not texts:
         raise MertoolError(f"--asr: {bundle.run.folder} uses no text; leave it out")
-    if all(part.recogniser for part in texts):
+    if all(spec.recogniser for spec in texts):
         raise MertoolError(f"--asr: {bundle.run.folder} has a speech recogniser of its own, and uses it; leave it out")
     return encoders.find_recogniser(options.asr)
 
 
 def _write_predictions(
-    output: Path, manifest: Manifest, extractor: PartExtractor, stores: Sequence[FeatureStore]
+    output: Path, manifest: Manifest, *, extractor: ClipFeatureExtractor, stores: Sequence[FeatureStore]
 ) -> tuple[dict[str, str], Counter[str]]:
     """Write the rows; return the label of each predicted clip, and numbers of clips by modalities present."""
     bundle = extractor.bundle
@@ -125,7 +125,7 @@ def _write_predictions(
     counts: Counter[str] = Counter()
     clips = [clip.clip for clip in manifest.clips]
     with PredictionsWriter(output, bundle.classes) as writer:
-        for block, logits, present in score_blocks(bundle, stores, clips, extractor.device):
+        for block, logits, present in score_blocks(bundle, stores, clips, device=extractor.device):
             probabilities = bundle.probabilities(logits).numpy()
             modalities = [_modalities_of(bundle, row) for row in present]
             writer.add(block, probabilities, modalities)
@@ -136,7 +136,8 @@ def _write_predictions(
 
 
 def _modalities_of(bundle: Bundle, present: np.ndarray) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(part.modality for part, exists in zip(bundle.parts, present, strict=True) if exists))
+    modalities = [spec.modality for spec, exists in zip(bundle.feature_specs, present, strict=True) if exists]
+    return tuple(dict.fromkeys(modalities))
 
 
 def _write_failures(output: Path, manifest: Manifest, stores: Sequence[FeatureStore]) -> Path | None:
@@ -148,7 +149,10 @@ def _write_failures(output: Path, manifest: Manifest, stores: Sequence[FeatureSt
         for store in stores
         for failure in store.failures()
         if failure.clip in clips
-        and (failure.reason not in MISSING_MODALITY_REASONS or not any(failure.clip in other.index for other in stores))
+        and (
+            failure.reason not in MISSING_MODALITY_REASONS
+            or not any(failure.clip in features.index for features in stores)
+        )
     }
     if not rows:
         path.unlink(missing_ok=True)

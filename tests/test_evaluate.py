@@ -211,7 +211,7 @@ def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
     from mertool.learning.cached_features import load_features
 
     opened, clips = Bundle.open(bundle), Predictions.read(path).clips
-    stores = [FeatureStore(feature_cache_folder(path) / f"{part.name}.h5") for part in opened.parts]
+    stores = [FeatureStore(feature_cache_folder(path) / f"{part.name}.h5") for part in opened.feature_specs]
     features, present = load_features(stores, clips)
     features[0][:], present[:, 0] = 0, False
     logits = opened.logits([torch.from_numpy(values) for values in features], torch.from_numpy(present))

@@ -322,8 +322,8 @@ def test_an_error_while_scoring_leaves_the_old_predictions(text_bundle, workspac
     call("predict", text_bundle, workspace.manifest, "-o", output, "-q", "--max-failed", 1)
     before = output.read_bytes()
 
-    def broken(*given):
-        yield from list(score_blocks(*given))[:1]
+    def broken(*args, **options):
+        yield from list(score_blocks(*args, **options))[:1]
         raise MertoolError("the disk is full")
 
     score_blocks = stage.score_blocks
@@ -337,17 +337,17 @@ def test_an_encoder_that_is_gone_is_named_before_the_work(
     audio_store, tiny_encoders, workspace, make_bundle, clips, call, invoke, tmp_path, monkeypatch
 ):
     """The last part's encoder was too large for the bundle: hours of the other parts would be for nothing."""
-    from mertool.bundle import parts
+    from mertool.bundle import feature_spec
 
     encoder = tmp_path / "encoder"
     shutil.copytree(tiny_encoders["bert"], encoder)
     call("extract", "text", workspace.manifest, "-o", tmp_path / "text.h5", "--encoder", encoder, "-q")
-    monkeypatch.setattr(parts, "COPY_BYTES", 0)
+    monkeypatch.setattr(feature_spec, "COPY_BYTES", 0)
     bundle = make_bundle(tmp_path / "run", [audio_store, tmp_path / "text.h5"])
     shutil.rmtree(encoder)
     result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv")
     assert isinstance(result.exception, MertoolError)
-    assert "encoder 'encoder' of part 'text' is neither in" in str(result.exception)
+    assert "encoder 'encoder' of features 'text' is neither in" in str(result.exception)
     assert not (tmp_path / "p.csv.features").exists()
 
 

@@ -1,7 +1,7 @@
-"""Features of new clips for the parts of a bundle, in stores of a cache folder.
+"""Features of new clips as a bundle takes them, in stores of a cache folder.
 
-Speech recognition comes first. Then there is one extraction job for each encoder: parts that differ only in pooling,
-layers or aligner share the pass of their encoder.
+Speech recognition comes first. Then there is one extraction job for each encoder: features that differ only in
+pooling, layers or aligner share the pass of their encoder.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mertool.bundle.parts import BundlePart
+from mertool.bundle.feature_spec import FeatureSpec
 from mertool.bundle.reader import Bundle
 from mertool.encoders import CheckpointRef
 from mertool.extraction.clip_encoder import ClipEncoder, EncoderAssets
@@ -28,27 +28,27 @@ from mertool.store import FeatureStore, parts_folder
 
 @dataclass(frozen=True)
 class BundleEncoder:
-    """Loads the encoder of a part, which is looked up only when a clip has to be extracted."""
+    """Loads the encoder that a spec names, which is looked up only when a clip has to be extracted."""
 
     bundle: Bundle
-    part: BundlePart
+    spec: FeatureSpec
 
     def load(
         self, targets: Sequence[StoreTarget], device: torch.device, max_batch_cost: float | None = None
     ) -> ClipEncoder:
-        assets = EncoderAssets(self.bundle.encoder_of(self.part), self.bundle.adapters_of(self.part))
+        assets = EncoderAssets(self.bundle.encoder_of(self.spec), self.bundle.adapters_of(self.spec))
         return assets.load(targets, device, max_batch_cost)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartExtractor:
-    """Extracts features of new clips for parts of a bundle.
+class ClipFeatureExtractor:
+    """Extracts features of new clips for a bundle.
 
     bundle: whose recipes, encoders and trained parts are used.
-    folder: of the stores, one per part, of the face crops and of the transcripts.
+    folder: of the stores, one per feature spec, of the face crops and of the transcripts.
     device: of the encoders.
     limits: of the decoder processes.
-    asr: a Whisper that transcribes clips without a transcript, for parts that were trained on given transcripts.
+    asr: a Whisper that transcribes clips without a transcript, for features that were trained on given transcripts.
     noise: mixed into the audio, and blurs the frames.
     """
 
@@ -59,81 +59,81 @@ class PartExtractor:
     asr: CheckpointRef | None = None
     noise: NoiseCorruption | None = None
 
-    def extract(self, parts: Sequence[BundlePart], manifest: Manifest, on_progress: ProgressCallback) -> list[Path]:
-        """Bring one store for each of the parts up to date with the manifest; return their paths.
+    def extract(self, specs: Sequence[FeatureSpec], manifest: Manifest, on_progress: ProgressCallback) -> list[Path]:
+        """Bring one store for each of `specs` up to date with the manifest, and return their paths.
 
         Raises MertoolError for an encoder that is gone, before any work. Stores of another bundle are replaced.
         """
-        targets = {part.name: self._target_of(part) for part in parts}
-        for part in parts:
-            if not targets[part.name].path.exists():
-                self.bundle.encoder_of(part)
-        recognisers = self._find_recognisers(parts)
-        groups = self._group_by_encoder(parts)
+        targets = {spec.name: self._target_of(spec) for spec in specs}
+        for spec in specs:
+            if not targets[spec.name].path.exists():
+                self.bundle.encoder_of(spec)
+        recognisers = self._find_recognisers(specs)
+        groups = self._group_by_encoder(specs)
         progress = StagedProgress(on_progress, stages=len(recognisers) + len(groups), clips=len(manifest))
         transcribed = {
             digest: self._transcribe(manifest, recogniser, progress.stage(stage))
             for stage, (digest, recogniser) in enumerate(recognisers.items())
         }
         for stage, group in enumerate(groups, start=len(recognisers)):
-            job = self._make_job(group, [targets[part.name] for part in group], self._faces_of(group, groups))
+            job = self._make_job(group, [targets[spec.name] for spec in group], self._faces_of(group, groups))
             texts = transcribed.get(job.recipe.media.get("asr", ""))
             if texts:
                 job = replace(job, missing_text=texts.reasons)
             extract_to_stores(texts.manifest if texts else manifest, job, progress.stage(stage))
-        return [targets[part.name].path for part in parts]
+        return [targets[spec.name].path for spec in specs]
 
-    def recipe_of(self, part: BundlePart) -> Recipe:
-        """The recipe of a part's features of new clips, with the recogniser and the noise that change them."""
-        recipe = self.bundle.recipe_of(part)
+    def recipe_of(self, spec: FeatureSpec) -> Recipe:
+        """The recipe of features of new clips, with the recogniser and the noise that change them."""
+        recipe = self.bundle.recipe_of(spec)
         media = dict(recipe.media)
-        if part.modality == "text" and self.asr and "asr" not in media:
+        if spec.modality == "text" and self.asr and "asr" not in media:
             media["asr"] = self.asr.digest()
-        if self.noise and (part.modality != "text" or "asr" in media):
-            media["noise"] = self.noise.to_json("video" if part.modality == "video" else "audio")
+        if self.noise and (spec.modality != "text" or "asr" in media):
+            media["noise"] = self.noise.to_json("video" if spec.modality == "video" else "audio")
         return replace(recipe, media=media)
 
-    def _target_of(self, part: BundlePart) -> StoreTarget:
-        path, recipe = self.folder / f"{part.name}.h5", self.recipe_of(part)
-        provenance = dict(part.provenance)
+    def _target_of(self, spec: FeatureSpec) -> StoreTarget:
+        path, recipe = self.folder / f"{spec.name}.h5", self.recipe_of(spec)
+        provenance = dict(spec.provenance)
         if self.asr and "asr" in recipe.media:
             provenance["asr"] = self.asr.to_json()
         return StoreTarget(
             path=path,
             recipe=recipe,
             provenance=provenance,
-            aligner=self.bundle.aligner_of(part),
+            aligner=self.bundle.aligner_of(spec),
             overwrite=_is_of_another_bundle(path, recipe),
         )
 
-    def _find_recognisers(self, parts: Sequence[BundlePart]) -> dict[str, CheckpointRef]:
-        """The speech recognisers of the text parts, by digest."""
+    def _find_recognisers(self, specs: Sequence[FeatureSpec]) -> dict[str, CheckpointRef]:
+        """The speech recognisers of the text features, by digest."""
         refs = [
-            self.bundle.recogniser_of(part) if part.recogniser else self.asr
-            for part in parts
-            if part.modality == "text"
+            self.bundle.recogniser_of(spec) if spec.recogniser else self.asr
+            for spec in specs
+            if spec.modality == "text"
         ]
         return {ref.digest(): ref for ref in refs if ref}
 
-    def _group_by_encoder(self, parts: Sequence[BundlePart]) -> list[list[BundlePart]]:
-        """Parts that share encoder, adapter, number format and media settings; text last, as it may be transcribed."""
-        groups: dict[str, list[BundlePart]] = {}
-        for part in sorted(parts, key=lambda part: part.modality == "text"):
-            recipe = self.recipe_of(part)
+    def _group_by_encoder(self, specs: Sequence[FeatureSpec]) -> list[list[FeatureSpec]]:
+        """Group features that share encoder, adapter, number format and media settings; text comes last."""
+        groups: dict[str, list[FeatureSpec]] = {}
+        for spec in sorted(specs, key=lambda spec: spec.modality == "text"):
+            recipe = self.recipe_of(spec)
             shared = replace(recipe, layers=(), pool="mean", storage_dtype="", aligner=None, layer_sum=False)
-            groups.setdefault(shared.fingerprint, []).append(part)
+            groups.setdefault(shared.fingerprint, []).append(spec)
         return list(groups.values())
 
-    def _faces_of(self, group: Sequence[BundlePart], groups: Sequence[Sequence[BundlePart]]) -> Path | None:
+    def _faces_of(self, group: Sequence[FeatureSpec], groups: Sequence[Sequence[FeatureSpec]]) -> Path | None:
         """A store of face crops, where another encoder needs the same ones; else none is kept."""
         media = self.recipe_of(group[0]).media
-        video = [other for other in groups if other[0].modality == "video"]
-        if group[0].modality != "video" or sum(self.recipe_of(other[0]).media == media for other in video) < 2:
+        video_media = [self.recipe_of(specs[0]).media for specs in groups if specs[0].modality == "video"]
+        if group[0].modality != "video" or video_media.count(media) < 2:
             return None
         return self.folder / f"face-crops-{faces_recipe(media).fingerprint[:8]}.h5"
 
     def _make_job(
-        self, group: Sequence[BundlePart], targets: Sequence[StoreTarget], faces: Path | None
+        self, group: Sequence[FeatureSpec], targets: Sequence[StoreTarget], faces: Path | None
     ) -> ExtractionJob:
         return ExtractionJob(
             targets=tuple(targets),
@@ -163,7 +163,7 @@ def transcripts_in(folder: Path, digest: str) -> Path:
 
 
 def _is_of_another_bundle(store: Path, recipe: Recipe) -> bool:
-    """Whether a store, or an unfinished part of it, has another recipe: the cache belongs to one output file."""
+    """Return True if a store, or an unfinished part of it, has another recipe, and so was made for another bundle."""
     files = [store] if store.exists() else sorted(parts_folder(store).glob("part-*.h5"))
     for path in files[:1]:
         with FeatureStore(path) as opened:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from mertool.bundle.layout import encoder_folder, file_digest, manifest_digest, part_folder
-from mertool.bundle.parts import BundlePart
+from mertool.bundle.feature_spec import FeatureSpec
+from mertool.bundle.layout import encoder_folder, file_digest, manifest_digest, trained_folder
 from mertool.encoders import CheckpointRef, find
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
@@ -26,13 +26,13 @@ class Bundle:
     """A bundle whose files are all unchanged since they were written.
 
     run: its folder and the content of run.json.
-    parts: the features that it takes.
+    feature_specs: the features that it takes, one per store that it was trained on.
     classes: names of the C classes.
     correction: temperature and priors.
     """
 
     run: Run
-    parts: tuple[BundlePart, ...]
+    feature_specs: tuple[FeatureSpec, ...]
     classes: tuple[str, ...]
     correction: Correction
     _on_device: dict[torch.device, Heads] = field(default_factory=dict, repr=False, compare=False)
@@ -51,20 +51,20 @@ class Bundle:
                     f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults
                 )
             info = run.info
-            parts = tuple(BundlePart.from_json(part) for part in info["parts"])
-            return cls(run, parts, tuple(info["classes"]), Correction.from_json(info["correction"]))
+            specs = tuple(FeatureSpec.from_json(spec) for spec in info["parts"])
+            return cls(run, specs, tuple(info["classes"]), Correction.from_json(info["correction"]))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise MertoolError(f"{folder / 'run.json'} is no bundle's ({error!r}): run `mertool fuse` again") from error
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(L, D) of the features of each part."""
-        return [part.shape for part in self.parts]
+        """(L, D) of a clip's features, for each spec."""
+        return [spec.shape for spec in self.feature_specs]
 
     # ------------------------------------------------------------ scoring
 
     def ensemble_logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
-        """Logits (M, N, C) of all members; features one (N, L, D) per part, present (N, parts), on one device."""
+        """Logits (M, N, C) of all members; features one (N, L, D) per spec, present (N, specs), on one device."""
         heads = self._heads(present.device)
         return torch.cat([ensemble_logits(head, state, features, present) for head, state in heads])
 
@@ -94,35 +94,35 @@ class Bundle:
 
     # ------------------------------------------------------------ the chain before the heads
 
-    def adapters_of(self, part: BundlePart) -> Path | None:
-        """The folder of a part's adapters, of which it holds only `final`; None without an adapter."""
-        return self._folder_of(part) / "adapters" if part.recipe.adapter else None
+    def adapters_of(self, spec: FeatureSpec) -> Path | None:
+        """The folder of the adapter, which is always `final`; None for features without an adapter."""
+        return self._folder_of(spec) / "adapters" if spec.recipe.adapter else None
 
-    def aligner_of(self, part: BundlePart) -> Path | None:
-        """The folder of a part's aligner; None without one."""
-        return self._folder_of(part) / "aligner" if part.recipe.aligner else None
+    def aligner_of(self, spec: FeatureSpec) -> Path | None:
+        """The folder of the aligner; None for features without one."""
+        return self._folder_of(spec) / "aligner" if spec.recipe.aligner else None
 
-    def recipe_of(self, part: BundlePart) -> Recipe:
+    def recipe_of(self, spec: FeatureSpec) -> Recipe:
         """The recipe of features of new clips, which get the adapter trained on all folds, whatever their ids."""
-        digest = part.recipe.adapter
-        return replace(part.recipe, adapter=f"{digest}:final" if digest else None)
+        digest = spec.recipe.adapter
+        return replace(spec.recipe, adapter=f"{digest}:final" if digest else None)
 
-    def encoder_of(self, part: BundlePart) -> CheckpointRef:
-        """Find the encoder of a part: in the bundle, by hub id and revision, or in a local folder; check its digest."""
-        return self._find(part, "encoder", part.recipe.weights, part.modality)
+    def encoder_of(self, spec: FeatureSpec) -> CheckpointRef:
+        """Find the encoder: in the bundle, by hub id and revision, or in a local folder; check its digest."""
+        return self._find(spec, "encoder", digest=spec.recipe.weights, modality=spec.modality)
 
-    def recogniser_of(self, part: BundlePart) -> CheckpointRef:
-        """Find the speech recogniser whose transcripts a part was trained on, as `encoder_of` does."""
-        return self._find(part, "asr", part.recipe.media["asr"], "audio")
+    def recogniser_of(self, spec: FeatureSpec) -> CheckpointRef:
+        """Find the speech recogniser that made the transcripts, as `encoder_of` does."""
+        return self._find(spec, "asr", digest=spec.recipe.media["asr"], modality="audio")
 
-    def _folder_of(self, part: BundlePart) -> Path:
-        return self.run.folder / part_folder(self.parts.index(part))
+    def _folder_of(self, spec: FeatureSpec) -> Path:
+        return self.run.folder / trained_folder(self.feature_specs.index(spec))
 
-    def _find(self, part: BundlePart, kind: str, digest: str, modality: str) -> CheckpointRef:
-        origin, copy = part.provenance.get(kind), self.run.folder / encoder_folder(digest)
+    def _find(self, spec: FeatureSpec, kind: str, *, digest: str, modality: str) -> CheckpointRef:
+        origin, copy = spec.provenance.get(kind), self.run.folder / encoder_folder(digest)
         if not origin:
             raise MertoolError(
-                f"part '{part.name}' of {self.run.folder} was made elsewhere, its {kind} is not known: fuse "
+                f"features '{spec.name}' of {self.run.folder} were made elsewhere, their {kind} is not known: fuse "
                 "features that `mertool extract` made"
             )
         checkpoint = origin["checkpoint"]
@@ -130,7 +130,7 @@ class Bundle:
             ref = CheckpointRef(origin["name"], copy, checkpoint, origin["revision"])
         elif Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
             raise MertoolError(
-                f"encoder '{origin['name']}' of part '{part.name}' is neither in {self.run.folder} nor in "
+                f"encoder '{origin['name']}' of features '{spec.name}' is neither in {self.run.folder} nor in "
                 f"{checkpoint}: copy its model folder (weights {digest}) to {copy}"
             )
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mertool.bundle.clip_features import PartExtractor, transcripts_in
+from mertool.bundle.clip_features import ClipFeatureExtractor, transcripts_in
 from mertool.bundle.reader import Bundle
 from mertool.bundle.scoring import score_blocks
 from mertool.encoders import CheckpointRef, find
@@ -79,13 +79,13 @@ class RobustnessEvaluator:
                 yield f"without {modality}", self._score(stores, clips, without=modality)
             if noise:
                 corruption = self._read_noise(noise, seed)
-                paths = self._extract_noisy(stores, clips, corruption, on_progress)
+                paths = self._extract_noisy(stores, clips, corruption=corruption, on_progress=on_progress)
                 noisy_stores = [stack.enter_context(FeatureStore(path)) for path in paths]
                 yield f"noisy ({noise})", self._score(noisy_stores, clips)
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         folder = self.bundle.run.folder
-        used = [*dict.fromkeys(part.modality for part in self.bundle.parts)]
+        used = [*dict.fromkeys(spec.modality for spec in self.bundle.feature_specs)]
         for modality in missing:
             if modality not in used:
                 raise MertoolError(f"--missing {modality}: {folder} uses {', '.join(used)}: give one of those")
@@ -94,7 +94,7 @@ class RobustnessEvaluator:
 
     def _cached_stores(self) -> list[Path]:
         """The stores that the predictions were made from."""
-        paths = [feature_cache_folder(self.predictions) / f"{part.name}.h5" for part in self.bundle.parts]
+        paths = [feature_cache_folder(self.predictions) / f"{spec.name}.h5" for spec in self.bundle.feature_specs]
         for path in paths:
             if not path.exists():
                 raise MertoolError(
@@ -106,7 +106,7 @@ class RobustnessEvaluator:
     def _score(
         self, stores: Sequence[FeatureStore], clips: Sequence[str], without: str | None = None
     ) -> ClipProbabilities:
-        blocks = score_blocks(self.bundle, stores, clips, self.device, without=without)
+        blocks = score_blocks(self.bundle, stores, clips, device=self.device, without=without)
         return {
             clip: probabilities
             for block, logits, _ in blocks
@@ -122,12 +122,13 @@ class RobustnessEvaluator:
         self,
         stores: Sequence[FeatureStore],
         clips: Sequence[str],
+        *,
         corruption: NoiseCorruption,
         on_progress: ProgressCallback,
     ) -> list[Path]:
-        """Extract the clips in noise; parts that noise does not reach keep their clean store."""
+        """Extract the clips in noise; features that noise does not reach keep their clean store."""
         folder = feature_cache_folder(self.predictions) / f"noise-{digest_json(corruption.to_json('audio'))[:8]}"
-        extractor = PartExtractor(
+        extractor = ClipFeatureExtractor(
             bundle=self.bundle,
             folder=folder,
             device=self.device,
@@ -135,19 +136,19 @@ class RobustnessEvaluator:
             asr=self._given_recogniser(stores),
             noise=corruption,
         )
-        noisy_parts = [part for part in self.bundle.parts if "noise" in extractor.recipe_of(part).media]
-        if not noisy_parts:
+        noisy_specs = [spec for spec in self.bundle.feature_specs if "noise" in extractor.recipe_of(spec).media]
+        if not noisy_specs:
             raise MertoolError(
                 f"--noise: {self.bundle.run.folder} uses only given transcripts, which noise does not reach"
             )
-        paths = extractor.extract(noisy_parts, self._without_recognised_texts(stores, clips), on_progress)
-        noisy = {part.name: path for part, path in zip(noisy_parts, paths, strict=True)}
-        return [noisy.get(part.name, store.path) for part, store in zip(self.bundle.parts, stores, strict=True)]
+        paths = extractor.extract(noisy_specs, self._without_recognised_texts(stores, clips), on_progress)
+        noisy = {spec.name: path for spec, path in zip(noisy_specs, paths, strict=True)}
+        return [noisy.get(spec.name, store.path) for spec, store in zip(self.bundle.feature_specs, stores, strict=True)]
 
     def _given_recogniser(self, stores: Sequence[FeatureStore]) -> CheckpointRef | None:
         """The speech recogniser that `predict` was given with --asr, if any."""
-        for part, store in zip(self.bundle.parts, stores, strict=True):
-            if part.modality == "text" and "asr" in store.recipe.media and not part.recogniser:
+        for spec, store in zip(self.bundle.feature_specs, stores, strict=True):
+            if spec.modality == "text" and "asr" in store.recipe.media and not spec.recogniser:
                 origin = store.provenance["asr"]
                 return find(origin["checkpoint"], "audio", origin["revision"])
         return None

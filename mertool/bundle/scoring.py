@@ -17,20 +17,20 @@ def score_blocks(
     bundle: Bundle,
     stores: Sequence[FeatureStore],
     clips: Sequence[str],
-    device: torch.device,
     *,
+    device: torch.device,
     without: str | None = None,
 ) -> Iterator[tuple[list[str], torch.Tensor, np.ndarray]]:
-    """Yield blocks of the clips that have at least one part: ids (n,), logits (n, C) on the CPU, present (n, parts).
+    """Yield blocks of the clips that have any features: ids (n,), logits (n, C) on the CPU, present (n, stores).
 
-    stores: one per part of the bundle. without: a modality whose parts count as absent.
+    stores: one per feature spec of the bundle. without: a modality whose features count as absent.
     """
-    used = [part.modality != without for part in bundle.parts]
+    used = [spec.modality != without for spec in bundle.feature_specs]
     used_stores = [store for store, use in zip(stores, used, strict=True) if use]
     scorable = [clip for clip in clips if any(clip in store.index for store in used_stores)]
     for start in range(0, len(scorable), CLIPS_PER_BLOCK):
         block = scorable[start : start + CLIPS_PER_BLOCK]
-        features, present = _load_block(bundle, stores, used, block)
+        features, present = _load_block(bundle, stores, block, used=used)
         logits = bundle.logits(
             [torch.from_numpy(values).to(device) for values in features], torch.from_numpy(present).to(device)
         )
@@ -38,9 +38,9 @@ def score_blocks(
 
 
 def _load_block(
-    bundle: Bundle, stores: Sequence[FeatureStore], used: Sequence[bool], clips: list[str]
+    bundle: Bundle, stores: Sequence[FeatureStore], clips: list[str], *, used: Sequence[bool]
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Features (n, L, D) of each part, zeros where a clip has none, and present (n, parts)."""
+    """Features (n, L, D) of each store, zeros where a clip has none, and present (n, stores)."""
     features, present = [], np.zeros((len(clips), len(stores)), bool)
     for column, (store, shape, use) in enumerate(zip(stores, bundle.shapes, used, strict=True)):
         values = np.zeros((len(clips), *shape), np.float32)

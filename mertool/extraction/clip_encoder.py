@@ -129,7 +129,7 @@ class EncoderLoader(Protocol):
 
 @dataclass(frozen=True)
 class EncoderAssets:
-    """Where an encoder and its adapters are found.
+    """The checkpoint of an encoder and the folder of its adapters.
 
     checkpoint: the encoder.
     adapters: the folder of its adapters, if any.
@@ -153,7 +153,7 @@ class EncoderAssets:
         poolings = tuple(FeaturePooling(target.recipe, layers, _load_aligner(target, device)) for target in targets)
         adapted = encoder
         if self.adapters:
-            adapted = MultiAdapterEncoder.load(encoder, self.adapters, device, self.adapter_of_clip)
+            adapted = MultiAdapterEncoder.load(encoder, self.adapters, device, adapter_of_clip=self.adapter_of_clip)
         truncate_after(encoder.blocks, layers[-1])
         if device.type == "cpu":
             pack(encoder.model)

@@ -97,7 +97,7 @@ def _with_encoder(job: ExtractionJob, output: Path, options: ExtractOptions) -> 
     name = options.encoder or _default_encoder(options, aligner)
     checkpoint = encoders.find(name, options.modality)
     adapter = _read_adapter(options.adapter, checkpoint)
-    recipe = _make_recipe(options, checkpoint, adapter, aligner)
+    recipe = _make_recipe(options, checkpoint, adapter=adapter, aligner=aligner)
     target = StoreTarget(
         path=output,
         recipe=recipe,
@@ -144,7 +144,7 @@ def _read_adapter(folder: Path | None, checkpoint: encoders.CheckpointRef) -> Ru
 
 
 def _make_recipe(
-    options: ExtractOptions, checkpoint: encoders.CheckpointRef, adapter: Run | None, aligner: Run | None
+    options: ExtractOptions, checkpoint: encoders.CheckpointRef, *, adapter: Run | None, aligner: Run | None
 ) -> Recipe:
     dtype = resolve_dtype(options.dtype, resolve_device(options.device))
     if options.dtype == "auto" and options.modality == "text" and encoders.stores_half_precision(checkpoint):

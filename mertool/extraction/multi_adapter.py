@@ -31,7 +31,7 @@ class MultiAdapterEncoder:
 
     @classmethod
     def load(
-        cls, encoder: Any, adapters: Path, device: torch.device, adapter_of_clip: Mapping[str, str] | None = None
+        cls, encoder: Any, adapters: Path, device: torch.device, *, adapter_of_clip: Mapping[str, str] | None = None
     ) -> "MultiAdapterEncoder":
         """Add all adapters of the folder `adapters` to a loaded encoder; `final` is active."""
         encoder.model = peft_methods.load_adapters(encoder.model, adapters).to(device)

@@ -134,7 +134,11 @@ class _Recorder:
     def write_failure(self, item: WorkItem, error: ClipError) -> None:
         stage = REASONS[error.reason].stage
         for writer in self.writers:
-            writer.fail(Failure(item.clip.clip, item.digest, stage, error.reason, error.message))
+            writer.fail(
+                Failure(
+                    clip=item.clip.clip, digest=item.digest, stage=stage, reason=error.reason, message=error.message
+                )
+            )
         self.stats.reasons[error.reason] += 1
         self._show_progress()
 

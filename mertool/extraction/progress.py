@@ -49,10 +49,10 @@ class ExtractionStats:
         """Seconds in which the device waited for input."""
         return max(0.0, self.wall - self.encode)
 
-    def add(self, other: "ExtractionStats") -> None:
+    def add(self, stats: "ExtractionStats") -> None:
         """Add the statistics of another worker, field by field."""
         for entry in fields(self):
-            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+            setattr(self, entry.name, getattr(self, entry.name) + getattr(stats, entry.name))
 
 
 class StagedProgress:

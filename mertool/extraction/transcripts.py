@@ -69,9 +69,8 @@ class TranscriptTable:
     def save(self) -> None:
         """Write the file if rows were added since it was written."""
         if self._unsaved:
-            first = [clip for clip in self.clip_order if clip in self.rows]
-            others = self.rows.keys() - set(first)
-            write_rows(self.path, [self.rows[clip] for clip in [*first, *(c for c in self.rows if c in others)]])
+            ordered = dict.fromkeys([*(clip for clip in self.clip_order if clip in self.rows), *self.rows])
+            write_rows(self.path, [self.rows[clip] for clip in ordered])
         self._unsaved, self._saved_at = 0, time.monotonic()
 
 

@@ -142,7 +142,7 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     parts, features = [], []
     for path in stores:
         with FeatureStore(path) as store:
-            parts.append(bundle.make_part(store))
+            parts.append(bundle.describe_features(store))
             features.append(torch.from_numpy(load_features([store], store.ids)[0][0]))
     torch.manual_seed(0)
     shapes = [(int(values.shape[1]), int(values.shape[2])) for values in features]

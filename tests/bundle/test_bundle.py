@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.func import stack_module_state
 
 from mertool import bundle
-from mertool.bundle import Bundle, BundlePart, Correction, Members
+from mertool.bundle import Bundle, Correction, FeatureSpec, Members
 from mertool.bundle.layout import encoder_folder
 from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError
@@ -58,11 +58,11 @@ def stores(tmp_path, tiny_encoders):
     return paths
 
 
-def parts_of(paths: list[Path]) -> list[BundlePart]:
+def specs_of(paths: list[Path]) -> list[FeatureSpec]:
     parts = []
     for path in paths:
         with FeatureStore(path) as store:
-            parts.append(bundle.make_part(store))
+            parts.append(bundle.describe_features(store))
     return parts
 
 
@@ -73,7 +73,7 @@ def group(width: int, count: int, seed: int) -> Members:
     return Members("attention", width, 0.1, {**parameters, **buffers}, tuple(range(count)), (seed,) * count)
 
 
-def fused(folder: Path, parts: list[BundlePart], groups: list[Members]) -> Path:
+def fused(folder: Path, parts: list[FeatureSpec], groups: list[Members]) -> Path:
     with new_run(folder, "fuse", key="key", options={}, classes=CLASSES) as draft:
         bundle.write(draft, parts, groups, CORRECTION)
     return folder
@@ -82,7 +82,7 @@ def fused(folder: Path, parts: list[BundlePart], groups: list[Members]) -> Path:
 @pytest.fixture
 def made(stores, tmp_path):
     """A bundle of two groups of members, five in all."""
-    return fused(tmp_path / "bundle", parts_of(stores), [group(4, 2, 0), group(6, 3, 1)])
+    return fused(tmp_path / "bundle", specs_of(stores), [group(4, 2, 0), group(6, 3, 1)])
 
 
 @pytest.fixture
@@ -111,21 +111,21 @@ def test_the_files_are_those_the_chain_needs(made):
 
 def test_what_a_part_says(made):
     opened = Bundle.open(made)
-    assert [(part.name, part.modality, part.spans) for part in opened.parts] == [
+    assert [(part.name, part.modality, part.spans) for part in opened.feature_specs] == [
         ("acoustic", "audio", None),
         ("sight", "video", 16),
     ]
     assert opened.shapes == SHAPES
     assert opened.classes == tuple(CLASSES)
     assert opened.correction == CORRECTION
-    assert opened.parts[1].recipe.media == {"fps": 5}
+    assert opened.feature_specs[1].recipe.media == {"fps": 5}
 
 
 def test_new_clips_get_the_adapter_trained_on_all_folds(made):
     opened = Bundle.open(made)
-    adapted, plain = (opened.recipe_of(part) for part in opened.parts)
-    assert adapted.adapter == f"{opened.parts[0].recipe.adapter}:final"
-    assert plain == opened.parts[1].recipe
+    adapted, plain = (opened.recipe_of(part) for part in opened.feature_specs)
+    assert adapted.adapter == f"{opened.feature_specs[0].recipe.adapter}:final"
+    assert plain == opened.feature_specs[1].recipe
 
 
 # ---------------------------------------------------------------- scoring
@@ -154,7 +154,7 @@ def test_probabilities_have_temperature_and_priors_in_them(made, features):
 
 def test_members_that_do_not_fit_their_head_are_refused(stores, tmp_path, features):
     wrong = replace(group(4, 2, 0), width=5)
-    run = fused(tmp_path / "bundle", parts_of(stores), [wrong])
+    run = fused(tmp_path / "bundle", specs_of(stores), [wrong])
     with pytest.raises(MertoolError, match="does not fit the head 'attention'"):
         Bundle.open(run).logits(*features)
 
@@ -169,32 +169,32 @@ def test_it_works_elsewhere_when_all_it_was_made_of_is_gone(made, features, tmp_
     shutil.rmtree(tmp_path / "from")
     opened = Bundle.open(tmp_path / "other" / "moved")
     assert torch.equal(opened.logits(*features), before)
-    for part in opened.parts:
+    for part in opened.feature_specs:
         source = opened.encoder_of(part)
         assert source.digest() == part.recipe.weights
         assert source.folder.is_relative_to(opened.run.folder)
-    assert (opened.adapters_of(opened.parts[0]) / "final" / "adapter_config.json").exists()
-    assert (opened.aligner_of(opened.parts[1]) / "run.json").exists()
-    assert opened.aligner_of(opened.parts[0]) is None
+    assert (opened.adapters_of(opened.feature_specs[0]) / "final" / "adapter_config.json").exists()
+    assert (opened.aligner_of(opened.feature_specs[1]) / "run.json").exists()
+    assert opened.aligner_of(opened.feature_specs[0]) is None
 
 
 @pytest.fixture
 def without_encoder(stores, tmp_path, monkeypatch):
     """A bundle whose encoder was too large to be copied."""
-    monkeypatch.setattr("mertool.bundle.parts.COPY_BYTES", 10)
-    return fused(tmp_path / "bundle", parts_of(stores), [group(4, 1, 0)])
+    monkeypatch.setattr("mertool.bundle.feature_spec.COPY_BYTES", 10)
+    return fused(tmp_path / "bundle", specs_of(stores), [group(4, 1, 0)])
 
 
 def test_a_large_encoder_is_taken_from_where_it_was(without_encoder, tmp_path):
     opened = Bundle.open(without_encoder)
     assert not (without_encoder / "encoders").exists()
-    assert opened.encoder_of(opened.parts[0]).folder == tmp_path / "from" / "encoder"
+    assert opened.encoder_of(opened.feature_specs[0]).folder == tmp_path / "from" / "encoder"
 
 
 def test_a_large_encoder_that_is_not_there_can_be_put_into_the_bundle(without_encoder, tiny_encoders, tmp_path):
     shutil.rmtree(tmp_path / "from" / "encoder")
     opened = Bundle.open(without_encoder)
-    part = opened.parts[0]
+    part = opened.feature_specs[0]
     place = without_encoder / encoder_folder(part.recipe.weights)
     with pytest.raises(MertoolError, match=f"copy its model folder .weights {part.recipe.weights}. to {place}"):
         opened.encoder_of(part)
@@ -207,15 +207,15 @@ def test_another_encoder_in_its_place_is_refused(without_encoder, tiny_encoders,
     shutil.copytree(tiny_encoders["roberta"], tmp_path / "from" / "encoder")
     opened = Bundle.open(without_encoder)
     with pytest.raises(MertoolError, match=r"is not the one of .* copy the right model folder to"):
-        opened.encoder_of(opened.parts[0])
+        opened.encoder_of(opened.feature_specs[0])
 
 
 def test_features_of_unknown_origin_cannot_be_made_again(stores, tmp_path):
-    parts = parts_of(stores)
+    parts = specs_of(stores)
     parts[1] = replace(parts[1], provenance={"aligner": parts[1].provenance["aligner"]})
     opened = Bundle.open(fused(tmp_path / "bundle", parts, [group(4, 1, 0)]))
-    with pytest.raises(MertoolError, match=r"part 'sight' .* was made elsewhere, its encoder is not known"):
-        opened.encoder_of(opened.parts[1])
+    with pytest.raises(MertoolError, match=r"features 'sight' .* were made elsewhere, their encoder is not known"):
+        opened.encoder_of(opened.feature_specs[1])
 
 
 # ---------------------------------------------------------------- missing and changed
@@ -298,13 +298,13 @@ def test_nonsense_in_run_json_is_one_line(made, name, value):
 
 
 def test_trained_parts_that_changed_or_are_gone_are_named_at_once(stores, tmp_path):
-    parts = parts_of(stores)
-    bundle.check_parts(parts)
+    parts = specs_of(stores)
+    bundle.check_provenance(parts)
     flip(tmp_path / "from" / "acoustic" / "adapters" / "final" / "adapter_model.safetensors")
     shutil.rmtree(tmp_path / "from" / "visual")
     flip(tmp_path / "from" / "encoder" / "model.safetensors")
     with pytest.raises(MertoolError) as caught:
-        bundle.check_parts(parts)
+        bundle.check_provenance(parts)
     message = str(caught.value)
     assert "4 faults" in message
     assert "store 'acoustic' was made with an adapter that is no longer in" in message
@@ -318,8 +318,8 @@ def test_an_encoder_without_safetensors_is_named_by_digest_alone(stores, tmp_pat
     encoder = tmp_path / "from" / "encoder"
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
     weights = CheckpointRef("encoder", encoder, str(encoder)).digest()
-    parts = [replace(part, recipe=replace(part.recipe, weights=weights)) for part in parts_of(stores)]
+    parts = [replace(part, recipe=replace(part.recipe, weights=weights)) for part in specs_of(stores)]
     made = fused(tmp_path / "bundle", parts, [group(4, 1, 0)])
     assert not (made / "encoders").exists()
     opened = Bundle.open(made)
-    assert opened.encoder_of(opened.parts[0]).folder == encoder
+    assert opened.encoder_of(opened.feature_specs[0]).folder == encoder

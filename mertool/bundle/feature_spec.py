@@ -1,4 +1,4 @@
-"""`BundlePart`: the features of one store, as a bundle describes them."""
+"""`FeatureSpec`: the features of one store that a bundle was trained on."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from mertool.store import FeatureStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class BundlePart:
-    """The features of one store that a bundle was trained on.
+class FeatureSpec:
+    """The features of one store that a bundle was trained on; an entry of `parts` in run.json.
 
     name: the stem of the store's file.
     recipe: names encoder, adapter, aligner and speech recogniser by digest, and holds the media settings.
@@ -37,7 +37,7 @@ class BundlePart:
 
     @property
     def recogniser(self) -> str | None:
-        """Digest of the speech recogniser whose transcripts the part was trained on; None for given transcripts."""
+        """Digest of the speech recogniser that made the transcripts; None for given transcripts."""
         return self.recipe.media.get("asr")
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class BundlePart:
         }
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "BundlePart":
+    def from_json(cls, value: dict[str, Any]) -> "FeatureSpec":
         layers, channels = value["shape"]
         return cls(
             name=value["name"],
@@ -62,10 +62,10 @@ class BundlePart:
         )
 
 
-def make_part(store: FeatureStore) -> BundlePart:
+def describe_features(store: FeatureStore) -> FeatureSpec:
     """Describe one store for a bundle."""
     layers, channels = feature_shape(store)
-    return BundlePart(
+    return FeatureSpec(
         name=store.path.stem,
         recipe=store.recipe,
         provenance=store.provenance,
@@ -74,37 +74,37 @@ def make_part(store: FeatureStore) -> BundlePart:
     )
 
 
-def check_parts(parts: Sequence[BundlePart]) -> None:
+def check_provenance(specs: Sequence[FeatureSpec]) -> None:
     """Raise one MertoolError that names all adapters, aligners and encoders that are gone or have changed."""
-    faults = [fault for part in parts for fault in _find_faults(part)]
+    faults = [fault for spec in specs for fault in _find_faults(spec)]
     if faults:
         raise combine_errors("the features cannot be made again from clips", faults)
 
 
-def _find_faults(part: BundlePart) -> Iterator[str]:
+def _find_faults(spec: FeatureSpec) -> Iterator[str]:
     for kind, stage, digest in (
-        ("adapter", "finetune", part.recipe.adapter),
-        ("aligner", "align", part.recipe.aligner),
+        ("adapter", "finetune", spec.recipe.adapter),
+        ("aligner", "align", spec.recipe.aligner),
     ):
         if not digest:
             continue
-        folder = part.provenance.get(kind)
+        folder = spec.provenance.get(kind)
         try:
             unchanged = folder is not None and Run.read(Path(folder), stage).digest() == digest
         except MertoolError as error:
-            yield f"store '{part.name}': {error}"
+            yield f"store '{spec.name}': {error}"
             continue
         if not unchanged:
-            yield f"store '{part.name}' was made with an {kind} that is no longer in {folder}: extract it again"
-    for kind, folder, digest in copied_encoders(part):
+            yield f"store '{spec.name}' was made with an {kind} that is no longer in {folder}: extract it again"
+    for kind, folder, digest in copied_encoders(spec):
         if CheckpointRef(kind, folder, str(folder)).digest() != digest:
-            yield f"store '{part.name}': the {kind} in {folder} is not the one it was made with: extract it again"
+            yield f"store '{spec.name}': the {kind} in {folder} is not the one it was made with: extract it again"
 
 
-def copied_encoders(part: BundlePart) -> Iterator[tuple[str, Path, str]]:
-    """Kind (encoder or asr), folder and digest of the local encoders of a part that are small enough to be copied."""
-    for kind, digest in (("encoder", part.recipe.weights), ("asr", part.recogniser)):
-        origin = part.provenance.get(kind)
+def copied_encoders(spec: FeatureSpec) -> Iterator[tuple[str, Path, str]]:
+    """Kind (encoder or asr), folder and digest of the local encoders of a spec which are small enough to be copied."""
+    for kind, digest in (("encoder", spec.recipe.weights), ("asr", spec.recogniser)):
+        origin = spec.provenance.get(kind)
         folder = Path(origin["checkpoint"]) if origin else Path()
         if digest and folder.is_absolute() and folder.is_dir() and _is_small(folder):
             yield kind, folder, digest
