@@ -12,7 +12,7 @@ from mertool.extraction.driver import ExtractionSummary, extract_to_stores
 from mertool.extraction.estimate import Estimate, estimate_extraction
 from mertool.extraction.job import ExtractionJob
 from mertool.extraction.job_builder import build_job
-from mertool.extraction.progress import ProgressCallback
+from mertool.extraction.progress import ProgressCallback, no_progress
 from mertool.extraction.transcription import Transcriber
 from mertool.extraction.transcripts import transcripts_beside
 from mertool.manifest import Manifest
@@ -66,15 +66,17 @@ class ExtractResult:
         return {**asdict(self), "failed_share": self.failed_share}
 
 
-def extract(manifest: Manifest, output: Path, options: ExtractOptions, on_progress: ProgressCallback) -> ExtractResult:
+def extract(
+    manifest: Manifest, output: Path, options: ExtractOptions, *, on_progress: ProgressCallback = no_progress
+) -> ExtractResult:
     """Write features of every clip into the store `output`; clips that it has already are skipped."""
     manifest, job = build_job(manifest, output, options)
     if options.asr:
         for target in job.targets:
             target.check()  # before hours of speech recognition
-        manifest, job = _transcribe(manifest, job, options, on_progress)
+        manifest, job = _transcribe(manifest, job, options, on_progress=on_progress)
     summary = extract_to_stores(manifest, job, on_progress)
-    return _make_result(manifest, job, summary, options)
+    return _make_result(manifest, job, summary, options=options)
 
 
 def estimate(manifest: Manifest, output: Path, options: ExtractOptions) -> Estimate:
@@ -86,7 +88,7 @@ def estimate(manifest: Manifest, output: Path, options: ExtractOptions) -> Estim
 
 
 def _transcribe(
-    manifest: Manifest, job: ExtractionJob, options: ExtractOptions, on_progress: ProgressCallback
+    manifest: Manifest, job: ExtractionJob, options: ExtractOptions, *, on_progress: ProgressCallback
 ) -> tuple[Manifest, ExtractionJob]:
     """Transcribe the clips without a transcript; the CSV beside the store keeps the texts."""
     transcriber = Transcriber(
@@ -100,7 +102,7 @@ def _transcribe(
 
 
 def _make_result(
-    manifest: Manifest, job: ExtractionJob, summary: ExtractionSummary, options: ExtractOptions
+    manifest: Manifest, job: ExtractionJob, summary: ExtractionSummary, *, options: ExtractOptions
 ) -> ExtractResult:
     path, stats = job.targets[0].path, summary.stats
     counts = sorted(Counter(summary.reasons).items())

@@ -227,7 +227,7 @@ def _save(
         classes=list(options.classes),
         folds=folds.to_json(examples),
     ) as draft:
-        write(draft, parts, last.groups, correction)
+        write(draft, parts, groups=last.groups, correction=correction)
         draft.metrics.update(
             {
                 "clips": len(examples),

@@ -17,7 +17,7 @@ from mertool.bundle.scoring import score_blocks
 from mertool.devices import resolve_device
 from mertool.errors import MISSING_MODALITY_REASONS, MertoolError
 from mertool.extraction.decoding import DecoderLimits
-from mertool.extraction.progress import ProgressCallback
+from mertool.extraction.progress import ProgressCallback, no_progress
 from mertool.files import check_writable, write_atomic
 from mertool.interop.mertools import check_candidates, read_candidates, write_submission
 from mertool.manifest import Manifest
@@ -54,13 +54,19 @@ class PredictResult:
 
 
 def predict(
-    bundle: Path, manifest: Manifest, output: Path, options: PredictOptions, *, on_progress: ProgressCallback
+    bundle: Path,
+    manifest: Manifest,
+    output: Path,
+    options: PredictOptions | None = None,
+    *,
+    on_progress: ProgressCallback = no_progress,
 ) -> PredictResult:
     """Predict every clip that has at least one modality; the others are listed in NAME.failures.csv.
 
     Rows are in the order of the manifest. Features are cached in stores beside the output, so that a second run is
     quick and a killed one resumes. With `submission` the labels are also written in that form, to NAME.mer2024.csv.
     """
+    options = options or PredictOptions()
     check_writable(output, manifest.source, options.candidates)
     if output.suffix not in SUFFIXES:
         raise MertoolError(f"-o {output}: give a name that ends in {' or '.join(SUFFIXES)}")
@@ -144,15 +150,12 @@ def _write_failures(output: Path, manifest: Manifest, stores: Sequence[FeatureSt
     """Write every failure of clips without a row; of clips with one only failures, not modalities that they lack."""
     path = output.with_name(output.stem + ".failures.csv")
     clips = {clip.clip for clip in manifest.clips}
+    predicted = {clip for store in stores for clip in store.index}
     rows = {
         (failure.clip, store.recipe.modality): replace(failure, stage=store.recipe.modality)
         for store in stores
         for failure in store.failures()
-        if failure.clip in clips
-        and (
-            failure.reason not in MISSING_MODALITY_REASONS
-            or not any(failure.clip in features.index for features in stores)
-        )
+        if failure.clip in clips and (failure.reason not in MISSING_MODALITY_REASONS or failure.clip not in predicted)
     }
     if not rows:
         path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from mertool.fusion.cross_validation import Members
 from mertool.runs import RunDraft
 
 
-def write(draft: RunDraft, specs: Sequence[FeatureSpec], groups: Sequence[Members], correction: Correction) -> None:
+def write(draft: RunDraft, specs: Sequence[FeatureSpec], *, groups: Sequence[Members], correction: Correction) -> None:
     """Make the draft of a run a bundle; the names of the classes must be in its info already."""
     check_provenance(specs)
     members = []

@@ -201,7 +201,7 @@ def _extract(modality: str, given: dict[str, Any]) -> None:
         _report_estimate(estimate(manifest, output, options), quiet, as_json)
         return
     with progress(f"extract {modality}", quiet) as update:
-        result = extract(manifest, output, options, update)
+        result = extract(manifest, output, options, on_progress=update)
     if as_json:
         print_json(result.to_json())
     elif not quiet:

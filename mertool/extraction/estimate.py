@@ -11,7 +11,7 @@ import numpy as np
 from mertool.extraction.face_crops import FaceCropCache
 from mertool.extraction.job import ExtractionJob
 from mertool.extraction.plan import WorkItem, list_items, make_plan
-from mertool.extraction.progress import ExtractionStats
+from mertool.extraction.progress import ExtractionStats, no_progress
 from mertool.extraction.targets import StoreTarget
 from mertool.extraction.worker import ExtractionWorker
 from mertool.manifest import Manifest
@@ -75,8 +75,8 @@ def estimate_extraction(manifest: Manifest, job: ExtractionJob) -> Estimate:
     if sample:
         with ExtractionWorker(job) as worker:
             uncounted = _count_sizes(job.targets)
-            worker.run(drawn[:WARM_UP_CLIPS], writers=uncounted, face_writer=None, on_progress=_no_progress)
-            stats = worker.run(sample, writers=features, face_writer=next(iter(crops), None), on_progress=_no_progress)
+            worker.run(drawn[:WARM_UP_CLIPS], writers=uncounted, face_writer=None, on_progress=no_progress)
+            stats = worker.run(sample, writers=features, face_writer=next(iter(crops), None), on_progress=no_progress)
     scale = len(pending) / max(1, len(sample))
     path = job.targets[0].path
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -125,7 +125,3 @@ def _unmeasured(job: ExtractionJob, items: list[WorkItem]) -> list[WorkItem]:
         return items
     with FaceCropCache(target.path, target.recipe, None) as crops:
         return [item for item in items if not crops.has(item)] or items
-
-
-def _no_progress(*_: object) -> None:
-    """Ignore the progress of the sample."""

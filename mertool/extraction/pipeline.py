@@ -48,7 +48,7 @@ def encode_and_write(
     recorder = _Recorder(stats, writers, total, on_progress)
     with BackgroundWriter(MAX_WAITING_FEATURES if encoder else MAX_WAITING_CROPS) as background:
         if encoder:
-            _encode_all(decoded_clips, encoder, recorder, background)
+            _encode_all(decoded_clips, encoder, recorder=recorder, background=background)
         else:
             for item, decoded in decoded_clips:
                 background.put(partial(recorder.write_decoded, item, decoded))
@@ -58,7 +58,11 @@ def encode_and_write(
 
 
 def _encode_all(
-    decoded_clips: Iterable[DecodeResult], encoder: ClipEncoder, recorder: "_Recorder", background: BackgroundWriter
+    decoded_clips: Iterable[DecodeResult],
+    encoder: ClipEncoder,
+    *,
+    recorder: "_Recorder",
+    background: BackgroundWriter,
 ) -> None:
     def fail(item: WorkItem, error: ClipError) -> None:
         background.put(partial(recorder.write_failure, item, error))

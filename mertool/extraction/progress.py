@@ -11,6 +11,10 @@ from mertool.errors import MISSING_MODALITY_REASONS
 ProgressCallback = Callable[[int, int, int, float], None]
 
 
+def no_progress(*_: object) -> None:
+    """Show no progress."""
+
+
 @dataclass
 class ExtractionStats:
     """Numbers of clips by outcome, and where the time went, in seconds.

@@ -36,7 +36,7 @@ def measure(modality: str, model: Path, manifest: Any, output: Path, device: str
     options = ExtractOptions(modality=modality, encoder=str(model), device=device, dtype=dtype)
     with clock(encoders, "load") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
         began = time.perf_counter()
-        result = extract(manifest, output, options, lambda *_: None)
+        result = extract(manifest, output, options)
         outer = time.perf_counter() - began - loading["seconds"] - hashing["seconds"]
     if result.extracted != len(manifest):
         raise SystemExit(f"{modality}: {len(manifest) - result.extracted} of {len(manifest)} clips failed")

@@ -112,7 +112,7 @@ def extract_part(part: str, manifest: Any, output: Path, models: dict[str, Path]
     given = ExtractOptions(
         modality=modality, encoder=str(models[encoder]), layers="last", device=options.device, **settings
     )
-    result = extract(manifest, output, given, lambda *_: None)
+    result = extract(manifest, output, given)
     if result.features != len(manifest):
         raise SystemExit(f"{part}: {len(manifest) - result.features} of {len(manifest)} clips failed")
     return output
@@ -124,7 +124,7 @@ def run_predict(bundle: Path, manifest: Any, output: Path, options: argparse.Nam
     from mertool.predict import predict
     from mertool.predictions import Predictions
 
-    predict(bundle, manifest, output, PredictOptions(device=options.device), lambda *_: None)
+    predict(bundle, manifest, output, PredictOptions(device=options.device))
     return Predictions.read(output).probabilities
 
 
@@ -153,7 +153,7 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     state = {name: torch.stack([member[name].detach() for member in tensors]) for name in tensors[0]}
     members = bundle.Members("attention", 128, 0.3, state, tuple(range(5)), (0,) * 5)
     with new_run(folder, "fuse", key="bench", options={}, classes=list(EMOTIONS)) as draft:
-        bundle.write(draft, parts, [members], bundle.Correction())
+        bundle.write(draft, parts, groups=[members], correction=bundle.Correction())
     return folder
 
 

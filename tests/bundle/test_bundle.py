@@ -75,7 +75,7 @@ def group(width: int, count: int, seed: int) -> Members:
 
 def fused(folder: Path, parts: list[FeatureSpec], groups: list[Members]) -> Path:
     with new_run(folder, "fuse", key="key", options={}, classes=CLASSES) as draft:
-        bundle.write(draft, parts, groups, CORRECTION)
+        bundle.write(draft, parts, groups=groups, correction=CORRECTION)
     return folder
 
 

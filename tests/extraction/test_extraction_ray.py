@@ -135,10 +135,10 @@ def test_audio_is_the_same(cluster, workspace, demo_rows, write_manifest, tiny_e
     names = [*clip_names.labelled[:5], clip_names.broken, clip_names.no_sound]
     manifest = Manifest.read(write_manifest(tmp_path / "clips.csv", [demo_rows[name] for name in names]))
     options = ExtractOptions(modality="audio", encoder=str(tiny_encoders["hubert"]), storage="float32", device="cpu")
-    extract(manifest, tmp_path / "local.h5", options, no_progress)
+    extract(manifest, tmp_path / "local.h5", options)
     steps = []
     options = replace(options, engine="ray")
-    result = extract(manifest, tmp_path / "ray.h5", options, lambda *step: steps.append(step))
+    result = extract(manifest, tmp_path / "ray.h5", options, on_progress=lambda *step: steps.append(step))
     ours, theirs = content(tmp_path / "ray.h5"), content(tmp_path / "local.h5")
     # Sums may be taken in another order: workers have another number of threads.
     one, other = (np.frombuffer(tables.pop("values")[1], np.float32) for tables in (ours, theirs))
@@ -148,7 +148,7 @@ def test_audio_is_the_same(cluster, workspace, demo_rows, write_manifest, tiny_e
     assert steps[-1] == (7, 7, 1, pytest.approx(result.media_seconds, abs=1e-3))
     assert 0 < result.seconds["encode"] < result.seconds["wall"]
     assert not parts_folder(tmp_path / "ray.h5").exists()
-    again = extract(manifest, tmp_path / "ray.h5", options, no_progress)
+    again = extract(manifest, tmp_path / "ray.h5", options)
     assert (again.extracted, again.cached, again.worked) == (0, 5, False)
 
 
@@ -165,8 +165,8 @@ def test_video_and_crops_are_the_same_from_relative_paths(
     options = ExtractOptions(
         modality="video", encoder=str(tiny_encoders["clip"]), pool="none", storage="float32", fps=1, device="cpu"
     )
-    extract(manifest, Path("local/video.h5"), options, no_progress)
-    extract(manifest, Path("ray/video.h5"), replace(options, engine="ray"), no_progress)
+    extract(manifest, Path("local/video.h5"), options)
+    extract(manifest, Path("ray/video.h5"), replace(options, engine="ray"))
     for store, kind in (("video.h5", np.float32), ("faces.h5", np.uint8)):
         ours, theirs = content(Path("ray") / store), content(Path("local") / store)
         one, other = (np.frombuffer(tables.pop("values")[1], kind) for tables in (ours, theirs))
