@@ -1,25 +1,36 @@
-"""Stage `finetune`: adapters on the chosen layers of a speech encoder.
+"""Stage `finetune`: train adapters in chosen layers of a speech encoder.
 
-One adapter is trained per fold, without that fold's clips, and one (`final`) on all. So features of a
-training clip can come from an adapter that never saw its label, and the scores reported here are of
-held-out clips. The best epoch of each is chosen on a development part of its own training clips.
+One adapter is trained per fold, without the clips of that fold, and one (`final`) on all clips. So the features of a
+training clip can come from an adapter that was not trained on its label, and all scores are of held-out clips. The best
+epoch of each adapter is chosen on development clips, which are an eighth of those it may see.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from mertool import encoders, registry
 from mertool.adapters import methods as peft_methods
-from mertool.adapters.adapter import Adaptation, Method, Trained
 from mertool.adapters.blocks import check_adaptable
-from mertool.adapters.cross_validation import ADAPTERS, Job, Unfinished, held_out, plan_jobs, train_jobs
-from mertool.adapters.data import CACHE, Clips, Progress, Wanted, choose_unlabelled, only, read_clips
-from mertool.adapters.model import UNLABELLED
-from mertool.adapters.trainer import Schedule
+from mertool.adapters.cross_validation import AdapterSplit, adapter_splits, join_held_out
+from mertool.adapters.data import (
+    CACHE_FOLDER,
+    AdaptationData,
+    AdaptationDataSpec,
+    ProgressFactory,
+    read_adaptation_data,
+    sample_unlabelled,
+)
+from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, score_adaptation
+from mertool.adapters.finished import ADAPTERS, FinishedAdapters
+from mertool.adapters.method_comparison import HELD_OUT, compare_runs, plot_comparison
+from mertool.adapters.setup import UNLABELLED, AdapterConfig, AdapterSetup, prepare
+from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.encoders.hidden_states import find_blocks
 from mertool.errors import MertoolError
@@ -31,23 +42,34 @@ from mertool.learning.folds import Folds, speaker_groups
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
-from mertool.metrics import mcnemar, paired_bootstrap, score_json
 from mertool.options.finetune import FinetuneOptions
 from mertool.predictions import Predictions
 from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, find_reusable_run, new_run
 
-HELD_OUT = "held_out.csv"
+KEYED_BY_CONTENT = ("encoder", "folds")  # options whose content, not whose text, is in a run's key
+# HuBERT was trained on clusters of layer 9 of 12 (Hsu et al., 2021), chinese-hubert-large likewise.
+TARGET_LAYER_FRACTION = 0.75
 
 
-NAMED = ("encoder", "folds")  # options that stand in a run's key by their content
+@dataclass(frozen=True, kw_only=True)
+class _ResolvedOptions:
+    """Everything that is known before the long work.
 
+    Attributes:
+        checkpoint: The encoder.
+        weights: Digest of its weights.
+        n_blocks: Number of its blocks.
+        layers: Blocks to adapt.
+        target_layer: Frozen layer that masked frames are reconstructed as; None for other targets and without masks.
+        examples: The labelled clips, also those without audio.
+        manifest: The labelled clips and the sample of unlabelled ones.
+        device: Device to train on.
+        dtype: Precision of extraction, and of forward passes in training.
+    """
 
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that is known before the long work."""
-
-    source: encoders.CheckpointRef
+    checkpoint: encoders.CheckpointRef
     weights: str
+    n_blocks: int
     layers: tuple[int, ...]
     target_layer: int | None
     examples: LabelledClips
@@ -56,269 +78,291 @@ class _Plan:
     dtype: torch.dtype
 
 
-def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progress: Progress) -> tuple[Run, bool]:
-    """Train the adapters; the run, and whether it was there already."""
-    plan = _make_plan(manifest, options)
-    key = _key(plan, manifest, options)
-    if found := find_reusable_run(output, "finetune", key=key, options=options):
-        return found, True
-    # Faults show before the long work; which clips have no sound, and need no fold, shows after it.
-    get_folds(options.folds, plan.examples, options.seed, complete=False)
-    accelerator = make_accelerator(plan.device, plan.dtype)
-    main = accelerator.is_main_process
-    encoder = encoders.load("audio", plan.source, accelerator.device, torch.float32)
-    check_adaptable(encoder)
-    method = replace(_describe_adapter(options, plan.layers), size=_size(encoder.model, plan, options))
-    clips = _read(plan, options, output.absolute().parent / CACHE, encoder, progress, accelerator)
-    # Labelled clips come first, so that their rows are those of the examples.
-    examples = plan.examples.select(np.isin(plan.examples.clips, clips.names))
-    labels = np.full(len(clips.names), UNLABELLED)
-    labels[: len(examples)] = examples.labels
-    folds = get_folds(options.folds, examples, options.seed)
-    jobs = plan_jobs(examples, folds, options.seed)
-    adaptation = Adaptation(encoder, clips, labels, len(options.classes), method, not options.prefix_cache, accelerator)
-    unfinished = Unfinished(output, key, main)
+@dataclass(frozen=True, kw_only=True)
+class _LabelledData:
+    """Labelled clips with audio, their folds, and the split of each adapter.
+
+    Attributes:
+        examples: The clips.
+        folds: The fold of each.
+        splits: One per fold, and that of `final`.
+        skipped: Labelled clips without audio, with the reason.
+    """
+
+    examples: LabelledClips
+    folds: Folds
+    splits: list[AdapterSplit]
+    skipped: dict[str, str]
+
+
+def finetune(
+    manifest: Manifest, output: Path, options: FinetuneOptions, progress: ProgressFactory
+) -> tuple[Run, bool]:
+    """Train the adapters; return the run, and whether a complete run of the same inputs was reused."""
+    resolved = _resolve(manifest, options)
+    key = _cache_key(resolved, manifest, options)
+    if run := find_reusable_run(output, "finetune", key=key, options=options):
+        return run, True
+    # Faults in folds are raised before the long work, although clips without audio, which need no fold, are not known yet.
+    get_folds(options.folds, resolved.examples, options.seed, complete=False)
+    accelerator = make_accelerator(resolved.device, resolved.dtype)
+    setup, labelled = _prepare(resolved, options, output=output, accelerator=accelerator, progress=progress)
+    finished = FinishedAdapters(output, is_writer=accelerator.is_main_process)
+    finished.open(key)
     accelerator.wait_for_everyone()
-    before = sum(unfinished.read(job.name) is not None for job in jobs)
-    title = f"adapters ({before} of {len(jobs)} were trained before)" if before else "adapters"
+    n_finished = sum(finished.load(split.name) is not None for split in labelled.splits)
+    title = f"adapters ({n_finished} of {len(labelled.splits)} were trained before)" if n_finished else "adapters"
+    results = []
     with progress(title, "steps") as update:
-        trained = list(train_jobs(adaptation, jobs, _schedule(options), unfinished, update))
-    if main:
-        _write(output, key, options, plan, adaptation, examples, folds, jobs, trained, unfinished)
-        unfinished.clear()
+        training = TrainingProgress(update, total=sum(map(setup.config.count_steps, labelled.splits)))
+        for split in labelled.splits:
+            result = finished.load(split.name)
+            # Every process looks before the first one writes, otherwise some would wait for gradients of the others.
+            accelerator.wait_for_everyone()
+            if result is None:
+                adapter = train_adapter(setup, split, training.report_step)
+                result = finished.save(setup, split, adapter)
+            training.finish(setup.config.count_steps(split))
+            results.append(result)
+    if accelerator.is_main_process:
+        run_info = _run_info(resolved, options, setup=setup, labelled=labelled)
+        with new_run(output, "finetune", key=key, **run_info) as draft:
+            finished.adapters.rename(draft.folder / ADAPTERS)
+            _write_results(draft, options, setup=setup, labelled=labelled, results=results)
+        finished.remove()
     accelerator.wait_for_everyone()
     return Run.read(output, "finetune"), False
 
 
 def compare(
-    manifest: Manifest, output: Path, methods: tuple[str, ...], options: FinetuneOptions, progress: Progress
+    manifest: Manifest,
+    output: Path,
+    methods: tuple[str, ...],
+    options: FinetuneOptions,
+    progress: ProgressFactory,
 ) -> tuple[Run, bool]:
-    """Train several methods alike, each a run beside `output`, named after it; the run of their comparison."""
-    made = {}
+    """Train several methods under the same conditions, each in a run named after it beside `output`.
+
+    Returns the run that compares them, and whether it was reused.
+    """
+    runs = {}
     for method in methods:
-        # A method without a size has but one; the table says how many parameters that is.
-        sized = registry.load(peft_methods.PACKAGE, "PEFT method", method).SIZE is not None
-        chosen = replace(
-            options, method=method, budget=options.budget if sized else None, size=options.size if sized else None
+        # A method without a size ignores the budget; the table shows how many parameters it trains.
+        has_size = registry.load(peft_methods.PACKAGE, "PEFT method", method).SIZE is not None
+        own_options = replace(
+            options,
+            method=method,
+            budget=options.budget if has_size else None,
+            size=options.size if has_size else None,
         )
-        made[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), chosen, progress)
-    key = cache_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in made.values()]})
-    if found := find_reusable_run(output, "compare", key=key, options=options):
-        return found, True
+        runs[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), own_options, progress)
+    key = cache_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in runs.values()]})
+    if run := find_reusable_run(output, "compare", key=key, options=options):
+        return run, True
     if not make_accelerator(resolve_device(options.device), torch.float32).is_main_process:
         return Run(output, {}), False
-    facts = {"seed": options.seed, "classes": list(options.classes)}
-    with new_run(output, "compare", key=key, options=asdict(options), **facts) as draft:
-        draft.metrics.update(_comparison(manifest, made, options))
-        from mertool.plots import plot_score_bars
-
-        bars = {"frozen": draft.metrics["frozen"]} | {
-            name: scores["adapted"] for name, scores in draft.metrics["methods"].items()
-        }
-        title = f"Adapters on {describe_layers(draft.metrics['layers'])}, held-out clips"
-        plot_score_bars(
-            draft.folder / "methods", {name: tuple(score["waf"].values()) for name, score in bars.items()}, title
-        )
+    info = {"options": asdict(options), "seed": options.seed, "classes": list(options.classes)}
+    with new_run(output, "compare", key=key, **info) as draft:
+        examples = LabelledClips.from_manifest(manifest, options.classes)
+        draft.metrics.update(compare_runs(runs, examples, n_classes=len(options.classes), seed=options.seed))
+        draft.metrics["budget"] = options.budget
+        plot_comparison(draft.folder / "methods", draft.metrics)
     return Run.read(output, "compare"), False
 
 
-def _comparison(manifest: Manifest, made: dict[str, Run], options: FinetuneOptions) -> dict[str, Any]:
-    """Scores of every method, and paired tests against the one that scores best."""
-    found = {method: Predictions.read(run.folder / HELD_OUT) for method, run in made.items()}
-    first = next(iter(found.values()))
-    examples = LabelledClips.from_manifest(manifest, options.classes)
-    examples = examples.select(np.isin(examples.clips, first.clips))
-    truth, groups, classes = examples.labels, speaker_groups(examples), len(options.classes)
-    guesses = {method: predictions.probabilities.argmax(1) for method, predictions in found.items()}
-    metrics = {method: run.metrics for method, run in made.items()}
-    best = max(metrics, key=lambda method: metrics[method]["adapted"]["waf"]["value"])
-    rows = {}
-    for method, scores in metrics.items():
-        rows[method] = {name: scores[name] for name in ("size", "trainable", "adapted", "gain")}
-        rows[method]["share"] = scores["trainable"] / scores["parameters"]
-        rows[method]["run"] = str(made[method].folder)
-        if method != best:  # which is chosen on these very clips, so its lead is optimistic
-            pair = (truth, guesses[best], guesses[method])
-            rows[method]["against_best"] = paired_bootstrap(*pair, classes=classes, seed=options.seed, groups=groups)
-            rows[method]["mcnemar"] = mcnemar(*pair)
-    shared = {name: metrics[best][name] for name in ("clips", "folds", "interval", "layers", "frozen", "parameters")}
-    return {**shared, "budget": options.budget, "best": best, "methods": rows}
-
-
-def _make_plan(manifest: Manifest, options: FinetuneOptions) -> _Plan:
+def _resolve(manifest: Manifest, options: FinetuneOptions) -> _ResolvedOptions:
+    """Resolve the options against the encoder, the manifest and the machine, and check them."""
     device = resolve_device(options.device)
-    source = encoders.find(options.encoder, "audio")
-    blocks = encoders.count_layers(source)
-    layers = parse_layers(options.layers, blocks)
+    checkpoint = encoders.find(options.encoder, "audio")
+    n_blocks = encoders.count_layers(checkpoint)
+    layers = parse_layers(options.layers, n_blocks)
     if min(layers) < 1:
-        raise MertoolError(f"layer 0 is the embedding and cannot be adapted: give --layers within 1 to {blocks}")
-    target_layer = None
-    if options.mask_weight > 0 and options.mask_target != "logmel":
-        # HuBERT learned the clusters of layer 9 of 12, and so did chinese-hubert-large.
-        target_layer = options.target_layer if options.target_layer is not None else max(1, round(0.75 * blocks))
-        if not 0 <= target_layer <= blocks:
-            raise MertoolError(f"--target-layer {target_layer}: this encoder has layers 0 to {blocks}")
+        raise MertoolError(f"layer 0 is the embedding and cannot be adapted: give --layers within 1 to {n_blocks}")
     examples = LabelledClips.from_manifest(manifest, options.classes)
-    extra = choose_unlabelled(manifest, options.unlabelled if options.mask_weight > 0 else 0, options.seed)
-    dtype = resolve_dtype(options.dtype, device)
-    chosen = only(manifest, [*examples.clips, *extra])
-    return _Plan(source, source.digest(), layers, target_layer, examples, chosen, device, dtype)
+    n_unlabelled = options.unlabelled if options.mask_weight > 0 else 0
+    unlabelled = sample_unlabelled(manifest, n_unlabelled, options.seed)
+    return _ResolvedOptions(
+        checkpoint=checkpoint,
+        weights=checkpoint.digest(),
+        n_blocks=n_blocks,
+        layers=layers,
+        target_layer=_resolve_target_layer(options, n_blocks),
+        examples=examples,
+        manifest=manifest.subset([*examples.clips, *unlabelled]),
+        device=device,
+        dtype=resolve_dtype(options.dtype, device),
+    )
 
 
-def _key(plan: _Plan, manifest: Manifest, options: FinetuneOptions) -> str:
-    digests = [item_digest(clip, "audio") for clip in plan.manifest.clips]
+def _resolve_target_layer(options: FinetuneOptions, n_blocks: int) -> int | None:
+    if options.mask_weight == 0 or options.mask_target == "logmel":
+        return None
+    if options.target_layer is None:
+        return max(1, round(TARGET_LAYER_FRACTION * n_blocks))
+    if not 0 <= options.target_layer <= n_blocks:
+        raise MertoolError(f"--target-layer {options.target_layer}: this encoder has layers 0 to {n_blocks}")
+    return options.target_layer
+
+
+def _cache_key(resolved: _ResolvedOptions, manifest: Manifest, options: FinetuneOptions) -> str:
+    keyed = {
+        name: value for name, value in asdict(options).items() if name not in (*OPTIONS_NOT_IN_KEY, *KEYED_BY_CONTENT)
+    }
     return cache_key(
         "finetune",
-        {name: value for name, value in asdict(options).items() if name not in (*OPTIONS_NOT_IN_KEY, *NAMED)}
-        | {"folds": folds_option(options.folds)},
+        keyed | {"folds": folds_option(options.folds)},
         {
-            "weights": plan.weights,
-            "clips": digests,
+            "weights": resolved.weights,
+            "clips": [item_digest(clip, "audio") for clip in resolved.manifest.clips],
             "manifest": manifest.digest(),
             "folds": folds_key(options.folds),
-            "dtype": str(plan.dtype),
+            "dtype": str(resolved.dtype),
         },
     )
 
 
-def _schedule(options: FinetuneOptions) -> Schedule:
-    """Return how adapters are trained; the learning rate is the method's own where none is given."""
-    rate = options.learning_rate
-    if rate is None:
-        rate = float(registry.load(peft_methods.PACKAGE, "PEFT method", options.method).RATE)
-    return Schedule(options.epochs, options.batch, rate, patience=options.patience, seed=options.seed)
-
-
-def _describe_adapter(options: FinetuneOptions, layers: tuple[int, ...]) -> Method:
-    return Method(
-        options.method,
-        options.size,
-        layers,
-        options.mask_weight,
-        options.mask_target,
-        options.class_weights,
-        options.label_smoothing,
-    )
-
-
-def _size(model: Any, plan: _Plan, options: FinetuneOptions) -> int | None:
-    """The size of the adapters: as given, by the budget, or the method's default."""
-    if options.budget is not None:
-        blocks = find_blocks(model, encoders.count_layers(plan.source))
-        return peft_methods.size_for_budget(model, blocks, plan.layers, options.method, options.budget)
-    return options.size or registry.load(peft_methods.PACKAGE, "PEFT method", options.method).SIZE
-
-
-def _read(
-    plan: _Plan, options: FinetuneOptions, cache: Path, encoder: Any, progress: Progress, accelerator: Any
-) -> Clips:
-    """What training starts from; the first process extracts what is missing, the others wait and read."""
-    wanted = Wanted(
-        plan.source,
-        plan.weights,
-        (min(plan.layers) - 1,),
-        plan.target_layer,
-        options.mask_weight > 0 and options.mask_target == "logmel",
-        not options.prefix_cache,
-        plan.dtype,
-        accelerator.device,
-        DecoderLimits(options.workers, options.clip_timeout),
-    )
-    with accelerator.main_process_first():
-        clips = read_clips(plan.manifest, wanted, cache, encoder, progress)
-    labelled = set(plan.examples.clips)
-    order = sorted(range(len(clips.names)), key=lambda row: clips.names[row] not in labelled)
-    if clips.names[order[0]] not in labelled:
-        raise MertoolError(f"none of the {len(labelled)} labelled clips of {plan.manifest.source} has readable sound")
-    return clips.reordered(order)
-
-
-def _write(
-    output: Path,
-    key: str,
+def _prepare(
+    resolved: _ResolvedOptions,
     options: FinetuneOptions,
-    plan: _Plan,
-    adaptation: Adaptation,
-    examples: LabelledClips,
-    folds: Folds,
-    jobs: list[Job],
-    trained: list[Trained],
-    unfinished: Unfinished,
-) -> None:
-    """Put the run in place: adapters, scores before and after, plots."""
-    folds_json, labelled = folds.to_json(examples), set(plan.examples.clips)
-    with new_run(
-        output,
-        "finetune",
-        key=key,
-        options={**asdict(options), "size": adaptation.method.size},
-        seed=options.seed,
-        classes=list(options.classes),
-        encoder={**plan.source.to_json(), "weights": plan.weights},
-        layers=list(plan.layers),
-        folds=folds_json,
-        adapter_of_clip={clip: f"fold{fold}" for clip, fold in folds_json.items()},
-    ) as draft:
-        (unfinished.adapters).rename(draft.folder / ADAPTERS)
-        write_folds(draft.folder / "folds.csv", examples, folds)
-        draft.metrics.update(
-            {
-                "clips": len(examples),
-                "unlabelled": len(adaptation.lengths) - len(examples),
-                "skipped": {clip: reason for clip, reason in adaptation.clips.skipped.items() if clip in labelled},
-                "folds": folds.description,
-                "interval": "speakers" if speaker_groups(examples) is not None else "clips",
-                "method": options.method,
-                "size": adaptation.method.size,
-                "layers": format_layers(plan.layers),
-                "trainable": trained[-1].trainable,
-                "parameters": adaptation.parameters,
-                **_scores(examples, jobs, trained, adaptation.window, options),
-                "history": {job.name: asdict(found.history) for job, found in zip(jobs, trained, strict=True)},
-            }
-        )
-        _write_held_out(draft, examples, jobs, trained, options)
-        _draw(draft, adaptation.window)
-
-
-def _scores(
-    examples: LabelledClips, jobs: list[Job], trained: list[Trained], window: tuple[int, ...], options: FinetuneOptions
-) -> dict[str, Any]:
-    """Scores of held-out clips before and after adaptation, of the head and of a probe of every block."""
-    classes, seed, groups = len(options.classes), options.seed, speaker_groups(examples)
-    guesses = {name: held_out(jobs, trained, name).argmax(-1) for name in ("frozen", "adapted")}
-    scores: dict[str, Any] = {
-        name: score_json(examples.labels, guess, classes, seed=seed, groups=groups) for name, guess in guesses.items()
-    }
-    layers = {}
-    cka = np.mean([found.cka for found, job in zip(trained, jobs, strict=True) if len(job.part.held_out)], axis=0)
-    before, after = (held_out(jobs, trained, f"layers_{name}").argmax(-1) for name in ("frozen", "adapted"))
-    for number, layer in enumerate(window):
-        layers[str(layer)] = {
-            "frozen": score_json(examples.labels, before[number], classes, seed=seed, groups=groups),
-            "adapted": score_json(examples.labels, after[number], classes, seed=seed, groups=groups),
-            "gain": paired_bootstrap(
-                examples.labels, before[number], after[number], classes=classes, seed=seed, groups=groups
-            ),
-            "cka": float(cka[number]),
-        }
-    # Partly the head's, which went on learning from its probe; what the features gained is told by `layers`.
-    gain = paired_bootstrap(
-        examples.labels, guesses["frozen"], guesses["adapted"], classes=classes, seed=seed, groups=groups
+    *,
+    output: Path,
+    accelerator: Accelerator,
+    progress: ProgressFactory,
+) -> tuple[AdapterSetup, _LabelledData]:
+    """Load the encoder, read the data of all clips, and divide the labelled ones."""
+    encoder = encoders.load("audio", resolved.checkpoint, accelerator.device, torch.float32)
+    check_adaptable(encoder)
+    config = _adapter_config(resolved, options, encoder.model)
+    cache = output.absolute().parent / CACHE_FOLDER
+    # The first process extracts what is missing; the others wait and read.
+    with accelerator.main_process_first():
+        spec = _data_spec(resolved, options, accelerator.device)
+        data = read_adaptation_data(resolved.manifest, spec, cache=cache, encoder=encoder, progress=progress)
+    data = _labelled_first(data, resolved)
+    examples = resolved.examples.select(np.isin(resolved.examples.clips, data.names))
+    folds = get_folds(options.folds, examples, options.seed)
+    labelled = _LabelledData(
+        examples=examples,
+        folds=folds,
+        splits=adapter_splits(examples, folds, options.seed),
+        skipped={clip: reason for clip, reason in data.skipped.items() if clip in set(resolved.examples.clips)},
     )
-    return {**scores, "gain": gain, "probes": layers}
+    labels = np.full(len(data.names), UNLABELLED)
+    labels[: len(examples)] = examples.labels
+    setup = prepare(
+        encoder,
+        data,
+        labels,
+        n_classes=len(options.classes),
+        config=config,
+        from_frontend=not options.prefix_cache,
+        accelerator=accelerator,
+    )
+    return setup, labelled
 
 
-def _write_held_out(
-    draft: RunDraft, examples: LabelledClips, jobs: list[Job], trained: list[Trained], options: FinetuneOptions
+def _adapter_config(resolved: _ResolvedOptions, options: FinetuneOptions, model: Any) -> AdapterConfig:
+    """Return the configuration, with the size and the learning rate that the options leave to budget and method."""
+    method = registry.load(peft_methods.PACKAGE, "PEFT method", options.method)
+    size = options.size or method.SIZE
+    if options.budget is not None:
+        blocks = find_blocks(model, resolved.n_blocks)
+        size = peft_methods.size_for_budget(
+            model, blocks, resolved.layers, method=options.method, budget=options.budget
+        )
+    return AdapterConfig(
+        method=options.method,
+        size=size,
+        layers=resolved.layers,
+        mask_weight=options.mask_weight,
+        mask_target=options.mask_target,
+        class_weights=options.class_weights,
+        label_smoothing=options.label_smoothing,
+        epochs=options.epochs,
+        batch_size=options.batch,
+        learning_rate=float(method.RATE) if options.learning_rate is None else options.learning_rate,
+        patience=options.patience,
+        seed=options.seed,
+    )
+
+
+def _data_spec(resolved: _ResolvedOptions, options: FinetuneOptions, device: torch.device) -> AdaptationDataSpec:
+    return AdaptationDataSpec(
+        checkpoint=resolved.checkpoint,
+        weights=resolved.weights,
+        blocks=(min(resolved.layers) - 1,),
+        target_layer=resolved.target_layer,
+        log_mel=options.mask_weight > 0 and options.mask_target == "logmel",
+        from_frontend=not options.prefix_cache,
+        dtype=resolved.dtype,
+        device=device,
+        limits=DecoderLimits(options.workers, options.clip_timeout),
+    )
+
+
+def _labelled_first(data: AdaptationData, resolved: _ResolvedOptions) -> AdaptationData:
+    """Put labelled clips first, in the order of the examples, so that rows of examples are rows of the data."""
+    labelled = set(resolved.examples.clips)
+    order = sorted(range(len(data.names)), key=lambda row: data.names[row] not in labelled)
+    if data.names[order[0]] not in labelled:
+        raise MertoolError(
+            f"none of the {len(labelled)} labelled clips of {resolved.manifest.source} has readable audio"
+        )
+    return data.reordered(order)
+
+
+def _run_info(
+    resolved: _ResolvedOptions, options: FinetuneOptions, *, setup: AdapterSetup, labelled: _LabelledData
+) -> dict[str, Any]:
+    """Return the content of run.json."""
+    folds = labelled.folds.to_json(labelled.examples)
+    return {
+        "options": {**asdict(options), "size": setup.config.size},
+        "seed": options.seed,
+        "classes": list(options.classes),
+        "encoder": {**resolved.checkpoint.to_json(), "weights": resolved.weights},
+        "layers": list(resolved.layers),
+        "folds": folds,
+        "adapter_of_clip": {clip: f"fold{fold}" for clip, fold in folds.items()},
+    }
+
+
+def _write_results(
+    draft: RunDraft,
+    options: FinetuneOptions,
+    *,
+    setup: AdapterSetup,
+    labelled: _LabelledData,
+    results: Sequence[AdapterResult],
 ) -> None:
-    logits = torch.from_numpy(held_out(jobs, trained, "adapted"))
-    present = tuple(("audio",) for _ in examples.clips)
-    predictions = Predictions(examples.clips, options.classes, logits.softmax(1).numpy().astype(np.float64), present)
-    predictions.write(draft.folder / HELD_OUT)
+    """Write scores without and with adapters, predictions of held-out clips, folds and plots into the run."""
+    examples, splits = labelled.examples, labelled.splits
+    write_folds(draft.folder / "folds.csv", examples, labelled.folds)
+    scorer = HeldOutScorer(examples=examples, n_classes=len(options.classes), seed=options.seed)
+    draft.metrics.update(
+        {
+            "clips": len(examples),
+            "unlabelled": len(setup.unlabelled_rows),
+            "skipped": labelled.skipped,
+            "folds": labelled.folds.description,
+            "interval": "speakers" if speaker_groups(examples) is not None else "clips",
+            "method": options.method,
+            "size": setup.config.size,
+            "layers": format_layers(setup.config.layers),
+            "trainable": results[-1].n_trainable,
+            "parameters": setup.encoder_parameters,
+            **score_adaptation(scorer, splits, results, layers=setup.blocks.layers),
+            "history": {split.name: asdict(result.history) for split, result in zip(splits, results, strict=True)},
+        }
+    )
+    logits = torch.from_numpy(join_held_out(splits, [result.head_logits for result in results]))
+    probabilities = logits.softmax(1).numpy().astype(np.float64)
+    modalities = tuple(("audio",) for _ in examples.clips)
+    Predictions(examples.clips, options.classes, probabilities, modalities).write(draft.folder / HELD_OUT)
+    _plot(draft, setup.blocks.layers)
 
 
-def _draw(draft: RunDraft, window: tuple[int, ...]) -> None:
+def _plot(draft: RunDraft, layers: tuple[int, ...]) -> None:
     from mertool.plots import plot_adaptation, plot_training_losses
 
     metrics = draft.metrics
@@ -328,4 +372,4 @@ def _draw(draft: RunDraft, window: tuple[int, ...]) -> None:
         for name, history in metrics["history"].items()
     }
     plot_training_losses(draft.folder / "losses", losses, title)
-    plot_adaptation(draft.folder / "layers", list(window), metrics["probes"], title)
+    plot_adaptation(draft.folder / "layers", list(layers), metrics["probes"], title)

@@ -129,6 +129,11 @@ class Manifest:
         unknown = Counter(label for label in labels if canonical_label(label, classes) is None)
         return _unknown_labels(unknown, classes) if unknown else ""
 
+    def subset(self, clip_ids: Iterable[str]) -> "Manifest":
+        """Return the manifest of these clips only, in the order they have here."""
+        chosen = set(clip_ids)
+        return replace(self, clips=tuple(clip for clip in self.clips if clip.clip in chosen))
+
     def speakers(self) -> dict[str, str]:
         """Speaker of every clip that has one."""
         return {clip.clip: clip.speaker for clip in self.clips if clip.speaker}

@@ -27,13 +27,13 @@ from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, find_reusable_run, 
 from mertool.store import FeatureStore
 
 if TYPE_CHECKING:
-    from mertool.adapters.data import Progress
+    from mertool.adapters.data import ProgressFactory
 
 CERTAIN = 0.05
 
 
 def probe_layers(
-    store_path: Path, manifest: Manifest, output: Path, options: ProbeLayersOptions, progress: "Progress"
+    store_path: Path, manifest: Manifest, output: Path, options: ProbeLayersOptions, progress: "ProgressFactory"
 ) -> tuple[Run, bool]:
     """Cross-validate probes of every layer and recommend a window; the run, and whether it was reused."""
     with FeatureStore(store_path) as store:
@@ -73,14 +73,21 @@ def probe_layers(
     metrics, window = _judge(probed, plan, examples, layers, options)
     if options.injection:
         # Encoders take seconds to load, and plain probes need none.
-        from mertool.adapters.data import CACHE
-        from mertool.adapters.window_ablation import Injection, ablate_windows, candidates
+        from mertool.adapters.data import CACHE_FOLDER
+        from mertool.adapters.window_ablation import WindowAblationConfig, ablate_windows, candidate_windows
 
-        known = Injection(
-            recipe, checkpoint, plan.classes, options.seed, options.device, output.absolute().parent / CACHE
+        config = WindowAblationConfig(
+            recipe=recipe,
+            checkpoint=checkpoint,
+            n_classes=plan.classes,
+            seed=options.seed,
+            device=options.device,
+            cache=output.absolute().parent / CACHE_FOLDER,
         )
-        windows = candidates(max(layers), window.last - window.first + 1, (window.first, window.last))
-        metrics["injection"] = ablate_windows(manifest, windows, examples, folds, known, progress)
+        windows = candidate_windows(max(layers), window.last - window.first + 1, (window.first, window.last))
+        metrics["injection"] = ablate_windows(
+            manifest, windows, examples=examples, folds=folds, config=config, progress=progress
+        )
         window = _weigh_injection(metrics, window)
     with new_run(
         output,

@@ -1,6 +1,7 @@
-"""Acoustic adaptation: training adapters in some blocks of a frozen speech encoder.
+"""Acoustic adaptation: train adapters in some transformer blocks of a frozen speech encoder.
 
-`clips` reads what training starts from, `body` runs the blocks that matter, `masked` makes the masked
-reconstruction, `objective` says what is learned, `loop` trains, `adapter` puts them together for one adapter, `folds`
-makes one for each fold. Used by the stages `finetune` and `probe-layers --injection`.
+`data` reads the inputs of the first adapted block, `blocks` runs the blocks that training needs, `masked_prediction`
+defines the reconstruction loss, `model` puts blocks and heads together, `trainer` holds the training loop, `evaluation`
+compares an adapter with the frozen encoder, `cross_validation` splits the clips, and `methods/` has one file per PEFT
+method. The stages `finetune` and `probe-layers --injection` use it.
 """

@@ -1,7 +1,7 @@
-"""The blocks of a speech encoder that training runs: from the first adapted one to the last.
+"""The transformer blocks of a speech encoder that training runs: from the first adapted block to the last.
 
-Whatever lies below never changes, so it may be computed once (the frozen prefix); whatever lies above is
-never read, so it is not there.
+The output of the blocks below never changes, so it is computed once (the frozen prefix). The blocks above are not
+needed by the loss, so they are removed.
 """
 
 from typing import Any
@@ -13,50 +13,90 @@ from mertool.encoders.hidden_states import capture_hidden_states, truncate_after
 from mertool.errors import MertoolError
 
 
-class Body(nn.Module):
-    """Blocks of an encoder, run from the frozen prefix, or (`exact`) from the convolutional front end.
+class AdaptableBlocks(nn.Module):
+    """Blocks of an encoder, run from the frozen prefix or, with `from_frontend`, from the convolutional front end.
 
-    With the prefix a clip is (T, D): the output of block `first` - 1, of which 0 is the embedding. In the
-    exact form it is (T, C): what the convolutions make of it; masks then stand where HuBERT's own do.
+    With the prefix, the input of a clip is the output (T, D) of block `first` - 1, where 0 is the embedding. With
+    `from_frontend` it is the output (T, C) of the convolutions, and masks are applied where HuBERT applies its own.
+
+    Attributes:
+        model: The encoder without the layers that are not run.
+        blocks: Its list of blocks, numbered as in the whole encoder.
+        first: First adapted block, counted from 1.
+        last: Last adapted block.
+        from_frontend: Whether all blocks are run, from the convolutions on.
+        supports_padding: Whether clips of different lengths may share a batch.
+        mask_embedding: Vector (D,) that replaces masked frames.
     """
 
-    fill: torch.Tensor
+    mask_embedding: torch.Tensor
 
-    def __init__(self, encoder: Any, layers: tuple[int, ...], exact: bool):
+    def __init__(
+        self,
+        model: Any,
+        blocks: nn.ModuleList,
+        *,
+        first: int,
+        from_frontend: bool,
+        supports_padding: bool,
+        mask_embedding: torch.Tensor,
+    ):
         super().__init__()
+        self.model, self.blocks = model, blocks
+        self.first, self.last = first, len(blocks)
+        self.from_frontend, self.supports_padding = from_frontend, supports_padding
+        self.register_buffer("mask_embedding", mask_embedding, persistent=False)
+
+    @classmethod
+    def from_encoder(cls, encoder: Any, layers: tuple[int, ...], *, from_frontend: bool) -> "AdaptableBlocks":
+        """Strip `encoder` (changed in place) of all that adapting blocks `layers` does not run, and freeze it.
+
+        Raises MertoolError for an encoder whose blocks cannot be run by themselves.
+        """
         check_adaptable(encoder)
-        self.first, self.last, self.exact = min(layers), max(layers), exact
-        # With the prefix the positions are in what comes in, so padding cannot leak through their convolution.
-        self.pads = encoder.pads or not exact
-        self.model, self.blocks = encoder.model, encoder.blocks
-        truncate_after(self.blocks, self.last)
-        self.model.requires_grad_(False)
-        embed = getattr(self.model, "masked_spec_embed", None)
-        fill = torch.zeros(encoder.channels) if embed is None else embed.detach().clone()
-        self.register_buffer("fill", fill.to(encoder.device), persistent=False)
-        self.model.feature_extractor = nn.Identity()
-        if not exact:
-            _drop_below(self.model, self.blocks, self.first, encoder.channels, encoder.device)
+        model, first = encoder.model, min(layers)
+        truncate_after(encoder.blocks, max(layers))
+        model.requires_grad_(False)
+        embedding = getattr(model, "masked_spec_embed", None)
+        mask_embedding = torch.zeros(encoder.channels) if embedding is None else embedding.detach().clone()
+        model.feature_extractor = nn.Identity()
+        if not from_frontend:
+            _remove_prefix(encoder, first)
+        return cls(
+            model,
+            encoder.blocks,
+            first=first,
+            from_frontend=from_frontend,
+            # The positions are already in the frozen prefix, so padding cannot leak through their convolution.
+            supports_padding=encoder.pads or not from_frontend,
+            mask_embedding=mask_embedding.to(encoder.device),
+        )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the first block to the last, those between adapted blocks included."""
+        return tuple(range(self.first, self.last + 1))
 
     def forward(
-        self, inputs: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None, keep: tuple[int, ...]
+        self, inputs: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None, layers: tuple[int, ...]
     ) -> dict[int, torch.Tensor]:
-        """Outputs (B, T, D) of blocks `keep` for clips (B, T, .) of `lengths` (B,) frames.
+        """Return the outputs (B, T, D) of blocks `layers` for zero-padded clips (B, T, .) of `lengths` (B,) frames.
 
-        Frames where `mask` (B, T) is true are hidden from the blocks.
+        Frames where `mask` (B, T) is true are replaced by the mask embedding.
         """
-        hidden = self.model.feature_projection(inputs) if self.exact else inputs.clone()
+        hidden = self.model.feature_projection(inputs) if self.from_frontend else inputs.clone()
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if mask is not None:
-            hidden = torch.where(mask[..., None], self.fill.to(hidden.dtype), hidden)
-        real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-        with capture_hidden_states(self.blocks, keep) as found:
-            self.model.encoder(hidden, attention_mask=None if bool(real.all()) else real)
-        return dict(found)
+            hidden = torch.where(mask[..., None], self.mask_embedding.to(hidden.dtype), hidden)
+        valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+        with capture_hidden_states(self.blocks, layers) as outputs:
+            # Without padding no mask is given: attention is faster then.
+            self.model.encoder(hidden, attention_mask=None if bool(valid.all()) else valid)
+        return dict(outputs)
 
 
 def check_adaptable(encoder: Any) -> None:
-    """Raise for an encoder whose blocks cannot be run by themselves."""
+    """Raise MertoolError for an encoder whose blocks cannot be run by themselves."""
     if not hasattr(encoder, "standardise"):
         raise MertoolError(f"{type(encoder.model).__name__} takes spectrograms: finetune adapts encoders of waveforms")
     inner = getattr(encoder.model, "encoder", None)
@@ -67,53 +107,57 @@ def check_adaptable(encoder: Any) -> None:
 
 
 def mean_over_time(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """(B, D): the mean of the real frames of (B, T, D)."""
-    counted = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-    return (hidden.float() * counted[..., None]).sum(1) / counted.sum(1, keepdim=True)
+    """Return the mean (B, D) of the valid frames of padded clips (B, T, D)."""
+    valid = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+    return (hidden.float() * valid[..., None]).sum(1) / valid.sum(1, keepdim=True)
 
 
-def _drop_below(model: Any, blocks: nn.ModuleList, first: int, channels: int, device: torch.device) -> None:
-    """Leave nothing of what the frozen prefix already holds; block numbers stay as they were."""
-    outputs = _outputs_of_a_block(model.encoder, blocks[0], channels, device)
+def _remove_prefix(encoder: Any, first: int) -> None:
+    """Replace everything below block `first` by modules that pass their input on; block numbers stay as they were."""
+    model, blocks = encoder.model, encoder.blocks
+    n_outputs = _count_block_outputs(encoder)
     model.feature_projection = nn.Identity()
     model.encoder.pos_conv_embed = _NoPositions()
     model.encoder.layer_norm = nn.Identity()
-    for number in range(first - 1):
-        bias = blocks[number].attention if number == 0 and hasattr(blocks[0].attention, "compute_bias") else None
-        blocks[number] = _Skipped(outputs, bias)
+    for index in range(first - 1):
+        attention = blocks[index].attention if index == 0 else None
+        blocks[index] = _PassThroughBlock(n_outputs, attention if hasattr(attention, "compute_bias") else None)
 
 
 @torch.no_grad()
-def _outputs_of_a_block(encoder: nn.Module, block: nn.Module, channels: int, device: torch.device) -> int:
-    """How many things a block returns, 0 for a bare tensor: it differs with the family and the version."""
-    seen: list[Any] = []
-    handle = block.register_forward_hook(lambda _, __, output: seen.append(output))
+def _count_block_outputs(encoder: Any) -> int:
+    """Return the length of the tuple a block returns, 0 for a bare tensor: it differs by family and version."""
+    outputs: list[Any] = []
+    handle = encoder.blocks[0].register_forward_hook(lambda _, __, output: outputs.append(output))
     try:
-        encoder(torch.zeros(1, 4, channels, device=device))
+        encoder.model.encoder(torch.zeros(1, 4, encoder.channels, device=encoder.device))
     finally:
         handle.remove()
-    return len(seen[0]) if isinstance(seen[0], tuple) else 0
+    return len(outputs[0]) if isinstance(outputs[0], tuple) else 0
 
 
 class _NoPositions(nn.Module):
-    """Positions are in the prefix already."""
+    """Stands for the position embedding, which is already added in the frozen prefix."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden.new_zeros(1)
 
 
-class _Skipped(nn.Module):
-    """Stands for a block of the prefix; the first of a WavLM still makes the position bias of all others."""
+class _PassThroughBlock(nn.Module):
+    """Stands for a block of the frozen prefix and returns its input.
 
-    def __init__(self, outputs: int, attention: Any):
+    The first block of a WavLM computes the position bias of all others, so `attention` of it is kept.
+    """
+
+    def __init__(self, n_outputs: int, attention: Any):
         super().__init__()
-        self.outputs, self.attention = outputs, attention
+        self.n_outputs, self.attention = n_outputs, attention
 
     def forward(self, hidden: torch.Tensor, *_: Any, position_bias: Any = None, **__: Any) -> Any:
-        if not self.outputs:
+        if not self.n_outputs:
             return hidden
         if self.attention is not None and position_bias is None:
-            frames = hidden.shape[1]
-            one = self.attention.compute_bias(frames, frames)
-            position_bias = one[None].repeat(len(hidden), 1, 1, 1).view(-1, frames, frames)
-        return (hidden, position_bias, *[None] * self.outputs)[: self.outputs]
+            n_frames = hidden.shape[1]
+            bias = self.attention.compute_bias(n_frames, n_frames)
+            position_bias = bias[None].repeat(len(hidden), 1, 1, 1).view(-1, n_frames, n_frames)
+        return (hidden, position_bias, *[None] * self.n_outputs)[: self.n_outputs]

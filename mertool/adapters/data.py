@@ -1,13 +1,13 @@
-"""What training starts from: every clip's frames below the first adapted block, and what masks hide.
+"""Data of adaptation: the input of the first adapted block for every clip, and the frames that masks hide.
 
-The frozen prefix is extracted once, like any features, into a frame store of float16 that later runs with the
-same encoder and layers read again. The exact form keeps the output of the convolutions in memory instead.
+The frozen prefix is extracted once, like any features, into a frame store of float16 that later runs with the same
+encoder and layers read again. With `from_frontend`, the output of the convolutions is computed and kept in memory instead.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,156 +29,203 @@ from mertool.features import PREPROCESSING_VERSIONS, SAMPLE_RATE, Recipe, format
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
 
-MOST_FRAMES = MOST_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
-CACHE = "frozen-layers"  # the folder of the stores, beside the runs that share them
-SECONDS_BETWEEN_LOOKS = 2.0
-Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
+MAX_FRAMES = MOST_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
+CACHE_FOLDER = "frozen-layers"  # of the frame stores, beside the runs that share them
+RETRY_SECONDS = 2.0
+# Called with a title and a unit; the context it returns gives the function that takes the progress.
+ProgressFactory = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 
-@dataclass(frozen=True)
-class Clips:
-    """Clips with sound: `inputs` (T, D) of each by block, on the CPU, and the reasons of those without.
+@dataclass(frozen=True, kw_only=True)
+class AdaptationData:
+    """Clips with readable audio.
 
-    `inputs[block]` is where training starts that adapts blocks from `block` + 1 on (one entry in the exact
-    form). `hidden` are frames (T, M) that masks hide: a frozen layer or the log-mel spectrogram.
+    Attributes:
+        names: Clip ids (N).
+        inputs: By block: the output (T, D) of this block of every clip, on the CPU, where training of the blocks above it
+            starts. With `from_frontend` there is one entry, 0, with the output of the convolutions.
+        reconstruction_frames: Frames (T, M) of every clip that masked frames are reconstructed as: of a frozen layer
+            or the log-mel spectrogram. None without masks.
+        skipped: Clips without readable audio, with the reason.
     """
 
     names: tuple[str, ...]
     inputs: dict[int, list[torch.Tensor]]
-    hidden: list[np.ndarray] | None
+    reconstruction_frames: list[np.ndarray] | None
     skipped: dict[str, str]
 
     def lengths(self) -> np.ndarray:
-        """(N,) frames of each clip."""
+        """Return the number of frames (N,) of each clip."""
         return np.array([len(frames) for frames in next(iter(self.inputs.values()))])
 
-    def reordered(self, order: list[int]) -> "Clips":
-        """The same clips in another order."""
-        inputs = {block: [frames[row] for row in order] for block, frames in self.inputs.items()}
-        hidden = None if self.hidden is None else [self.hidden[row] for row in order]
-        return Clips(tuple(self.names[row] for row in order), inputs, hidden, self.skipped)
+    def reordered(self, order: Sequence[int]) -> "AdaptationData":
+        """Return the same clips in another order."""
+        frames = self.reconstruction_frames
+        return AdaptationData(
+            names=tuple(self.names[row] for row in order),
+            inputs={block: [clips[row] for row in order] for block, clips in self.inputs.items()},
+            reconstruction_frames=None if frames is None else [frames[row] for row in order],
+            skipped=self.skipped,
+        )
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What to read: the outputs of `blocks` of an encoder (0: the embedding), a frozen layer or log-mel as
-    the target of masks. `exact` reads the output of the convolutions instead of that of `blocks`."""
+@dataclass(frozen=True, kw_only=True)
+class AdaptationDataSpec:
+    """Which data to read.
 
-    source: encoders.CheckpointRef
+    Attributes:
+        checkpoint: The encoder.
+        weights: Digest of its weights.
+        blocks: Blocks whose output training starts from; 0 is the embedding.
+        target_layer: Frozen layer that masked frames are reconstructed as.
+        log_mel: Whether they are reconstructed as the log-mel spectrogram.
+        from_frontend: Whether to read the output of the convolutions instead of that of `blocks`.
+        dtype: Precision of the encoder.
+        device: Device of the encoder.
+        limits: Decoder processes and their time limit.
+    """
+
+    checkpoint: encoders.CheckpointRef
     weights: str
     blocks: tuple[int, ...]
-    target_layer: int | None
-    logmel: bool
-    exact: bool
+    target_layer: int | None = None
+    log_mel: bool = False
+    from_frontend: bool = False
     dtype: torch.dtype
     device: torch.device
     limits: DecoderLimits
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers to read from the frame store."""
+        blocks = () if self.from_frontend else self.blocks
+        return blocks if self.target_layer is None else tuple(sorted({*blocks, self.target_layer}))
 
-def read_clips(manifest: Manifest, wanted: Wanted, cache: Path, encoder: Any, progress: Progress) -> Clips:
-    """Frames of all clips of the manifest that have sound; frames of layers go through stores in `cache`."""
-    layers = () if wanted.exact else wanted.blocks
-    if wanted.target_layer is not None:
-        layers = tuple(sorted({*layers, wanted.target_layer}))
-    frames: dict[str, dict[int, np.ndarray]] = {}
+
+@dataclass(frozen=True, kw_only=True)
+class _DecodedAudio:
+    """Output (T, C) of the convolutions and waveform (samples,) of a clip, each only if it is needed."""
+
+    frontend: torch.Tensor | None
+    waveform: np.ndarray | None
+
+
+def read_adaptation_data(
+    manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path, encoder: Any, progress: ProgressFactory
+) -> AdaptationData:
+    """Read the data of all clips of `manifest` that have audio; frames of layers come from frame stores in `cache`.
+
+    `encoder` computes the convolutions with `from_frontend`. Raises MertoolError if no clip has readable audio.
+    """
+    layer_frames: dict[str, dict[int, np.ndarray]] = {}
+    audio: dict[str, _DecodedAudio] = {}
     skipped: dict[str, str] = {}
-    if layers:
-        frames, skipped = _read_layers(manifest, wanted, layers, cache, progress)
-    waves: dict[str, tuple[Any, Any]] = {}
-    if wanted.exact or wanted.logmel:
-        waves, failed = _read_waves(manifest, wanted, encoder, progress)
-        skipped |= failed
+    if spec.layers:
+        layer_frames, failures = _read_layers(manifest, spec, cache, progress)
+        skipped |= failures
+    if spec.from_frontend or spec.log_mel:
+        audio, failures = _read_audio(manifest, spec, encoder, progress)
+        skipped |= failures
     names = tuple(clip.clip for clip in manifest.clips if clip.clip not in skipped)
     if not names:
         reasons = ", ".join(sorted(set(skipped.values())))
-        raise MertoolError(f"none of the {len(manifest)} clips of {manifest.source} has readable sound ({reasons})")
-    if wanted.exact:
-        inputs = {0: [waves[name][0] for name in names]}
+        raise MertoolError(f"none of the {len(manifest)} clips of {manifest.source} has readable audio ({reasons})")
+    inputs: dict[int, list[Any]]
+    if spec.from_frontend:
+        inputs = {0: [audio[name].frontend for name in names]}
     else:
-        inputs = {block: [torch.from_numpy(frames[name][block]) for name in names] for block in wanted.blocks}
-    hidden = None
-    if wanted.target_layer is not None:
-        hidden = [frames[name][wanted.target_layer] for name in names]
-    elif wanted.logmel:
+        inputs = {block: [torch.from_numpy(layer_frames[name][block]) for name in names] for block in spec.blocks}
+    frames: list[np.ndarray] | None = None
+    if spec.target_layer is not None:
+        frames = [layer_frames[name][spec.target_layer] for name in names]
+    elif spec.log_mel:
         lengths = [len(clip) for clip in next(iter(inputs.values()))]
-        hidden = [log_mel(waves[name][1], length) for name, length in zip(names, lengths, strict=True)]
-    return Clips(names, inputs, hidden, skipped)
+        frames = [log_mel(audio[name].waveform, n_frames) for name, n_frames in zip(names, lengths, strict=True)]
+    return AdaptationData(names=names, inputs=inputs, reconstruction_frames=frames, skipped=skipped)
 
 
 def _read_layers(
-    manifest: Manifest, wanted: Wanted, layers: tuple[int, ...], cache: Path, progress: Progress
+    manifest: Manifest, spec: AdaptationDataSpec, cache: Path, progress: ProgressFactory
 ) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, str]]:
-    media = {"sample_rate": SAMPLE_RATE}
+    """Return frames (T, D) by clip and layer, and the clips without audio with their reason."""
+    path = _extract_layers(manifest, spec, cache, progress)
+    with FeatureStore(path) as store:
+        names = [clip.clip for clip in manifest.clips if clip.clip in store.index]
+        skipped = {failure.clip: failure.reason for failure in store.failures()}
+        clips = store.all_frames(names)
+    layer_frames = {}
+    for name, values in zip(names, clips, strict=True):
+        # A store of one layer has no axis of layers.
+        by_layer = values if len(spec.layers) > 1 else values[None]
+        layer_frames[name] = {layer: by_layer[index][:MAX_FRAMES] for index, layer in enumerate(spec.layers)}
+    return layer_frames, skipped
+
+
+def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, cache: Path, progress: ProgressFactory) -> Path:
+    """Extract what is missing in the frame store of these layers, and return its path."""
+    checkpoint = spec.checkpoint
     recipe = Recipe(
         "audio",
-        wanted.source.name,
-        wanted.weights,
-        layers,
+        checkpoint.name,
+        spec.weights,
+        spec.layers,
         "none",
-        dtype_name(wanted.dtype),
-        media=media,
+        dtype_name(spec.dtype),
+        media={"sample_rate": SAMPLE_RATE},
         preprocessing=PREPROCESSING_VERSIONS["audio"],
     )
-    path = cache / f"{wanted.source.name.replace('/', '--')}-{format_layers(layers)}-{recipe.fingerprint[:8]}.h5"
-    provenance = {"encoder": wanted.source.to_json(), "adapter": None, "aligner": None}
+    path = cache / f"{checkpoint.name.replace('/', '--')}-{format_layers(spec.layers)}-{recipe.fingerprint[:8]}.h5"
+    provenance = {"encoder": checkpoint.to_json(), "adapter": None, "aligner": None}
     job = ExtractionJob(
         targets=(StoreTarget(path=path, recipe=recipe, provenance=provenance),),
-        encoder=EncoderAssets(wanted.source),
-        device=wanted.device,
-        limits=wanted.limits,
+        encoder=EncoderAssets(checkpoint),
+        device=spec.device,
+        limits=spec.limits,
     )
     with progress("frozen layers", "clips") as update:
         while True:
             try:
                 extract_to_stores(manifest, job, update)
-                break
-            except StoreBusy:  # a run beside this one reads the same layers: what it writes serves both
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-    with FeatureStore(path) as store:
-        names = [clip.clip for clip in manifest.clips if clip.clip in store.index]
-        skipped = {failure.clip: failure.reason for failure in store.failures()}
-        values = store.all_frames(names)
-    found = {}
-    for name, value in zip(names, values, strict=True):
-        stacked = value if len(layers) > 1 else value[None]
-        found[name] = {layer: stacked[row][:MOST_FRAMES] for row, layer in enumerate(layers)}
-    return found, skipped
+                return path
+            except StoreBusy:
+                # Another run extracts the same layers at this moment; this one waits and reads what that one wrote.
+                time.sleep(RETRY_SECONDS)
 
 
 @torch.inference_mode()
-def _read_waves(
-    manifest: Manifest, wanted: Wanted, encoder: Any, progress: Progress
-) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:
-    """The output (T, C) of the convolutions, and the wave, of each clip; each only where it is wanted."""
+def _read_audio(
+    manifest: Manifest, spec: AdaptationDataSpec, encoder: Any, progress: ProgressFactory
+) -> tuple[dict[str, _DecodedAudio], dict[str, str]]:
+    """Decode every clip; return what the spec needs of it, and the clips that cannot be read with the reason."""
     items = [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips]
-    found: dict[str, tuple[Any, Any]] = {}
+    audio: dict[str, _DecodedAudio] = {}
     skipped = {}
-    with progress("waves", "clips") as update, DecoderPool(wanted.limits) as decoders:
-        for done, (item, decoded) in enumerate(decoders.read(items, decode_audio), 1):
+    with progress("waves", "clips") as update, DecoderPool(spec.limits) as decoders:
+        for n_done, (item, decoded) in enumerate(decoders.read(items, decode_audio), 1):
             if not isinstance(decoded, ClipError) and encoder.frames(len(decoded.content)) < 1:
                 decoded = ClipError("too_short")
             if isinstance(decoded, ClipError):
                 skipped[item.clip.clip] = decoded.reason
             else:
-                wave = decoded.content[: MOST_SECONDS * SAMPLE_RATE]
-                front = None
-                if wanted.exact:
-                    samples = encoder.standardise(wave)[None].to(encoder.device)
-                    front = encoder.model.feature_extractor(samples)[0].T.contiguous().clone().cpu()
-                found[item.clip.clip] = (front, wave if wanted.logmel else None)
-            update(done, len(items))
-    return found, skipped
+                waveform = decoded.content[: MOST_SECONDS * SAMPLE_RATE]
+                audio[item.clip.clip] = _DecodedAudio(
+                    frontend=_run_convolutions(encoder, waveform) if spec.from_frontend else None,
+                    waveform=waveform if spec.log_mel else None,
+                )
+            update(n_done, len(items))
+    return audio, skipped
 
 
-def only(manifest: Manifest, clips: Iterable[str]) -> Manifest:
-    """The manifest with these clips alone, in its order."""
-    kept = set(clips)
-    return replace(manifest, clips=tuple(clip for clip in manifest.clips if clip.clip in kept))
+def _run_convolutions(encoder: Any, waveform: np.ndarray) -> torch.Tensor:
+    """Return the output (T, C) of the convolutional front end, on the CPU."""
+    samples = encoder.standardise(waveform)[None].to(encoder.device)
+    # A clone, because a tensor made in inference mode could not be saved for the backward pass.
+    return encoder.model.feature_extractor(samples)[0].T.contiguous().clone().cpu()
 
 
-def choose_unlabelled(manifest: Manifest, most: int, seed: int) -> tuple[str, ...]:
-    """Ids of at most `most` clips of the split `unlabelled`, drawn with `seed`."""
+def sample_unlabelled(manifest: Manifest, max_clips: int, seed: int) -> tuple[str, ...]:
+    """Return the ids of at most `max_clips` clips of the split `unlabelled`, drawn with `seed`."""
     ids = [clip.clip for clip in manifest.clips if clip.split == "unlabelled"]
-    if len(ids) > most:
-        ids = sorted(np.random.default_rng(seed).choice(ids, most, replace=False).tolist())
+    if len(ids) > max_clips:
+        ids = sorted(np.random.default_rng(seed).choice(ids, max_clips, replace=False).tolist())
     return tuple(ids)

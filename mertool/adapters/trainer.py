@@ -1,242 +1,224 @@
-"""The training loop, on accelerate: one optimizer, length-sorted batches, early stopping, exact resume.
+"""Training an adapter: the loop, the step, both losses, the learning rate and the choice of the epoch.
 
-Whatever is random is drawn from (seed, epoch, row), never from a running generator, so that a run that was
-killed needs no generator's state to go on exactly.
+`train_adapter` reads from top to bottom: it makes a new adapter, runs epochs of `_training_step`, and restores the
+epoch with the lowest loss on the development clips. accelerate spreads each batch over processes; gradients are
+accumulated over forward passes of clips of similar length.
+
+Batches and masks are drawn from (seed, epoch[, row]), never from a running generator, so they do not depend on the
+number of processes.
 """
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from mertool.errors import MertoolError
-from mertool.learning.checkpoint import Checkpoint, adam_state, restore_adam
-from mertool.learning.early_stopping import check_finite
+from mertool.adapters.cross_validation import AdapterSplit
+from mertool.adapters.inputs import epoch_batches
+from mertool.adapters.masked_prediction import span_mask
+from mertool.adapters.setup import UNLABELLED, Adapter, AdapterConfig, AdapterSetup, new_adapter
+from mertool.devices import seed_everything
+from mertool.learning.early_stopping import EarlyStopping, check_finite
 from mertool.learning.lr_schedule import set_learning_rate, warmup_cosine
+from mertool.probing.linear import STRENGTH
 
-SORTED_OVER = 8  # batches' worth of clips are sorted by length together
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """epochs: at most so many; patience: epochs without a better development loss before the end.
-
-    batch: labelled clips per step, over all devices. The learning rate rises over a tenth of the steps and
-    falls as a cosine.
-    """
-
-    epochs: int = 30
-    batch: int = 16
-    learning_rate: float = 5e-4
-    weight_decay: float = 1e-4
-    patience: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch, self.patience) < 1:
-            raise MertoolError("--epochs, --batch and --patience must be at least 1")
-        if not 0 < self.learning_rate < 1:
-            raise MertoolError(f"learning rate {self.learning_rate:g}: give a number between 0 and 1")
+MAX_HEAD_LEARNING_RATE = 2e-4  # the head starts at its optimum, from which large steps only lead away
+MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass
-class History:
-    """By epoch: mean loss of the labels and of the hidden frames, loss of the development part.
+class TrainingProgress:
+    """Reports the steps of several trainings, one after the other, as one progress.
 
-    `start_loss` is that of the development part before the first step; if none is better, the best epoch is 0.
+    Attributes:
+        update: Called with the number of steps done and that of all steps.
+        total: Steps of all trainings.
+        finished: Steps of the trainings that are finished.
     """
 
-    label_loss: list[float] = field(default_factory=list)
-    mask_loss: list[float] = field(default_factory=list)
-    development_loss: list[float] = field(default_factory=list)
-    start_loss: float = float("inf")
-    best_epoch: int = 0
+    update: Callable[[int, int], None]
+    total: int
+    finished: int = 0
+
+    def report_step(self, step: int) -> None:
+        """Report the number of steps done in the current training."""
+        self.update(self.finished + step, self.total)
+
+    def finish(self, n_steps: int) -> None:
+        """Count the current training as finished, also if it stopped early."""
+        self.finished += n_steps
+        self.update(self.finished, self.total)
 
 
-class Task(Protocol):
-    """What is trained: `objective` with its parameters, and how it is judged.
+def train_adapter(setup: AdapterSetup, split: AdapterSplit, progress: Callable[[int], None]) -> Adapter:
+    """Train an adapter and return it as it was after its best epoch; `progress` gets the number of steps done.
 
-    `terms` gives the losses of the labels and of the hidden frames of some rows as sums, `weigh` what those of a
-    whole batch are divided by, `parts` rows that fit one forward pass together, `peak` the learning rate of a
-    parameter of the objective where that of most is `rate`.
+    Epoch 0, before the first step, is a candidate: an adapter that only raises the development loss has no effect.
+    Raises MertoolError if a loss is NaN or infinite.
     """
-
-    mask_weight: float
-
-    @property
-    def objective(self) -> nn.Module: ...
-
-    def terms(self, objective: nn.Module, rows: np.ndarray, epoch: int) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-    def weigh(self, rows: np.ndarray, epoch: int) -> tuple[float, float]: ...
-
-    def parts(self, rows: np.ndarray) -> list[np.ndarray]: ...
-
-    def peak(self, name: str, rate: float) -> float: ...
-
-    def penalty(self) -> torch.Tensor: ...
-
-    def development_loss(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Labelled rows, unlabelled ones, and the frames (N,) of all rows there are."""
-
-    labelled: np.ndarray
-    unlabelled: np.ndarray
-    lengths: np.ndarray
-
-
-def fit(
-    task: Task,
-    rows: Rows,
-    schedule: Schedule,
-    accelerator: Accelerator,
-    checkpoint: Checkpoint,
-    progress: Callable[[int], None],
-) -> History:
-    """Train the task's objective in place, and leave it as it was after its best epoch.
-
-    How it began is a candidate, too: an adapter that does harm on the development part is not kept.
-    """
-    trained = {name: p for name, p in task.objective.named_parameters() if p.requires_grad}
-    peaks: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        peaks.setdefault(task.peak(name, schedule.learning_rate), []).append(parameter)
-    groups = [{"params": some, "lr": peak} for peak, some in peaks.items()]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    per_epoch = -(-len(rows.labelled) // schedule.batch)
-    steps = schedule.epochs * per_epoch
-    history, at = History(), _Counters()
-    best: dict[str, torch.Tensor] = {}
-    if saved := checkpoint.load():
-        history, best, at = _restore(saved, trained, optimizer)
-    else:
-        history.start_loss, best = task.development_loss(), _copies(trained)
-    objective, ready = accelerator.prepare(task.objective, optimizer)
-    planned, plan = -1, []
-    while at.step < steps and not at.stopped:
-        epoch, within = divmod(at.step, per_epoch)
-        if epoch != planned:
-            planned, plan = epoch, batches(rows, schedule, epoch)
-        set_learning_rate(ready, warmup_cosine(at.step, steps))
-        losses = _step(task, objective, ready, plan[within], epoch, accelerator)
-        check_finite(*losses, epoch=epoch + 1)
-        at.label_loss += losses[0] / per_epoch
-        at.mask_loss += losses[1] / per_epoch
-        at.step += 1
-        if within == per_epoch - 1:
-            development = task.development_loss()
-            check_finite(development, epoch=epoch + 1)
-            _end_epoch(history, at, development, schedule.patience)
-            if history.best_epoch == epoch + 1:
-                best = _copies(trained)
-        progress(at.step)
-        if checkpoint.should_save:
-            checkpoint.save(_state(trained, best, optimizer), {"history": asdict(history), "at": asdict(at)})
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(best[name])
-    progress(steps)
-    accelerator.free_memory()
-    return history
+    config = setup.config
+    seed_everything(config.seed)
+    adapter = new_adapter(setup, split)
+    trainable, history = adapter.trainable_parameters, adapter.history
+    model, optimizer = setup.accelerator.prepare(adapter.model, _make_optimizer(trainable, config))
+    unlabelled = setup.unlabelled_rows if adapter.target else np.zeros(0, np.int64)
+    early_stopping = EarlyStopping(config.patience)
+    history.start_loss = _development_loss(setup, split, adapter)
+    early_stopping.update(0, history.start_loss, trainable)
+    step, n_steps = 0, config.count_steps(split)
+    for epoch in range(config.epochs):
+        batches = epoch_batches(
+            split.train, unlabelled, setup.inputs.lengths, batch_size=config.batch_size, seed=(config.seed, epoch)
+        )
+        mean_losses = np.zeros(2)
+        for batch in batches:
+            set_learning_rate(optimizer, warmup_cosine(step, n_steps))
+            losses = _training_step(setup, adapter, model, optimizer=optimizer, batch=batch, epoch=epoch)
+            check_finite(*losses, epoch=epoch + 1)
+            mean_losses += np.array(losses) / len(batches)
+            step += 1
+            progress(step)
+        development_loss = _development_loss(setup, split, adapter)
+        early_stopping.update(epoch + 1, development_loss, trainable)
+        history.label_loss.append(float(mean_losses[0]))
+        history.mask_loss.append(float(mean_losses[1]))
+        history.development_loss.append(development_loss)
+        if early_stopping.should_stop:
+            break
+    early_stopping.restore(trainable)
+    history.best_epoch = early_stopping.best_epoch
+    setup.accelerator.free_memory()
+    return adapter
 
 
-def batches(rows: Rows, schedule: Schedule, epoch: int) -> list[np.ndarray]:
-    """Rows of every step of an epoch: of similar length, in random order, unlabelled ones beside labelled."""
-    random = np.random.default_rng((schedule.seed, epoch))
-    count = -(-len(rows.labelled) // schedule.batch)
-    drawn = []
-    for some in (rows.labelled, random.permutation(rows.unlabelled)[: len(rows.labelled)]):
-        order = random.permutation(some)
-        size = SORTED_OVER * schedule.batch
-        chunks = [order[start : start + size] for start in range(0, len(order), size)]
-        in_order = [chunk[np.argsort(rows.lengths[chunk], kind="stable")] for chunk in chunks]
-        drawn.append(np.array_split(np.concatenate([*in_order, np.zeros(0, np.int64)]), count))
-    together = [np.concatenate(pair) for pair in zip(*drawn, strict=True)]
-    return [together[number] for number in random.permutation(count)]
+def _make_optimizer(trainable: dict[str, nn.Parameter], config: AdapterConfig) -> torch.optim.Optimizer:
+    """Return AdamW with a lower peak learning rate for the classification head."""
+    head_rate = min(config.learning_rate, MAX_HEAD_LEARNING_RATE)
+    head = [parameter for name, parameter in trainable.items() if name.startswith("head.")]
+    others = [parameter for name, parameter in trainable.items() if not name.startswith("head.")]
+    groups = [{"params": others}, {"params": head, "lr": head_rate}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
-@dataclass
-class _Counters:
-    """Where a training stands: steps done, losses of the epoch so far, whether it has stopped early."""
-
-    step: int = 0
-    label_loss: float = 0.0
-    mask_loss: float = 0.0
-    stopped: bool = False
-
-
-def _step(
-    task: Task, objective: nn.Module, optimizer: Any, batch: np.ndarray, epoch: int, accelerator: Accelerator
+def _training_step(
+    setup: AdapterSetup, adapter: Adapter, model: nn.Module, *, optimizer: Any, batch: np.ndarray, epoch: int
 ) -> tuple[float, float]:
-    """One step on a batch, its gradient gathered over parts and devices; the batch's two mean losses."""
+    """Take one step on the rows `batch`; return their mean cross-entropy and mean reconstruction loss.
+
+    `model` is the adapter's model as accelerate prepared it. Both losses are means over the whole batch, so the
+    gradient does not depend on how the batch is divided into processes and forward passes.
+    """
+    accelerator, n_processes = setup.accelerator, setup.accelerator.num_processes
     optimizer.zero_grad()
-    weight, hidden = task.weigh(batch, epoch)
-    world = accelerator.num_processes
-    mine = batch[accelerator.process_index :: world]
-    # A device without a clip of its own still takes part, with one that counts for nothing.
-    share = 1.0 if len(mine) else 0.0
-    pieces = task.parts(mine if len(mine) else batch[:1])
-    totals = torch.zeros(2, device=accelerator.device)
-    for number, piece in enumerate(pieces, 1):
-        with nullcontext() if number == len(pieces) else accelerator.no_sync(objective):
+    label_weight, n_masked = _loss_normalizers(setup, adapter, batch, epoch=epoch)
+    own_rows = batch[accelerator.process_index :: n_processes]
+    # The other processes wait for the gradient of this one: without clips of its own it gives one of weight 0.
+    own_weight = 1.0 if len(own_rows) else 0.0
+    micro_batches = setup.inputs.length_batches(own_rows if len(own_rows) else batch[:1])
+    losses = torch.zeros(2, device=accelerator.device)
+    for index, rows in enumerate(micro_batches, 1):
+        is_last = index == len(micro_batches)
+        clips = _load_micro_batch(setup, adapter, rows, epoch=epoch)
+        with nullcontext() if is_last else accelerator.no_sync(model):
             with accelerator.autocast():
-                label, masked = task.terms(objective, piece, epoch)
-            label, masked = share * label / max(weight, 1e-9), share * masked / max(hidden, 1.0)
-            loss = world * (label + task.mask_weight * masked)  # gradients are averaged over devices
-            if number == len(pieces):
-                loss = loss + task.penalty()
+                logits, predictions = model(clips.inputs, clips.lengths, clips.labelled, clips.mask)
+                label_loss = _label_loss(setup, adapter, logits, labels=clips.labels)
+                mask_loss = _mask_loss(adapter, predictions, clips)
+            label_loss = own_weight * label_loss / max(label_weight, 1e-9)
+            mask_loss = own_weight * mask_loss / max(n_masked, 1.0)
+            # Gradients are averaged over processes, but the losses of processes add up: hence the factor.
+            loss = n_processes * (label_loss + setup.config.mask_weight * mask_loss)
+            if is_last:
+                # L2 penalty of the head, the one of the probe that it starts from.
+                loss = loss + adapter.model.head.weight.square().sum() / (2 * STRENGTH * adapter.n_training_clips)
             accelerator.backward(loss)
-            totals += torch.stack([label, masked]).detach()
-    accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], 1.0)
+        losses += torch.stack([label_loss, mask_loss]).detach()
+    accelerator.clip_grad_norm_(list(adapter.trainable_parameters.values()), MAX_GRADIENT_NORM)
     optimizer.step()
-    if world > 1:
-        totals = accelerator.reduce(totals, "sum")
-    return float(totals[0]), float(totals[1])
+    if n_processes > 1:
+        losses = accelerator.reduce(losses, "sum")
+    return float(losses[0]), float(losses[1])
 
 
-def _end_epoch(history: History, at: _Counters, development: float, patience: int) -> None:
-    history.label_loss.append(at.label_loss)
-    history.mask_loss.append(at.mask_loss)
-    history.development_loss.append(development)
-    at.label_loss = at.mask_loss = 0.0
-    history.best_epoch = best_epoch(history.start_loss, history.development_loss)
-    at.stopped = len(history.development_loss) - history.best_epoch >= patience
+def _label_loss(setup: AdapterSetup, adapter: Adapter, logits: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
+    """Return the weighted cross-entropy of logits (n, C), summed over clips."""
+    return nn.functional.cross_entropy(
+        logits.float(),
+        labels,
+        torch.as_tensor(adapter.class_weights, dtype=torch.float32, device=logits.device),
+        reduction="sum",
+        ignore_index=UNLABELLED,
+        label_smoothing=setup.config.label_smoothing,
+    )
 
 
-def best_epoch(start: float, losses: list[float]) -> int:
-    """The epoch of the least development loss; 0 is before the first."""
-    return int(np.argmin([start, *losses]))
+def _mask_loss(adapter: Adapter, predictions: torch.Tensor | None, clips: "_MicroBatch") -> torch.Tensor:
+    """Return the reconstruction loss summed over masked frames, 0 without masks."""
+    if adapter.target is None or predictions is None or clips.targets is None:
+        return torch.zeros((), device=clips.inputs.device)
+    return adapter.target.loss(predictions.float(), clips.targets)
 
 
-def _copies(trained: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in trained.items()}
+def _loss_normalizers(
+    setup: AdapterSetup, adapter: Adapter, batch: np.ndarray, *, epoch: int
+) -> tuple[float, float]:
+    """Return the sum of class weights and the number of masked frames of a batch, over all processes."""
+    labels = setup.labels[batch]
+    label_weight = float(adapter.class_weights[labels[labels != UNLABELLED]].sum())
+    n_masked = sum(_mask(setup, row, epoch).sum() for row in batch) if adapter.target else 0.0
+    return label_weight, float(n_masked)
 
 
-def _state(
-    trained: dict[str, nn.Parameter], best: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    tensors = {f"now.{name}": p for name, p in trained.items()} | {f"best.{name}": p for name, p in best.items()}
-    return tensors | adam_state(trained, optimizer)
+def _mask(setup: AdapterSetup, row: int, epoch: int) -> np.ndarray:
+    """Return the mask (T,) of a clip in an epoch."""
+    return span_mask(int(setup.inputs.lengths[row]), (setup.config.seed, epoch, int(row)))
 
 
-def _restore(
-    saved: tuple[dict[str, torch.Tensor], dict[str, Any]],
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> tuple[History, dict[str, torch.Tensor], _Counters]:
-    tensors, facts = saved
-    best = {}
+@dataclass(kw_only=True)
+class _MicroBatch:
+    """Clips of one forward pass.
+
+    Attributes:
+        inputs: Inputs (B, T, .) of the blocks, zero-padded.
+        lengths: Frames (B,) of each clip.
+        labelled: Indices (n,) of the clips that have a label.
+        labels: Their class indices (n,).
+        mask: True (B, T) in masked frames; None without masks.
+        targets: Reconstruction targets (M, ...) of the masked frames.
+    """
+
+    inputs: torch.Tensor
+    lengths: torch.Tensor
+    labelled: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+
+def _load_micro_batch(setup: AdapterSetup, adapter: Adapter, rows: np.ndarray, *, epoch: int) -> _MicroBatch:
+    inputs, lengths = setup.inputs.load(rows)
+    labels = torch.as_tensor(setup.labels[rows], device=inputs.device)
+    labelled = torch.nonzero(labels != UNLABELLED)[:, 0]
+    if not len(labelled):
+        # In every process the head must take part in the backward pass; an ignored label makes the loss 0.
+        labelled = torch.arange(1, device=inputs.device)
+    clips = _MicroBatch(inputs=inputs, lengths=lengths, labelled=labelled, labels=labels[labelled])
+    if adapter.target:
+        masks = [_mask(setup, row, epoch) for row in rows]
+        padded = nn.utils.rnn.pad_sequence([torch.from_numpy(mask) for mask in masks], batch_first=True)
+        targets = [adapter.target.targets_for(int(row))[mask] for row, mask in zip(rows, masks, strict=True)]
+        clips.mask, clips.targets = padded.to(inputs.device), torch.cat(targets).to(inputs.device)
+    return clips
+
+
+def _development_loss(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> float:
+    """Return the mean cross-entropy of the development clips, without masks or class weights."""
+    blocks = adapter.model.blocks
+    pooled = setup.inputs.mean_pool(blocks, split.development, (blocks.last,))[0]
+    labels = torch.as_tensor(setup.labels[split.development], device=pooled.device)
     with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[f"now.{name}"])
-            best[name] = tensors[f"best.{name}"].to(parameter.device)
-    restore_adam(tensors, trained, optimizer)
-    return History(**facts["history"]), best, _Counters(**facts["at"])
+        return float(nn.functional.cross_entropy(adapter.model.head(pooled), labels))

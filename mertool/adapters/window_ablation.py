@@ -1,114 +1,158 @@
-"""Where an adapter helps: a short training in each of several windows of layers, at equal size.
+"""Window ablation: a short training of an adapter in each of several windows of layers, at equal size.
 
-The layer that reads out best need not be the one whose change helps most, so this ranking stands beside the
-probes of frozen layers.
+The layer whose probe scores best need not be the one where an adapter helps most, so this ranking stands beside the
+probes of frozen layers (`probe-layers --injection`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
 from mertool import encoders
-from mertool.adapters.adapter import Adaptation, Method
-from mertool.adapters.cross_validation import Unfinished, held_out, plan_jobs, train_jobs
-from mertool.adapters.data import Progress, Wanted, only, read_clips
-from mertool.adapters.trainer import Schedule
+from mertool.adapters.cross_validation import AdapterSplit, adapter_splits, join_held_out
+from mertool.adapters.data import AdaptationDataSpec, ProgressFactory, read_adaptation_data
+from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, evaluate_adapter
+from mertool.adapters.setup import AdapterConfig, AdapterSetup, prepare
+from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.features import Recipe, format_layers
 from mertool.learning.accelerator import make_accelerator
-from mertool.learning.folds import Folds, speaker_groups
+from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
-from mertool.metrics import paired_bootstrap, score_json
 
-SHORT = 8  # epochs
+EPOCHS = 8
 METHOD, SIZE = "bottleneck", 32
 
 
-@dataclass(frozen=True)
-class Injection:
-    """What the ranking needs to know: the encoder the probed features came from, and the work's settings."""
+@dataclass(frozen=True, kw_only=True)
+class WindowAblationConfig:
+    """The encoder that the probed features come from, and settings of the work.
+
+    Attributes:
+        recipe: Recipe of the probed store.
+        checkpoint: Name or folder of its encoder.
+        n_classes: Number of classes.
+        seed: Of splits, training and bootstrap.
+        device: Device to train on, as the option --device gives it.
+        cache: Folder of the frame stores of frozen layers.
+    """
 
     recipe: Recipe
     checkpoint: str
-    classes: int
+    n_classes: int
     seed: int
     device: str
     cache: Path
 
 
-def candidates(blocks: int, width: int, read_out: tuple[int, int]) -> list[tuple[int, int]]:
-    """Windows of `width` layers side by side from the last layer down, and the one that reads out best.
+def candidate_windows(n_blocks: int, width: int, probed_window: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return adjacent windows of `width` layers from the last layer down, and the one that the probes recommend.
 
-    >>> candidates(12, 4, (7, 10))
+    >>> candidate_windows(12, 4, (7, 10))
     [(1, 4), (5, 8), (7, 10), (9, 12)]
     """
-    tiles = {(last - width + 1, last) for last in range(blocks, width - 1, -width)}
-    return sorted(tiles | {read_out})
+    tiles = {(last - width + 1, last) for last in range(n_blocks, width - 1, -width)}
+    return sorted(tiles | {probed_window})
 
 
 def ablate_windows(
     manifest: Manifest,
-    windows: list[tuple[int, int]],
+    windows: Sequence[tuple[int, int]],
+    *,
     examples: LabelledClips,
     folds: Folds,
-    injection: Injection,
-    progress: Progress,
+    config: WindowAblationConfig,
+    progress: ProgressFactory,
 ) -> list[dict[str, Any]]:
-    """Held-out scores of a short adaptation of each window, best first, and paired tests against the best."""
-    device = resolve_device(injection.device)
-    dtype = resolve_dtype("auto", device)
-    source = encoders.find(injection.checkpoint, "audio")
-    if source.digest() != injection.recipe.weights:
+    """Return held-out scores of a short adaptation of each window, best first, with paired tests against the best."""
+    source = encoders.find(config.checkpoint, "audio")
+    if source.digest() != config.recipe.weights:
         raise MertoolError(f"{source.folder} is no longer the encoder of the probed store: extract the store again")
-    accelerator = make_accelerator(device, dtype)
-    blocks = tuple(sorted({first - 1 for first, _ in windows}))
-    wanted = Wanted(source, injection.recipe.weights, blocks, None, False, False, dtype, device, DecoderLimits())
-    clips = read_clips(only(manifest, examples.clips), wanted, injection.cache, None, progress)
-    kept = np.isin(examples.clips, clips.names)
-    examples, folds = examples.select(kept), Folds(folds.fold_of[kept], folds.count, folds.description)
-    schedule = Schedule(SHORT, patience=SHORT, seed=injection.seed)
-    jobs = plan_jobs(examples, folds, injection.seed, final=False)
-    found = []
-    with progress("injection", "steps") as update, TemporaryDirectory() as folder:
-        for number, (first, last) in enumerate(windows):
-            encoder = encoders.load("audio", source, device, torch.float32)
-            method = Method(METHOD, SIZE, tuple(range(first, last + 1)), mask_weight=0.0)
-            adaptation = Adaptation(encoder, clips, examples.labels, injection.classes, method, False, accelerator)
-            unfinished = Unfinished(Path(folder) / f"{first}-{last}", f"{first}-{last}", True)
+    device = resolve_device(config.device)
+    accelerator = make_accelerator(device, resolve_dtype("auto", device))
+    spec = _data_spec(source, windows, config)
+    clips = manifest.subset(examples.clips)
+    data = read_adaptation_data(clips, spec, cache=config.cache, encoder=None, progress=progress)
+    has_audio = np.isin(examples.clips, data.names)
+    examples = examples.select(has_audio)
+    folds = replace(folds, fold_of=folds.fold_of[has_audio])
+    splits = adapter_splits(examples, folds, config.seed, final=False)
+    results = {}
+    with progress("injection", "steps") as update:
+        n_steps = sum(_adapter_config((), config.seed).count_steps(split) for split in splits)
+        training = TrainingProgress(update, total=len(windows) * n_steps)
+        for first, last in windows:
+            setup = prepare(
+                # Loaded anew for each window: `prepare` removes the layers that a window does not need.
+                encoders.load("audio", source, device, torch.float32),
+                data,
+                examples.labels,
+                n_classes=config.n_classes,
+                config=_adapter_config(tuple(range(first, last + 1)), config.seed),
+                from_frontend=False,
+                accelerator=accelerator,
+            )
+            results[first, last] = _train_splits(setup, splits, training)
+    scorer = HeldOutScorer(examples=examples, n_classes=config.n_classes, seed=config.seed)
+    return _rank(results, splits, scorer)
 
-            def step(done: int, total: int, before: int = number) -> None:
-                update(before * total + done, len(windows) * total)
 
-            trained = list(train_jobs(adaptation, jobs, schedule, unfinished, step))
-            guess = {name: held_out(jobs, trained, name).argmax(-1) for name in ("frozen", "adapted")}
-            found.append({"window": [first, last], "trainable": trained[0].trainable, **guess})
-    return _ranked(found, examples, injection)
+def _data_spec(
+    source: encoders.CheckpointRef, windows: Sequence[tuple[int, int]], config: WindowAblationConfig
+) -> AdaptationDataSpec:
+    device = resolve_device(config.device)
+    return AdaptationDataSpec(
+        checkpoint=source,
+        weights=config.recipe.weights,
+        blocks=tuple(sorted({first - 1 for first, _ in windows})),
+        dtype=resolve_dtype("auto", device),
+        device=device,
+        limits=DecoderLimits(),
+    )
 
 
-def _ranked(found: list[dict[str, Any]], examples: LabelledClips, injection: Injection) -> list[dict[str, Any]]:
-    truth = examples.labels
-    resampling: dict[str, Any] = {"seed": injection.seed, "groups": speaker_groups(examples)}
-    for one in found:
-        one["scores"] = score_json(truth, one["adapted"], injection.classes, **resampling)
-        one["gain"] = paired_bootstrap(truth, one["frozen"], one["adapted"], classes=injection.classes, **resampling)
-    found.sort(key=lambda one: -one["scores"]["waf"]["value"])
+def _train_splits(
+    setup: AdapterSetup, splits: Sequence[AdapterSplit], progress: TrainingProgress
+) -> list[AdapterResult]:
+    """Train and evaluate one adapter per split; none is saved."""
+    results = []
+    for split in splits:
+        adapter = train_adapter(setup, split, progress.report_step)
+        results.append(evaluate_adapter(setup, split, adapter))
+        progress.finish(setup.config.count_steps(split))
+    return results
+
+
+def _rank(
+    results: dict[tuple[int, int], list[AdapterResult]], splits: Sequence[AdapterSplit], scorer: HeldOutScorer
+) -> list[dict[str, Any]]:
+    """Return the scores of each window, sorted by weighted F1."""
+    adapted = {window: join_held_out(splits, [row.head_logits for row in rows]) for window, rows in results.items()}
+    scores = {window: scorer.score(logits) for window, logits in adapted.items()}
+    ranked = sorted(scores, key=lambda window: -scores[window]["waf"]["value"])
     return [
         {
-            "layers": format_layers(list(range(one["window"][0], one["window"][1] + 1))),
-            "window": one["window"],
-            "trainable": one["trainable"],
-            **one["scores"],
-            "gain": one["gain"],
-            "against_best": paired_bootstrap(
-                truth, found[0]["adapted"], one["adapted"], classes=injection.classes, **resampling
+            "layers": format_layers(list(range(window[0], window[1] + 1))),
+            "window": list(window),
+            "trainable": results[window][0].n_trainable,
+            **scores[window],
+            "gain": scorer.compare(
+                join_held_out(splits, [row.frozen_logits[-1] for row in results[window]]), adapted[window]
             ),
+            "against_best": scorer.compare(adapted[ranked[0]], adapted[window]),
         }
-        for one in found
+        for window in ranked
     ]
+
+
+def _adapter_config(layers: tuple[int, ...], seed: int) -> AdapterConfig:
+    return AdapterConfig(
+        method=METHOD, size=SIZE, layers=layers, mask_weight=0.0, epochs=EPOCHS, patience=EPOCHS, seed=seed
+    )

@@ -12,6 +12,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+# These attentions read the weights of their projections instead of calling the modules, so no module may take a
+# projection's place: its own forward would never run.
+FUNCTIONAL_ATTENTION_CLASSES = ("WavLMAttention",)
+
 
 def find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
     """The list of the `count` transformer blocks: of one class, with attention inside."""

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# WavLM's attention reads the weights of its projections instead of calling them.
-FUNCTIONAL_ATTENTION_CLASSES = ("WavLMAttention",)
+from mertool.encoders.hidden_states import FUNCTIONAL_ATTENTION_CLASSES
 
 
 class PackedLinear(nn.Module):

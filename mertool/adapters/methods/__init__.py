@@ -1,13 +1,12 @@
 """PEFT methods, one file each: `NAME.config(targets, size)` returns a PEFT configuration.
 
-All are saved in PEFT's own format (adapter_config.json, adapter_model.safetensors). `TARGETS` of a method names
-what it is put on by endings of module names inside a block ("" is the block itself), `SIZE` is its default size:
-a width, a rank, a number of vectors, or None where the model alone says how much is trained; `RATE` is its usual
-peak learning rate.
+A method also defines `TARGETS`, the endings of module names inside a block that it is put on ("" is the block itself);
+`SIZE`, its default width, rank or number of vectors, None where the model determines how much is trained; and `RATE`, its
+usual peak learning rate. Adapters are saved in PEFT's own format (adapter_config.json, adapter_model.safetensors).
 
-Beside the two files of PEFT lies shift.safetensors: what the adapter adds to the features of all clips alike, the
-mean over clips it learned from. Adapters of different folds differ in it, and it tells them apart better than any
-emotion; so it is taken off whatever they make (see engine/adapted.py).
+Beside these two files is mean_offset.safetensors: the mean change of each layer's features by the adapter, over the
+clips it was trained on. It differs between folds, and more than emotions do, which would make features of different
+folds incomparable. So it is subtracted from the features (see extraction/multi_adapter.py).
 """
 
 import re
@@ -23,143 +22,163 @@ import torch
 from torch import nn
 
 from mertool import registry
+from mertool.encoders.hidden_states import FUNCTIONAL_ATTENTION_CLASSES
 from mertool.errors import MertoolError
 from mertool.files import write_atomic
 from mertool.runs import load_tensors
 
 PACKAGE = "adapters.methods"
 FINAL = "final"  # the adapter trained on all folds
-SHIFT = "shift"
-# An adapter on a projection inside gets no gradient: this attention reads the weights instead of calling the module.
-FUNCTIONAL_ATTENTION_CLASSES = ("WavLMAttention",)
-EVERY_BLOCK = "feed_forward"  # what blocks of the wav2vec 2.0 kind have; no other kind is adapted
+MEAN_OFFSET = "mean_offset"
+FEED_FORWARD = "feed_forward"  # module of blocks of the wav2vec 2.0 kind; no other kind is adapted
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
-def add_adapter(model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], method: str, size: int | None) -> Any:
-    """Put fresh adapters of `method` on blocks `layers` (counted from 1); only they are trainable.
+def add_adapter(
+    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], *, method: str, size: int | None
+) -> Any:
+    """Put a new adapter of `method` on blocks `layers` (counted from 1) of `model`, and freeze all else.
 
-    `size` is the bottleneck width, the rank or the number of prompt vectors; methods without a size ignore it.
-    Returns a PeftModel around `model`.
+    `size` is the bottleneck width, the rank or the number of vectors; methods without a size ignore it. Returns a
+    PeftModel around `model`.
     """
     import peft
 
     module = registry.load(PACKAGE, "PEFT method", method)
-    names = target_names(model, blocks, layers, module.TARGETS)
-    wrapped = peft.get_peft_model(model, module.config(names, size), adapter_name=FINAL)
-    config = wrapped.peft_config[FINAL]
+    names = target_names(model, blocks, layers, endings=module.TARGETS)
+    peft_model = peft.get_peft_model(model, module.config(names, size), adapter_name=FINAL)
+    config = peft_model.peft_config[FINAL]
     for field, value in vars(config).items():
         if isinstance(value, set):
-            setattr(config, field, sorted(value))  # a set is written in another order each time
-    # PEFT shortens many names to endings that tell them from the modules of this model; where blocks were removed
-    # for training, the same endings would match those blocks in the whole model.
+            # A set is written in another order each time.
+            setattr(config, field, sorted(value))
+    # PEFT shortens many names to endings that are unique in this model. Where blocks were removed for training, the same
+    # endings would match those blocks in the whole model.
     config.target_modules = names
-    return wrapped
+    return peft_model
 
 
 def load_adapters(model: nn.Module, folder: Path) -> Any:
-    """Put all adapters of a finetune run on `model`: `final`, and one per fold. `final` is active."""
+    """Put all adapters of a finetune run on `model`: `final`, which is active, and one per fold.
+
+    Returns a PeftModel. Raises MertoolError for damaged adapters and those of another encoder.
+    """
     import peft
     from safetensors import SafetensorError
 
     for method in registry.choices(PACKAGE):
-        registry.load(PACKAGE, "PEFT method", method)  # makes our own methods known to PEFT
-    folders = {path.parent.name: path.parent for path in sorted(folder.glob("*/adapter_config.json"))}
+        # Importing a method of ours makes it known to PEFT.
+        registry.load(PACKAGE, "PEFT method", method)
+    folders = {path.name: path for path in _adapter_folders(folder)}
     if FINAL not in folders:
         raise MertoolError(f"{folder} holds no adapter: it is not what `mertool finetune` writes")
     try:
-        wrapped = peft.PeftModel.from_pretrained(model, str(folders[FINAL]), adapter_name=FINAL)
+        peft_model = peft.PeftModel.from_pretrained(model, str(folders[FINAL]), adapter_name=FINAL)
         for name in sorted(folders.keys() - {FINAL}):
-            wrapped.load_adapter(str(folders[name]), adapter_name=name)
-        incomplete = [name for name, path in folders.items() if not _is_complete(wrapped, path, name)]
+            peft_model.load_adapter(str(folders[name]), adapter_name=name)
+        unfit = [name for name, path in folders.items() if not _fits(peft_model, path, name)]
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise MertoolError(f"the adapters in {folder} are damaged ({type(error).__name__}): make them again") from error
-    if incomplete:
+    if unfit:
         raise MertoolError(
-            f"the adapters {', '.join(incomplete)} in {folder} do not fit this encoder: give the one they were made for"
+            f"the adapters {', '.join(unfit)} in {folder} do not fit this encoder: give the one they were made for"
         )
-    wrapped.set_adapter(FINAL)
-    return wrapped.eval()
+    peft_model.set_adapter(FINAL)
+    return peft_model.eval()
 
 
-def _is_complete(model: Any, folder: Path, name: str) -> bool:
-    """Whether the file has exactly what the adapter needs: PEFT itself leaves the rest as it was, with a warning."""
+def _adapter_folders(folder: Path) -> list[Path]:
+    return [path.parent for path in sorted(folder.glob("*/adapter_config.json"))]
+
+
+def _fits(peft_model: Any, folder: Path, name: str) -> bool:
+    """Return whether the file has exactly the tensors of the adapter; PEFT only warns about missing ones."""
     import peft
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         saved = set(file.keys())
-    return saved == set(peft.get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    return saved == set(peft.get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False))
 
 
-def save_adapter(model: Any, folder: Path, name: str) -> None:
-    """Save the adapter as `folder/name`, in PEFT's format. Nothing of the frozen model is written."""
+def save_adapter(peft_model: Any, folder: Path, name: str) -> None:
+    """Save the adapter as `folder/name`, in PEFT's format, without the frozen model."""
     with TemporaryDirectory(dir=folder.parent) as draft:
-        # PEFT names the folder after the adapter, and adds a model card with blanks to fill in.
-        model.save_pretrained(draft, selected_adapters=[FINAL])
+        # PEFT names the folder after the adapter, and adds an empty model card beside it.
+        peft_model.save_pretrained(draft, selected_adapters=[FINAL])
         folder.mkdir(exist_ok=True)
         (Path(draft) / FINAL).rename(folder / name)
 
 
-def save_shift(folder: Path, shift: torch.Tensor) -> None:
-    """Save the mean shift (layers + 1, D) of the adapter in `folder`, layer 0 being the embedding."""
+def save_mean_offset(folder: Path, offset: torch.Tensor) -> None:
+    """Save the mean offset (layers + 1, D) of the adapter in `folder`; layer 0 is the embedding."""
     from safetensors.torch import save
 
-    write_atomic(folder / f"{SHIFT}.safetensors", save({SHIFT: shift.float().cpu().contiguous()}))
+    content = save({MEAN_OFFSET: offset.float().cpu().contiguous()})
+    write_atomic(folder / f"{MEAN_OFFSET}.safetensors", content)
 
 
-def load_shifts(folder: Path) -> dict[str, torch.Tensor]:
-    """The mean shift (layers + 1, D) of every adapter in `folder`, by name."""
-    adapters = [path.parent for path in sorted(folder.glob("*/adapter_config.json"))]
-    try:
-        return {adapter.name: load_tensors(adapter / f"{SHIFT}.safetensors")[SHIFT] for adapter in adapters}
-    except KeyError as error:
-        raise MertoolError(f"an adapter in {folder} has no mean shift: make the adapters again") from error
+def load_mean_offsets(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the mean offset (layers + 1, D) of every adapter in `folder`, by the adapter's name."""
+    offsets = {}
+    for adapter in _adapter_folders(folder):
+        file = adapter / f"{MEAN_OFFSET}.safetensors"
+        if not file.exists():
+            raise MertoolError(
+                f"{adapter} has no {file.name}, it was made by an older version: make the adapters again with "
+                "`mertool finetune`"
+            )
+        offsets[adapter.name] = load_tensors(file)[MEAN_OFFSET]
+    return offsets
 
 
 def target_names(
-    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], endings: tuple[str, ...]
+    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], *, endings: tuple[str, ...]
 ) -> list[str]:
-    """Full names of the modules in the chosen blocks whose own name ends with one of `endings`; "" is the block."""
+    """Return the full names of the modules in the chosen blocks whose name ends with one of `endings`; "" is the block."""
     outside = [layer for layer in layers if not 1 <= layer <= len(blocks)]
     if outside or not layers:
         raise MertoolError(f"layers {outside or '(none)'} cannot be adapted: blocks are 1 to {len(blocks)}")
-    if not all(hasattr(blocks[layer - 1], EVERY_BLOCK) for layer in layers):
-        raise MertoolError(f"the blocks of {type(model).__name__} have no module named {EVERY_BLOCK}")
+    if not all(hasattr(blocks[layer - 1], FEED_FORWARD) for layer in layers):
+        raise MertoolError(f"the blocks of {type(model).__name__} have no module named {FEED_FORWARD}")
     prefix = next(name for name, module in model.named_modules() if module is blocks)
     return [
         f"{prefix}.{layer - 1}.{name}" if name else f"{prefix}.{layer - 1}"
         for layer in layers
-        for name in _matches(blocks[layer - 1], endings)
+        for name in _matching_modules(blocks[layer - 1], endings)
     ]
 
 
-def _matches(block: nn.Module, endings: tuple[str, ...]) -> list[str]:
+def _matching_modules(block: nn.Module, endings: tuple[str, ...]) -> list[str]:
     if "" in endings:
         return [""]
-    unheard = tuple(
-        f"{n}." for n, module in block.named_modules() if type(module).__name__ in FUNCTIONAL_ATTENTION_CLASSES
+    # An adapter inside such an attention gets no gradient: the attention reads the weights and does not call the module.
+    functional = tuple(
+        f"{name}."
+        for name, module in block.named_modules()
+        if type(module).__name__ in FUNCTIONAL_ATTENTION_CLASSES
     )
-    return [n for n, _ in block.named_modules() if n.endswith(endings) and not (unheard and n.startswith(unheard))]
+    names = [name for name, _ in block.named_modules() if name.endswith(endings)]
+    return [name for name in names if not (functional and name.startswith(functional))]
 
 
 def count_trainable(model: nn.Module) -> int:
-    """Number of trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def size_for_budget(
-    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], method: str, budget: int
+    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], *, method: str, budget: int
 ) -> int | None:
-    """The largest size of `method` on blocks `layers` that trains at most `budget` parameters.
+    """Return the largest size of `method` on blocks `layers` that trains at most `budget` parameters.
 
-    None for a method without a size. The count is affine in the size. Raises MertoolError if the smallest is too large.
+    None for a method without a size. Raises MertoolError if the smallest size is too large.
     """
     module = registry.load(PACKAGE, "PEFT method", method)
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    if budget > whole:
-        raise MertoolError(f"--budget {budget:,} is more than the {whole:,} parameters of the encoder: give less")
-    smallest = _count(model, blocks, layers, method, module.SIZE and 1)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if budget > n_parameters:
+        raise MertoolError(f"--budget {budget:,} is more than the {n_parameters:,} parameters of the encoder: give less")
+    smallest = _count_for_size(model, blocks, layers, method=method, size=module.SIZE and 1)
     if smallest > budget:
         least = f"at least {smallest:,}" if module.SIZE else f"{smallest:,}"
         raise MertoolError(
@@ -168,15 +187,19 @@ def size_for_budget(
         )
     if not module.SIZE:
         return None
-    return 1 + (budget - smallest) // (_count(model, blocks, layers, method, 2) - smallest)
+    # The count is affine in the size, so two counts determine it.
+    per_size = _count_for_size(model, blocks, layers, method=method, size=2) - smallest
+    return 1 + (budget - smallest) // per_size
 
 
-def _count(model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], method: str, size: int | None) -> int:
-    """Parameters that would be trained, measured on a copy of the model without values."""
+def _count_for_size(
+    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], *, method: str, size: int | None
+) -> int:
+    """Return the number of parameters that would be trained, counted on a copy of the model without values."""
     tensors = chain(model.parameters(), model.buffers())
     memo: dict[int, Any] = {id(tensor): _without_values(tensor) for tensor in tensors}
-    empty = deepcopy(model, memo)
-    return count_trainable(add_adapter(empty, memo[id(blocks)], layers, method, size))
+    empty_model = deepcopy(model, memo)
+    return count_trainable(add_adapter(empty_model, memo[id(blocks)], layers, method=method, size=size))
 
 
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:
@@ -185,9 +208,9 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def parse_budget(text: str) -> int:
-    """A number of parameters: `800k`, `1.6M` or `1600000`. Raises MertoolError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", text.strip().lower())
-    count = Decimal(found[1]) * UNITS[found[2]] if found else Decimal(0)
+    """Return a number of parameters given as `800k`, `1.6M` or `1600000`. Raises MertoolError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", text.strip().lower())
+    count = Decimal(match[1]) * UNITS[match[2]] if match else Decimal(0)
     if count < 1 or count != int(count):
         raise MertoolError(f"budget '{text}': give a number of parameters such as 800k, 1.6M or 1600000")
     return int(count)

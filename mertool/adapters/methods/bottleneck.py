@@ -1,8 +1,8 @@
-"""Bottleneck adapters: down, ReLU, up, added to what they read; the up-projection begins at zero.
+"""Bottleneck adapters: down-projection, ReLU, up-projection, and a residual connection around them.
 
-The method of Zhao et al. (2024), who place them in transformer blocks; placement inside the block is not
-published, ours is after the feed-forward network (Houlsby et al., 2019): f <- f + W_up ReLU(W_down f + b1)
-+ b2.
+The method of Zhao et al. (2024), who put adapters into transformer blocks without publishing the position. Ours is that
+of Houlsby et al. (2019), after the feed-forward network f: f(x) <- f(x) + W_up ReLU(W_down f(x) + b1) + b2. The
+up-projection starts at zero, so a new adapter changes nothing.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mertool.adapters.methods._tuner import ModuleTuner, PartConfig, part_config, register, width_of
+from mertool.adapters.methods._tuner import ModuleTuner, ReplacementConfig, make_config, output_width, register
 
 SIZE = 64  # default bottleneck width
 RATE = 5e-4  # peak learning rate, as in PEFT-SER (Feng and Narayanan, 2023)
@@ -18,9 +18,9 @@ RATE = 5e-4  # peak learning rate, as in PEFT-SER (Feng and Narayanan, 2023)
 TARGETS = ("feed_forward",)
 
 
-def config(targets: list[str], size: int) -> PartConfig:
-    """PEFT configuration of bottlenecks of width `size` after the modules `targets`."""
-    return part_config(BottleneckTuner, targets, size)
+def config(targets: list[str], size: int) -> ReplacementConfig:
+    """Return the PEFT configuration of bottlenecks of width `size` after the modules `targets`."""
+    return make_config(BottleneckTuner, targets, size)
 
 
 class Bottleneck(nn.Module):
@@ -28,26 +28,27 @@ class Bottleneck(nn.Module):
 
     def __init__(self, base: nn.Module, size: int):
         super().__init__()
-        channels = width_of(base)
+        channels = output_width(base)
         self.down, self.up = nn.Linear(channels, size), nn.Linear(size, channels)
-        nn.init.zeros_(self.down.bias)  # PyTorch's random one can shut every ReLU of a narrow adapter
+        # With PyTorch's random bias, all ReLUs of a narrow adapter may be zero for every input.
+        nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def bend(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What is added for hidden states (B, T, D)."""
+    def delta(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the output of the adapter (B, T, D) for hidden states (B, T, D), without the residual."""
         return self.up(torch.relu(self.down(hidden.to(self.down.bias.dtype)))).to(hidden.dtype)
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         hidden = base(*args, **kwargs)
-        return hidden + self.bend(hidden)
+        return hidden + self.delta(hidden)
 
 
 class BottleneckTuner(ModuleTuner):
     """PEFT's tuner for MERTOOL_BOTTLENECK."""
 
     prefix = "mertool_bottleneck_"
-    part = Bottleneck
+    replacement = Bottleneck
 
 
 register(BottleneckTuner)

@@ -1,17 +1,20 @@
-"""IA3: learned factors on keys, values and the inner activations of the feed-forward network (Liu et al., 2022).
+"""IA3: trained factors on keys, values and the inner activations of the feed-forward network (Liu et al., 2022).
 
-All factors begin at one. WavLM's attention reads its projections' weights instead of calling them, so there only
+All factors start at one. WavLM's attention reads the weights of its projections instead of calling them, so there only
 the feed-forward network has factors.
 """
 
 from peft import IA3Config
 
-SIZE = None  # the number of factors is given by the model
+SIZE = None  # the model determines the number of factors
 RATE = 3e-3  # peak learning rate, that of the paper
 TARGETS = ("attention.k_proj", "attention.v_proj", "feed_forward.output_dense")
 
 
 def config(targets: list[str], size: int | None = None) -> IA3Config:
-    """PEFT configuration of IA3 on the linear modules `targets`; those of the feed-forward scale their input."""
-    inner = [name for name in targets if name.endswith("output_dense")]
-    return IA3Config(target_modules=targets, feedforward_modules=inner)
+    """Return the PEFT configuration of IA3 on the linear modules `targets`.
+
+    Factors of `output_dense` scale its input, which is the inner activation; the others scale outputs.
+    """
+    feed_forward = [name for name in targets if name.endswith("output_dense")]
+    return IA3Config(target_modules=targets, feedforward_modules=feed_forward)

@@ -1,6 +1,6 @@
 """LoRA on the feed-forward projections (Hu et al., 2022).
 
-Not on queries and values: WavLM hands its projection weights to a fused attention, so a LoRA there gets no
+Not on queries and values: WavLM passes the weights of its projections to a fused attention, so a LoRA on them gets no
 gradient.
 """
 
@@ -12,5 +12,5 @@ TARGETS = ("feed_forward.intermediate_dense", "feed_forward.output_dense")
 
 
 def config(targets: list[str], size: int) -> LoraConfig:
-    """PEFT configuration of LoRA of rank `size` (alpha twice the rank) on the linear modules `targets`."""
+    """Return the PEFT configuration of LoRA of rank `size` (alpha twice the rank) on the linear modules `targets`."""
     return LoraConfig(target_modules=targets, r=size, lora_alpha=2 * size, lora_dropout=0.0)

@@ -1,0 +1,157 @@
+"""Comparison of trained adapters with the frozen encoder, on the clips that their training left out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mertool.adapters import methods as peft_methods
+from mertool.adapters.blocks import AdaptableBlocks
+from mertool.adapters.cross_validation import AdapterSplit, join_held_out
+from mertool.adapters.setup import Adapter, AdapterSetup, TrainingHistory
+from mertool.encoders.hidden_states import truncate_after
+from mertool.learning.cka import linear_cka
+from mertool.learning.folds import speaker_groups
+from mertool.learning.labelled_clips import LabelledClips
+from mertool.metrics import paired_bootstrap, score_json
+
+MAX_OFFSET_CLIPS = 500  # enough for a mean: the offset varies little from clip to clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterResult:
+    """Outputs of one adapter for its H held-out clips, and how it was trained.
+
+    Attributes:
+        head_logits: Logits (H, C) of the trained classification head.
+        frozen_logits: Logits (W, H, C) of a linear probe of each block of the window, without the adapter.
+        adapted_logits: The same with the adapter.
+        cka: Linear CKA (W,) of each block's features without and with the adapter; NaN for fewer than two clips.
+        history: Losses by epoch.
+        n_trainable: Number of trained parameters of the adapter.
+    """
+
+    head_logits: np.ndarray
+    frozen_logits: np.ndarray
+    adapted_logits: np.ndarray
+    cka: np.ndarray
+    history: TrainingHistory
+    n_trainable: int
+
+
+def evaluate_adapter(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> AdapterResult:
+    """Apply the trained head, and linear probes of every block with and without the adapter, to the held-out clips."""
+    blocks = adapter.model.blocks
+    adapted_features = setup.inputs.mean_pool(blocks, setup.labelled_rows, blocks.layers)
+    frozen_logits, adapted_logits, cka = [], [], []
+    for frozen, adapted in zip(setup.frozen_features, adapted_features, strict=True):
+        frozen_logits.append(_probe_logits(setup, split, frozen))
+        adapted_logits.append(_probe_logits(setup, split, adapted))
+        pair = frozen[split.held_out], adapted[split.held_out]
+        cka.append(linear_cka(*pair) if len(split.held_out) > 1 else float("nan"))
+    with torch.no_grad():
+        head_logits = adapter.model.head(adapted_features[-1][split.held_out]).cpu().numpy()
+    return AdapterResult(
+        head_logits=head_logits,
+        frozen_logits=np.stack(frozen_logits),
+        adapted_logits=np.stack(adapted_logits),
+        cka=np.array(cka),
+        history=adapter.history,
+        n_trainable=peft_methods.count_trainable(adapter.peft_model),
+    )
+
+
+def _probe_logits(setup: AdapterSetup, split: AdapterSplit, features: torch.Tensor) -> np.ndarray:
+    """Return logits (H, C) of the held-out clips by a linear probe of features (n, D) fitted on the training clips."""
+    probe = setup.fit_head(features, split.train)
+    return probe(features[split.held_out]).detach().cpu().numpy()
+
+
+def measure_mean_offset(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> torch.Tensor:
+    """Return the mean offset (layers + 1, D) of an adapter: the mean change of each layer's features by it.
+
+    The mean is over the clips that the adapter was trained on or chosen on, at most 500 of them.
+    """
+    rng = np.random.default_rng(setup.config.seed)
+    rows = rng.permutation(np.union1d(split.train, split.development))[:MAX_OFFSET_CLIPS]
+    offset = torch.zeros(setup.encoder_layers + 1, setup.inputs.channels, device=setup.accelerator.device)
+    adapted, frozen = (_mean_features(setup, blocks, rows) for blocks in (adapter.model.blocks, setup.blocks))
+    offset[setup.blocks.first :] = adapted - frozen
+    return offset
+
+
+def _mean_features(setup: AdapterSetup, blocks: AdaptableBlocks, rows: np.ndarray) -> torch.Tensor:
+    """Return the mean over clips (layers, D) of the features of every layer from the first adapted block up."""
+    layers = tuple(range(blocks.first, setup.encoder_layers + 1))
+    # Training leaves out the blocks above, but later stages read their output too.
+    blocks.blocks.extend(setup.upper_blocks)
+    features = setup.inputs.mean_pool(blocks, rows, layers)
+    truncate_after(blocks.blocks, blocks.last)
+    return features.mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutScorer:
+    """Scores predictions for held-out clips, with intervals and paired tests.
+
+    Attributes:
+        examples: The labelled clips (N).
+        n_classes: Number of classes.
+        seed: Of the bootstrap.
+    """
+
+    examples: LabelledClips
+    n_classes: int
+    seed: int
+
+    def score(self, logits: np.ndarray) -> dict[str, Any]:
+        """Return the scores of logits (N, C), as metrics.json holds them."""
+        return score_json(
+            self.examples.labels, logits.argmax(-1), self.n_classes, seed=self.seed, groups=self._groups
+        )
+
+    def compare(self, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+        """Return the gain in WAF of the second logits (N, C) over the first, by a paired bootstrap."""
+        return paired_bootstrap(
+            self.examples.labels,
+            first.argmax(-1),
+            second.argmax(-1),
+            classes=self.n_classes,
+            seed=self.seed,
+            groups=self._groups,
+        )
+
+    @property
+    def _groups(self) -> np.ndarray | None:
+        return speaker_groups(self.examples)
+
+
+def score_adaptation(
+    scorer: HeldOutScorer,
+    splits: Sequence[AdapterSplit],
+    results: Sequence[AdapterResult],
+    layers: tuple[int, ...],
+) -> dict[str, Any]:
+    """Return the scores of all clips without and with adapters: of the trained heads, and of a probe of each block."""
+    frozen = join_held_out(splits, [result.frozen_logits for result in results])
+    adapted = join_held_out(splits, [result.adapted_logits for result in results])
+    head = join_held_out(splits, [result.head_logits for result in results])
+    cka = np.mean([result.cka for result, split in zip(results, splits, strict=True) if len(split.held_out)], axis=0)
+    probes = {
+        str(layer): {
+            "frozen": scorer.score(frozen[index]),
+            "adapted": scorer.score(adapted[index]),
+            "gain": scorer.compare(frozen[index], adapted[index]),
+            "cka": float(cka[index]),
+        }
+        for index, layer in enumerate(layers)
+    }
+    return {
+        "frozen": scorer.score(frozen[-1]),
+        "adapted": scorer.score(head),
+        # Partly due to the head, which was trained further than its probe; `probes` has the gain of the features.
+        "gain": scorer.compare(frozen[-1], head),
+        "probes": probes,
+    }

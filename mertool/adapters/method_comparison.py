@@ -1,0 +1,52 @@
+"""Comparison of PEFT methods that were trained under the same conditions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mertool.features import describe_layers
+from mertool.learning.folds import speaker_groups
+from mertool.learning.labelled_clips import LabelledClips
+from mertool.metrics import mcnemar, paired_bootstrap
+from mertool.predictions import Predictions
+from mertool.runs import Run
+
+HELD_OUT = "held_out.csv"  # predictions of held-out clips in a run of finetune
+SHARED_METRICS = ("clips", "folds", "interval", "layers", "frozen", "parameters")
+
+
+def compare_runs(runs: dict[str, Run], examples: LabelledClips, *, n_classes: int, seed: int) -> dict[str, Any]:
+    """Return the scores of every method, with paired tests against the one that scores best.
+
+    `runs` has the run of each method, all on the same clips, which are among `examples`.
+    """
+    predictions = {method: Predictions.read(run.folder / HELD_OUT) for method, run in runs.items()}
+    clips = next(iter(predictions.values())).clips
+    examples = examples.select(np.isin(examples.clips, clips))
+    guesses = {method: rows.probabilities.argmax(1) for method, rows in predictions.items()}
+    metrics = {method: run.metrics for method, run in runs.items()}
+    best = max(metrics, key=lambda method: metrics[method]["adapted"]["waf"]["value"])
+    table = {}
+    for method, scores in metrics.items():
+        row = {name: scores[name] for name in ("size", "trainable", "adapted", "gain")}
+        row["share"] = scores["trainable"] / scores["parameters"]
+        row["run"] = str(runs[method].folder)
+        # The best method was chosen on these same clips, so its lead over the others is optimistic.
+        if method != best:
+            pair = examples.labels, guesses[best], guesses[method]
+            row["against_best"] = paired_bootstrap(
+                *pair, classes=n_classes, seed=seed, groups=speaker_groups(examples)
+            )
+            row["mcnemar"] = mcnemar(*pair)
+        table[method] = row
+    return {**{name: metrics[best][name] for name in SHARED_METRICS}, "best": best, "methods": table}
+
+
+def plot_comparison(path: Path, metrics: dict[str, Any]) -> None:
+    """Plot the weighted F1 of the frozen encoder and of every method."""
+    from mertool.plots import plot_score_bars
+
+    scores = {"frozen": metrics["frozen"]} | {name: row["adapted"] for name, row in metrics["methods"].items()}
+    bars = {name: tuple(score["waf"].values()) for name, score in scores.items()}
+    plot_score_bars(path, bars, f"Adapters on {describe_layers(metrics['layers'])}, held-out clips")

@@ -1,0 +1,230 @@
+"""What the adapters of one encoder share, and a new adapter with its heads, ready to train."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mertool.adapters import methods as peft_methods
+from mertool.adapters.blocks import AdaptableBlocks
+from mertool.adapters.cross_validation import AdapterSplit
+from mertool.adapters.data import AdaptationData
+from mertool.adapters.inputs import BlockInputs
+from mertool.adapters.masked_prediction import ReconstructionTarget
+from mertool.adapters.model import AdapterModel, ClassificationHead
+
+UNLABELLED = -100  # label of clips without one; torch's cross-entropy ignores this index
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What an adapter is, its loss and its training. `FinetuneOptions` checks the values.
+
+    Attributes:
+        method: PEFT method, a file of mertool/adapters/methods.
+        size: Its width, rank or number of vectors; None for a method without a size.
+        layers: Adapted blocks, counted from 1.
+        mask_weight: Weight of the reconstruction loss beside the cross-entropy.
+        mask_target: Target of the reconstruction (see masked_prediction.py).
+        class_weights: `balanced` weights the cross-entropy by inverse class frequency, `none` does not.
+        label_smoothing: Of the cross-entropy, from 0 to below 1.
+        epochs: Number of epochs at most.
+        batch_size: Labelled clips per step, over all processes.
+        learning_rate: Peak of warm-up and cosine decay.
+        weight_decay: Of AdamW.
+        patience: Epochs without a lower development loss before training stops.
+        seed: Of initialization, batches and masks.
+    """
+
+    method: str
+    size: int | None
+    layers: tuple[int, ...]
+    mask_weight: float = 0.1
+    mask_target: str = "units"
+    class_weights: str = "none"
+    label_smoothing: float = 0.0
+    epochs: int = 30
+    batch_size: int = 16
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    patience: int = 5
+    seed: int = 0
+
+    def count_steps(self, split: AdapterSplit) -> int:
+        """Return the number of training steps on `split`, if early stopping does not end training before."""
+        return self.epochs * -(-len(split.train) // self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSetup:
+    """What all adapters of one encoder share: frozen blocks, clips and configuration. Made by `prepare`.
+
+    Attributes:
+        config: Method, loss and optimization.
+        blocks: The frozen blocks; each adapter gets a copy.
+        upper_blocks: The blocks above, which only the mean offset of an adapter needs.
+        inputs: Inputs of the blocks for all clips.
+        labels: Class index (N,) of each clip: labelled clips first, then those with UNLABELLED.
+        reconstruction_frames: Frames (T, M) of each clip that masked frames are reconstructed as; None without masks.
+        n_classes: Number of classes.
+        frozen_features: Means over time (W, n, D) of the frozen blocks, for the n labelled clips.
+        encoder_parameters: Number of parameters of the whole encoder.
+        encoder_layers: Number of blocks of the whole encoder.
+        accelerator: Device, precision and processes.
+    """
+
+    config: AdapterConfig
+    blocks: AdaptableBlocks
+    upper_blocks: tuple[nn.Module, ...]
+    inputs: BlockInputs
+    labels: np.ndarray
+    reconstruction_frames: Sequence[np.ndarray] | None
+    n_classes: int
+    frozen_features: torch.Tensor
+    encoder_parameters: int
+    encoder_layers: int
+    accelerator: Accelerator
+
+    @property
+    def labelled_rows(self) -> np.ndarray:
+        """Rows (n,) of the labelled clips, the first n."""
+        return np.flatnonzero(self.labels != UNLABELLED)
+
+    @property
+    def unlabelled_rows(self) -> np.ndarray:
+        """Rows of the other clips."""
+        return np.flatnonzero(self.labels == UNLABELLED)
+
+    def fit_head(self, features: torch.Tensor, rows: np.ndarray) -> ClassificationHead:
+        """Fit the linear probe of features (n, D) of the labelled clips on the training rows `rows`."""
+        labels = self.labels[: len(features)]
+        return ClassificationHead.fit(features, labels, rows, n_classes=self.n_classes).to(self.accelerator.device)
+
+
+def prepare(
+    encoder: Any,
+    data: AdaptationData,
+    labels: np.ndarray,
+    *,
+    n_classes: int,
+    config: AdapterConfig,
+    from_frontend: bool,
+    accelerator: Accelerator,
+) -> AdapterSetup:
+    """Strip `encoder` down to the blocks that training runs (in place), and compute the frozen features of the clips.
+
+    `labels` (N,) are those of the clips of `data`: labelled clips first, then unlabelled ones with UNLABELLED.
+    """
+    encoder_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
+    upper_blocks = tuple(encoder.blocks[max(config.layers) :])
+    blocks = AdaptableBlocks.from_encoder(encoder, config.layers, from_frontend=from_frontend)
+    inputs = BlockInputs(
+        frames=data.inputs[0 if from_frontend else blocks.first - 1],
+        lengths=data.lengths(),
+        channels=encoder.channels,
+        supports_padding=blocks.supports_padding,
+        accelerator=accelerator,
+    )
+    return AdapterSetup(
+        config=config,
+        blocks=blocks,
+        upper_blocks=upper_blocks,
+        inputs=inputs,
+        labels=labels,
+        reconstruction_frames=data.reconstruction_frames,
+        n_classes=n_classes,
+        frozen_features=inputs.mean_pool(blocks, np.flatnonzero(labels != UNLABELLED), blocks.layers),
+        encoder_parameters=encoder_parameters,
+        encoder_layers=encoder.layers,
+        accelerator=accelerator,
+    )
+
+
+@dataclass
+class TrainingHistory:
+    """Losses by epoch, as metrics.json holds them.
+
+    Attributes:
+        label_loss: Mean cross-entropy of the training clips.
+        mask_loss: Mean reconstruction loss of masked frames, 0 without masks.
+        development_loss: Mean cross-entropy of the development clips, unmasked.
+        start_loss: Development loss before the first step.
+        best_epoch: Epoch with the lowest development loss, from 1; 0 if none was lower than `start_loss`.
+    """
+
+    label_loss: list[float] = field(default_factory=list)
+    mask_loss: list[float] = field(default_factory=list)
+    development_loss: list[float] = field(default_factory=list)
+    start_loss: float = float("inf")
+    best_epoch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter before, in or after training.
+
+    Attributes:
+        peft_model: The encoder with the adapter, as PEFT saves it.
+        model: The blocks of the same encoder, with both heads.
+        target: Target of the reconstruction loss; None without masks.
+        class_weights: Weight (C,) of each class in the cross-entropy.
+        n_training_clips: Number of labelled clips it is trained on.
+        history: Losses by epoch.
+    """
+
+    peft_model: Any
+    model: AdapterModel
+    target: ReconstructionTarget | None
+    class_weights: np.ndarray
+    n_training_clips: int
+    history: TrainingHistory = field(default_factory=TrainingHistory)
+
+    @property
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the adapter and the heads that are trained, by name."""
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+
+def new_adapter(setup: AdapterSetup, split: AdapterSplit) -> Adapter:
+    """Add an untrained adapter to a copy of the frozen blocks, and make both heads for the clips of `split`."""
+    config, device = setup.config, setup.accelerator.device
+    blocks = deepcopy(setup.blocks)
+    peft_model = peft_methods.add_adapter(
+        blocks.model, blocks.blocks, config.layers, method=config.method, size=config.size
+    )
+    peft_model.to(device)
+    target = _fit_target(setup, blocks, split)
+    head = setup.fit_head(setup.frozen_features[-1], split.train)
+    reconstruction_head = nn.Linear(setup.inputs.channels, target.size).to(device) if target else None
+    return Adapter(
+        peft_model=peft_model,
+        model=AdapterModel(blocks, head, reconstruction_head),
+        target=target,
+        class_weights=_class_weights(setup, split),
+        n_training_clips=len(split.train),
+    )
+
+
+def _fit_target(setup: AdapterSetup, blocks: AdaptableBlocks, split: AdapterSplit) -> ReconstructionTarget | None:
+    """Fit the reconstruction target on the training clips and the unlabelled ones; None without masks."""
+    config = setup.config
+    if setup.reconstruction_frames is None or config.mask_weight == 0:
+        return None
+    rows = np.concatenate([split.train, setup.unlabelled_rows])
+    if not blocks.from_frontend:
+        # The encoder's own mask embedding belongs to its first block. Here a masked frame is an average one.
+        blocks.mask_embedding.copy_(setup.inputs.mean_frame(rows))
+    return ReconstructionTarget.fit(config.mask_target, setup.reconstruction_frames, rows, seed=config.seed)
+
+
+def _class_weights(setup: AdapterSetup, split: AdapterSplit) -> np.ndarray:
+    """Return the weight (C,) of each class, on average 1 over the training clips."""
+    if setup.config.class_weights == "none":
+        return np.ones(setup.n_classes)
+    counts = np.bincount(setup.labels[split.train], minlength=setup.n_classes)
+    return len(split.train) / np.maximum(counts, 1) / np.count_nonzero(counts)
