@@ -95,15 +95,13 @@ class _LabelledData:
     skipped: dict[str, str]
 
 
-def finetune(
-    manifest: Manifest, output: Path, options: FinetuneOptions, progress: ProgressFactory
-) -> tuple[Run, bool]:
+def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progress: ProgressFactory) -> tuple[Run, bool]:
     """Train the adapters; return the run, and whether a complete run of the same inputs was reused."""
     resolved = _resolve(manifest, options)
     key = _cache_key(resolved, manifest, options)
     if run := find_reusable_run(output, "finetune", key=key, options=options):
         return run, True
-    # Faults in folds are raised before the long work, although clips without audio, which need no fold, are not known yet.
+    # Faults in folds are raised before the long work; clips without audio, which need no fold, are not known yet.
     get_folds(options.folds, resolved.examples, options.seed, complete=False)
     accelerator = make_accelerator(resolved.device, resolved.dtype)
     setup, labelled = _prepare(resolved, options, output=output, accelerator=accelerator, progress=progress)
@@ -161,7 +159,7 @@ def compare(
         return run, True
     if not make_accelerator(resolve_device(options.device), torch.float32).is_main_process:
         return Run(output, {}), False
-    info = {"options": asdict(options), "seed": options.seed, "classes": list(options.classes)}
+    info: dict[str, Any] = {"options": asdict(options), "seed": options.seed, "classes": list(options.classes)}
     with new_run(output, "compare", key=key, **info) as draft:
         examples = LabelledClips.from_manifest(manifest, options.classes)
         draft.metrics.update(compare_runs(runs, examples, n_classes=len(options.classes), seed=options.seed))

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from mertool.adapters.methods import load_shifts
+from mertool.adapters.methods import load_mean_offsets
 from mertool.errors import MertoolError
 from mertool.predictions import Predictions
 from mertool.runs import load_tensors
@@ -312,39 +312,38 @@ def test_wrong_options(options, message, manifest, invoke, tiny_encoders, tmp_pa
 # ---------------------------------------------------------------- killed, and on several devices
 
 
-def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(manifest, finetune, tmp_path, monkeypatch):
-    from mertool.adapters import adapter as module
-    from mertool.learning import checkpoint
+def test_a_killed_run_resumes_and_equals_an_undisturbed_one(manifest, finetune, tmp_path, monkeypatch):
+    """Finished adapters are reused; the one that was in training is trained again from the start."""
+    from mertool import finetune as stage
 
-    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     whole = finetune(manifest(), "whole", "--epochs", 3)
-    fit, begun = module.fit, []
+    train_adapter, trained = stage.train_adapter, []
 
-    def dying(task, rows, schedule, accelerator, saved, progress):
-        begun.append(saved.path.name)
+    def train_until_killed(setup, split, progress):
+        trained.append(split.name)
 
-        def die(step):
+        def kill(step):
             progress(step)
-            if len(begun) == 2 and step == 2:
+            if len(trained) == 2 and step == 2:
                 raise KeyboardInterrupt
 
-        return fit(task, rows, schedule, accelerator, saved, die)
+        return train_adapter(setup, split, kill)
 
-    monkeypatch.setattr(module, "fit", dying)
+    monkeypatch.setattr(stage, "train_adapter", train_until_killed)
     with pytest.raises((KeyboardInterrupt, AssertionError)):
         finetune(manifest(), "killed", "--epochs", 3)
     assert not (tmp_path / "killed").exists()
     assert (tmp_path / ".killed.unfinished" / "adapters" / "fold0").is_dir()
     titles = []
 
-    def shown(title, *_):
+    def record_title(title, *_):
         titles.append(title)
         return nullcontext(lambda *_: None)
 
-    monkeypatch.setattr("mertool.cli.finetune.progress", shown)
+    monkeypatch.setattr("mertool.cli.finetune.progress", record_title)
     resumed = finetune(manifest(), "killed", "--epochs", 3)
     assert titles[-1] == "adapters (1 of 3 were trained before)"
-    assert begun == [f"{name}.training.safetensors" for name in ("fold0", "fold1", "fold1", "final")]
+    assert trained == ["fold0", "fold1", "fold1", "final"]
     assert resumed["history"] == whole["history"]
     for name in ("fold0", "fold1", "final"):
         assert same(adapter(tmp_path / "whole", name), adapter(tmp_path / "killed", name))
@@ -352,6 +351,7 @@ def test_a_killed_run_goes_on_and_equals_an_undisturbed_one(manifest, finetune, 
     assert not (tmp_path / ".killed.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(manifest, tiny_encoders, tmp_path):
     """By torchrun on two CPU processes; batches of five leave one of them with less."""
     source = manifest()
@@ -388,7 +388,7 @@ def test_clips_of_very_different_length_train_together(manifest, finetune, tmp_p
 
 
 def manual(folder, name, tiny_encoders, wave):
-    """Mean hidden states of all layers by transformers and PEFT alone, with adapter `name`, less its mean shift."""
+    """Mean hidden states of all layers by transformers and PEFT alone, with adapter `name`, less its mean offset."""
     import peft
     from transformers import AutoFeatureExtractor, AutoModel
 
@@ -400,8 +400,8 @@ def manual(folder, name, tiny_encoders, wave):
     inputs = prepare(wave, sampling_rate=16_000, return_tensors="pt").input_values
     with torch.no_grad():
         states = model(inputs, output_hidden_states=True).hidden_states
-    shift = load_tensors(folder / "adapters" / name / "shift.safetensors")["shift"]
-    return (torch.stack([state[0].mean(0) for state in states[:-1]]) - shift[:-1]).numpy()
+    offset = load_tensors(folder / "adapters" / name / "mean_offset.safetensors")["mean_offset"]
+    return (torch.stack([state[0].mean(0) for state in states[:-1]]) - offset[:-1]).numpy()
 
 
 def test_training_clips_get_the_adapter_that_did_not_see_them(
@@ -426,7 +426,7 @@ def test_training_clips_get_the_adapter_that_did_not_see_them(
 
 @pytest.mark.parametrize("exact", [(), ("--no-prefix-cache",)])
 @pytest.mark.parametrize("encoder", ["hubert", "wavlm_group"])
-def test_what_an_adapter_adds_to_all_clips_it_learned_from_is_taken_off(
+def test_the_mean_offset_of_an_adapter_is_subtracted(
     exact, encoder, manifest, finetune, demo_rows, load_tiny, tmp_path
 ):
     """In the layers of the adapters and in those above them, which training never runs."""
@@ -444,18 +444,18 @@ def test_what_an_adapter_adds_to_all_clips_it_learned_from_is_taken_off(
         learned = [clip for clip in TRIO if name != f"fold{folds[clip]}"]
         made = adapted.encode_prepared([adapted.prepare(waves[clip]) for clip in learned], every)
         added = torch.stack([after.mean(1) - before[clip] for clip, after in zip(learned, made, strict=True)])
-        spread, shift = added.std(0), adapted.shifts[name]
+        spread, offset = added.std(0), adapted.mean_offsets[name]
         assert added[:, :2].abs().max() < 1e-3
-        assert not shift[:2].any()
-        assert (shift[2:].norm(dim=1) > 2 * spread[2:].norm(dim=1)).all()
-        assert (added.mean(0)[2:].norm(dim=1) < 0.02 * shift[2:].norm(dim=1)).all()
+        assert not offset[:2].any()
+        assert (offset[2:].norm(dim=1) > 2 * spread[2:].norm(dim=1)).all()
+        assert (added.mean(0)[2:].norm(dim=1) < 0.02 * offset[2:].norm(dim=1)).all()
 
 
-def test_an_adapter_without_its_shift_is_refused(finetune_run, tmp_path):
+def test_an_adapter_without_its_mean_offset_is_refused(finetune_run, tmp_path):
     shutil.copytree(finetune_run / "adapters", tmp_path / "adapters")
-    (tmp_path / "adapters" / "fold1" / "shift.safetensors").unlink()
-    with pytest.raises(MertoolError, match=r"fold1/shift.safetensors cannot be read .* make it again"):
-        load_shifts(tmp_path / "adapters")
+    (tmp_path / "adapters" / "fold1" / "mean_offset.safetensors").unlink()
+    with pytest.raises(MertoolError, match=r"fold1 has no mean_offset.safetensors, it was made by an older version"):
+        load_mean_offsets(tmp_path / "adapters")
 
 
 def test_extraction_says_which_adapter_it_took(
@@ -549,7 +549,9 @@ def test_with_random_labels_fusion_on_adapted_features_stays_at_chance(
     tones, call, invoke, tiny_encoders, tmp_path, monkeypatch
 ):
     """Even of adapters that know their clips by heart; and would not if each clip had that of all clips."""
-    monkeypatch.setattr("mertool.adapters.cross_validation._split", lambda examples, rows, seed: (rows, rows))
+    monkeypatch.setattr(
+        "mertool.adapters.cross_validation._split_development", lambda examples, rows, seed: (rows, rows)
+    )
     encoder = tiny_encoders["wav2vec2"]
     given = ["--encoder", encoder, "--layers", "1-4", "--method", "full", "--folds", 3, "--mask-weight", 0, "-q"]
     learn = ["--epochs", 40, "--learning-rate", 2e-3, "--batch", 20]

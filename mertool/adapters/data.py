@@ -1,7 +1,8 @@
 """Data of adaptation: the input of the first adapted block for every clip, and the frames that masks hide.
 
 The frozen prefix is extracted once, like any features, into a frame store of float16 that later runs with the same
-encoder and layers read again. With `from_frontend`, the output of the convolutions is computed and kept in memory instead.
+encoder and layers read again. With `from_frontend`, the output of the convolutions is computed instead and kept in
+memory.
 """
 
 import time
@@ -42,8 +43,8 @@ class AdaptationData:
 
     Attributes:
         names: Clip ids (N).
-        inputs: By block: the output (T, D) of this block of every clip, on the CPU, where training of the blocks above it
-            starts. With `from_frontend` there is one entry, 0, with the output of the convolutions.
+        inputs: By block: its output (T, D) for every clip, on the CPU; training of the blocks above starts there. With
+            `from_frontend` there is one entry, 0, with the output of the convolutions.
         reconstruction_frames: Frames (T, M) of every clip that masked frames are reconstructed as: of a frozen layer
             or the log-mel spectrogram. None without masks.
         skipped: Clips without readable audio, with the reason.
@@ -104,10 +105,10 @@ class AdaptationDataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class _DecodedAudio:
-    """Output (T, C) of the convolutions and waveform (samples,) of a clip, each only if it is needed."""
+    """Output (T, C) of the convolutions and waveform (samples,) of a clip; None for what is not needed."""
 
-    frontend: torch.Tensor | None
-    waveform: np.ndarray | None
+    frontend: Any
+    waveform: Any
 
 
 def read_adaptation_data(
@@ -140,7 +141,7 @@ def read_adaptation_data(
         frames = [layer_frames[name][spec.target_layer] for name in names]
     elif spec.log_mel:
         lengths = [len(clip) for clip in next(iter(inputs.values()))]
-        frames = [log_mel(audio[name].waveform, n_frames) for name, n_frames in zip(names, lengths, strict=True)]
+        frames = [log_mel(audio[name].waveform, length) for name, length in zip(names, lengths, strict=True)]
     return AdaptationData(names=names, inputs=inputs, reconstruction_frames=frames, skipped=skipped)
 
 

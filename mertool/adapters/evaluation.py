@@ -108,9 +108,7 @@ class HeldOutScorer:
 
     def score(self, logits: np.ndarray) -> dict[str, Any]:
         """Return the scores of logits (N, C), as metrics.json holds them."""
-        return score_json(
-            self.examples.labels, logits.argmax(-1), self.n_classes, seed=self.seed, groups=self._groups
-        )
+        return score_json(self.examples.labels, logits.argmax(-1), self.n_classes, seed=self.seed, groups=self._groups)
 
     def compare(self, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
         """Return the gain in WAF of the second logits (N, C) over the first, by a paired bootstrap."""

@@ -59,7 +59,7 @@ class FinishedAdapters:
         return AdapterResult(**arrays, history=history, n_trainable=metadata["n_trainable"])
 
     def save(self, setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> AdapterResult:
-        """Evaluate a trained adapter and keep it; the result is written last, so a killed run leaves it out or whole."""
+        """Evaluate a trained adapter and keep both. The result is written last: without it no adapter is finished."""
         offset = measure_mean_offset(setup, split, adapter)
         result = evaluate_adapter(setup, split, adapter)
         if self.is_writer:

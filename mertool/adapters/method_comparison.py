@@ -35,9 +35,7 @@ def compare_runs(runs: dict[str, Run], examples: LabelledClips, *, n_classes: in
         # The best method was chosen on these same clips, so its lead over the others is optimistic.
         if method != best:
             pair = examples.labels, guesses[best], guesses[method]
-            row["against_best"] = paired_bootstrap(
-                *pair, classes=n_classes, seed=seed, groups=speaker_groups(examples)
-            )
+            row["against_best"] = paired_bootstrap(*pair, classes=n_classes, seed=seed, groups=speaker_groups(examples))
             row["mcnemar"] = mcnemar(*pair)
         table[method] = row
     return {**{name: metrics[best][name] for name in SHARED_METRICS}, "best": best, "methods": table}

@@ -100,7 +100,7 @@ def _make_optimizer(trainable: dict[str, nn.Parameter], config: AdapterConfig) -
     head_rate = min(config.learning_rate, MAX_HEAD_LEARNING_RATE)
     head = [parameter for name, parameter in trainable.items() if name.startswith("head.")]
     others = [parameter for name, parameter in trainable.items() if not name.startswith("head.")]
-    groups = [{"params": others}, {"params": head, "lr": head_rate}]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": head, "lr": head_rate}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
@@ -163,9 +163,7 @@ def _mask_loss(adapter: Adapter, predictions: torch.Tensor | None, clips: "_Micr
     return adapter.target.loss(predictions.float(), clips.targets)
 
 
-def _loss_normalizers(
-    setup: AdapterSetup, adapter: Adapter, batch: np.ndarray, *, epoch: int
-) -> tuple[float, float]:
+def _loss_normalizers(setup: AdapterSetup, adapter: Adapter, batch: np.ndarray, *, epoch: int) -> tuple[float, float]:
     """Return the sum of class weights and the number of masked frames of a batch, over all processes."""
     labels = setup.labels[batch]
     label_weight = float(adapter.class_weights[labels[labels != UNLABELLED]].sum())

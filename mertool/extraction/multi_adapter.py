@@ -14,18 +14,18 @@ from mertool.adapters import methods as peft_methods
 class MultiAdapterEncoder:
     """An encoder with several adapters whose features are comparable; each clip has one of them.
 
-    The mean shift of the active adapter is subtracted from each layer. A single adapter's shift is a constant that
-    standardisation removes, but features of several adapters share a store, and each shifts them its own way.
+    The mean offset of the active adapter is subtracted from each layer. A single adapter's offset is a constant that
+    standardisation removes, but features of several adapters share a store, and their offsets differ.
 
     encoder: an encoder of `mertool.encoders`, its model wrapped by PEFT.
-    shifts: the mean shift (L, D) of each adapter, by name, on the encoder's device.
+    mean_offsets: the mean offset (L, D) of each adapter, by name, on the encoder's device.
     adapter_of_clip: the adapter of the clips that adapters were trained on, so that each gets the one that did not
     see it. All other clips get `final`.
     active: the adapter that is used now.
     """
 
     encoder: Any
-    shifts: Mapping[str, torch.Tensor]
+    mean_offsets: Mapping[str, torch.Tensor]
     adapter_of_clip: Mapping[str, str] = field(default_factory=dict)
     active: str = peft_methods.FINAL
 
@@ -35,8 +35,8 @@ class MultiAdapterEncoder:
     ) -> "MultiAdapterEncoder":
         """Add all adapters of the folder `adapters` to a loaded encoder; `final` is active."""
         encoder.model = peft_methods.load_adapters(encoder.model, adapters).to(device)
-        shifts = {name: shift.to(device) for name, shift in peft_methods.load_shifts(adapters).items()}
-        return cls(encoder, shifts, adapter_of_clip or {})
+        offsets = {name: offset.to(device) for name, offset in peft_methods.load_mean_offsets(adapters).items()}
+        return cls(encoder, offsets, adapter_of_clip or {})
 
     def adapter_of(self, clip_id: str) -> str:
         """Return the name of a clip's adapter."""
@@ -56,6 +56,6 @@ class MultiAdapterEncoder:
         return float(self.encoder.cost(prepared))
 
     def encode_prepared(self, prepared: list[Any], layers: tuple[int, ...]) -> list[torch.Tensor]:
-        """Return (L, T, D) of `layers` for each clip, by the active adapter, without its shift."""
-        shift = self.shifts[self.active][list(layers), None]
-        return [frames - shift for frames in self.encoder.encode_prepared(prepared, layers)]
+        """Return (L, T, D) of `layers` for each clip, by the active adapter, without its mean offset."""
+        offset = self.mean_offsets[self.active][list(layers), None]
+        return [frames - offset for frames in self.encoder.encode_prepared(prepared, layers)]

@@ -1,4 +1,4 @@
-"""The blocks that training runs: from the frozen prefix as from the front end, masked and padded or not."""
+"""The blocks that training runs: from the frozen prefix or the front end, masked and padded or not."""
 
 from copy import deepcopy
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.adapters.blocks import Body, mean_over_time
+from mertool.adapters.blocks import AdaptableBlocks, mean_over_time
 from mertool.encoders.hidden_states import capture_hidden_states
 from mertool.errors import MertoolError
 
@@ -15,92 +15,92 @@ LAYERS = (2, 3)
 
 
 @pytest.fixture
-def sound():
+def waves():
     random = np.random.default_rng(0)
     return [random.normal(0, 1, size).astype(np.float32) for size in (9000, 6000)]
 
 
 @torch.no_grad()
-def starts(encoder, wave):
-    """What training of LAYERS starts from, (T, D) with the prefix and (T, C) in the exact form."""
+def block_inputs(encoder, wave):
+    """Inputs of training for LAYERS: (T, D) from the frozen prefix, and (T, C) from the front end."""
     samples = encoder.standardise(wave)[None]
-    front = encoder.model.feature_extractor(samples)[0].T.clone()
-    with capture_hidden_states(encoder.blocks, [min(LAYERS) - 1]) as found:
+    frontend = encoder.model.feature_extractor(samples)[0].T.clone()
+    with capture_hidden_states(encoder.blocks, [min(LAYERS) - 1]) as hidden:
         encoder.model(samples)
-    return found[min(LAYERS) - 1][0], front
+    return hidden[min(LAYERS) - 1][0], frontend
 
 
-def run(body, clips, mask=None):
+def run(blocks, clips, mask=None):
     lengths = torch.tensor([len(clip) for clip in clips])
     padded = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
     with torch.no_grad():
-        return body(padded, lengths, mask, LAYERS), lengths
+        return blocks(padded, lengths, mask, LAYERS), lengths
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("from_frontend", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_outputs_are_those_of_the_whole_encoder(name, exact, load_tiny, sound):
+def test_adaptable_blocks_have_the_outputs_of_the_whole_encoder(name, from_frontend, load_tiny, waves):
     encoder = load_tiny(name, "audio")
-    plain = encoder.encode([sound[0]], LAYERS)[0]
-    start = starts(encoder, sound[0])[exact]
-    found, _ = run(Body(encoder, LAYERS, exact), [start])
+    plain = encoder.encode([waves[0]], LAYERS)[0]
+    start = block_inputs(encoder, waves[0])[from_frontend]
+    outputs, _ = run(AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=from_frontend), [start])
     for number, layer in enumerate(LAYERS):
-        torch.testing.assert_close(found[layer][0], plain[number], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(outputs[layer][0], plain[number], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_padding_changes_nothing(name, load_tiny, sound):
+def test_adaptable_blocks_ignore_padding(name, load_tiny, waves):
     encoder = load_tiny(name, "audio")
-    clips = [starts(encoder, wave)[0] for wave in sound]
-    body = Body(encoder, LAYERS, exact=False)
-    together, lengths = run(body, clips)
+    clips = [block_inputs(encoder, wave)[0] for wave in waves]
+    blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=False)
+    batched, lengths = run(blocks, clips)
     for row, clip in enumerate(clips):
-        alone, _ = run(body, [clip])
+        single, _ = run(blocks, [clip])
         for layer in LAYERS:
-            torch.testing.assert_close(together[layer][row, : lengths[row]], alone[layer][0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(batched[layer][row, : lengths[row]], single[layer][0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_a_hidden_frame_cannot_be_seen(exact, load_tiny, sound):
+@pytest.mark.parametrize("from_frontend", [False, True])
+def test_masked_frames_have_no_influence(from_frontend, load_tiny, waves):
     encoder = load_tiny("hubert", "audio")
-    start = starts(encoder, sound[0])[exact]
-    body = Body(encoder, LAYERS, exact)
+    start = block_inputs(encoder, waves[0])[from_frontend]
+    blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=from_frontend)
     mask = torch.zeros(1, len(start), dtype=torch.bool)
     mask[0, 3:7] = True
-    other = start.clone()
-    other[3:7] = 5.0
-    plain, masked = run(body, [start])[0], run(body, [start], mask)[0]
+    changed = start.clone()
+    changed[3:7] = 5.0
+    plain, masked = run(blocks, [start])[0], run(blocks, [start], mask)[0]
     assert not torch.allclose(plain[3], masked[3], atol=1e-3)
-    torch.testing.assert_close(run(body, [other], mask)[0][3], masked[3])
+    torch.testing.assert_close(run(blocks, [changed], mask)[0][3], masked[3])
 
 
-def test_what_is_not_run_is_not_there(load_tiny):
+def test_layers_that_are_not_run_are_removed(load_tiny):
     encoder = load_tiny("hubert", "audio")
-    whole = sum(p.numel() for p in encoder.model.parameters())
-    block = sum(p.numel() for p in encoder.blocks[1].parameters())
-    body = Body(encoder, LAYERS, exact=False)
-    left = sum(p.numel() for p in body.parameters())
-    assert 2 * block <= left < 2 * block + 0.1 * whole
-    assert not any(p.requires_grad for p in body.parameters())
+    n_encoder = sum(p.numel() for p in encoder.model.parameters())
+    n_block = sum(p.numel() for p in encoder.blocks[1].parameters())
+    blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=False)
+    n_blocks = sum(p.numel() for p in blocks.parameters())
+    assert 2 * n_block <= n_blocks < 2 * n_block + 0.1 * n_encoder
+    assert not any(p.requires_grad for p in blocks.parameters())
 
 
-def test_a_copy_is_independent(load_tiny, sound):
+def test_a_copy_of_the_blocks_is_independent(load_tiny, waves):
     encoder = load_tiny("wavlm", "audio")
-    start = starts(encoder, sound[0])[0]
-    body = Body(encoder, LAYERS, exact=False)
-    before = run(body, [start])[0][3]
-    twin = deepcopy(body)
+    start = block_inputs(encoder, waves[0])[0]
+    blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=False)
+    before = run(blocks, [start])[0][3]
+    clone = deepcopy(blocks)
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in clone.parameters():
             parameter.add_(1.0)
-    torch.testing.assert_close(run(body, [start])[0][3], before)
+    torch.testing.assert_close(run(blocks, [start])[0][3], before)
 
 
-def test_whisper_has_no_body(load_tiny):
+def test_whisper_cannot_be_adapted(load_tiny):
     with pytest.raises(MertoolError, match="spectrograms"):
-        Body(load_tiny("whisper", "audio"), (2,), exact=False)
+        AdaptableBlocks.from_encoder(load_tiny("whisper", "audio"), (2,), from_frontend=False)
 
 
-def test_the_mean_leaves_padding_out():
+def test_mean_over_time_ignores_padding():
     hidden = torch.tensor([[[1.0], [3.0], [100.0]], [[1.0], [2.0], [3.0]]])
     torch.testing.assert_close(mean_over_time(hidden, torch.tensor([2, 3])), torch.tensor([[2.0], [2.0]]))

@@ -1,42 +1,49 @@
-"""Which clips an adapter learns from, is chosen on and judged on; how alike features stay."""
+"""Splits of the clips for each adapter, the adapters that an unfinished run keeps, candidate windows, CKA."""
 
 import numpy as np
 import pytest
 import torch
 
-from mertool.adapters.adapter import linear_cka
-from mertool.adapters.cross_validation import Unfinished, plan_jobs
-from mertool.adapters.window_ablation import candidates
+from mertool.adapters.cross_validation import adapter_splits, join_held_out
+from mertool.adapters.finished import FinishedAdapters
+from mertool.adapters.window_ablation import candidate_windows
+from mertool.learning.cka import linear_cka
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
 
 
-def examples(clips, speakers):
-    names = tuple(f"c{number}" for number in range(clips))
-    who = tuple(f"s{number % speakers}" if speakers else None for number in range(clips))
-    return LabelledClips(names, np.arange(clips) // 3 % 2, who)
+def make_examples(n_clips, n_speakers):
+    names = tuple(f"c{number}" for number in range(n_clips))
+    speakers = tuple(f"s{number % n_speakers}" if n_speakers else None for number in range(n_clips))
+    return LabelledClips(names, np.arange(n_clips) // 3 % 2, speakers)
 
 
-@pytest.mark.parametrize("speakers", [0, 12])
-def test_development_parts_are_of_the_training_part_alone(speakers):
-    some = examples(120, speakers)
-    folds = make_folds(some, 4, 0)
-    jobs = plan_jobs(some, folds, 0)
-    assert [job.name for job in jobs] == ["fold0", "fold1", "fold2", "fold3", "final"]
-    for job in jobs:
-        parts = [set(rows.tolist()) for rows in (job.part.train, job.part.develop, job.part.held_out)]
-        assert sum(map(len, parts)) == len(set.union(*parts)) == 120
-        assert 0.05 < len(parts[1]) / (len(parts[0]) + len(parts[1])) < 0.25
-        if speakers:
-            voices = [{some.speakers[row] for row in part} for part in parts]
-            assert not (voices[0] & voices[1] or voices[0] & voices[2] or voices[1] & voices[2])
+@pytest.mark.parametrize("n_speakers", [0, 12])
+def test_development_clips_are_among_those_outside_the_fold(n_speakers):
+    examples = make_examples(120, n_speakers)
+    splits = adapter_splits(examples, make_folds(examples, 4, 0), 0)
+    assert [split.name for split in splits] == ["fold0", "fold1", "fold2", "fold3", "final"]
+    for split in splits:
+        train, development, held_out = (set(rows.tolist()) for rows in (split.train, split.development, split.held_out))
+        assert len(train) + len(development) + len(held_out) == len(train | development | held_out) == 120
+        assert 0.05 < len(development) / (len(train) + len(development)) < 0.25
+        if n_speakers:
+            speakers = [{examples.speakers[row] for row in rows} for rows in (train, development, held_out)]
+            assert not (speakers[0] & speakers[1] or speakers[0] & speakers[2] or speakers[1] & speakers[2])
 
 
-def test_too_few_clips_for_a_development_part_are_all_both():
-    some = LabelledClips(("a", "b", "c", "d"), np.array([0, 1, 0, 1]), ("s", "s", "t", "t"))
-    jobs = plan_jobs(some, make_folds(some, 2, 0), 0)
-    assert all(len(job.part.develop) >= 1 for job in jobs)
-    assert all(len(set(some.labels[job.part.train])) == 2 for job in jobs)
+def test_too_few_clips_to_divide_are_both_training_and_development():
+    examples = LabelledClips(("a", "b", "c", "d"), np.array([0, 1, 0, 1]), ("s", "s", "t", "t"))
+    splits = adapter_splits(examples, make_folds(examples, 2, 0), 0)
+    assert all(len(split.development) >= 1 for split in splits)
+    assert all(len(set(examples.labels[split.train])) == 2 for split in splits)
+
+
+def test_held_out_logits_of_all_folds_are_in_the_order_of_the_clips():
+    examples = make_examples(30, 0)
+    splits = adapter_splits(examples, make_folds(examples, 3, 0), 0)
+    logits = [split.held_out[:, None].astype(np.float32) for split in splits]
+    assert join_held_out(splits, logits)[:, 0].tolist() == list(range(30))
 
 
 def test_cka():
@@ -47,16 +54,22 @@ def test_cka():
     assert linear_cka(features, torch.randn(50, 6)) < 0.3
     large = torch.cat([1000 * features[:, :1], features[:, 1:]], 1)
     changed = torch.cat([large[:, :1], torch.randn(50, 5)], 1)
-    assert linear_cka(large, changed) < 0.6  # one large channel does not decide it
+    assert linear_cka(large, changed) < 0.6  # a single large channel does not dominate
 
 
-def test_another_command_begins_anew(tmp_path):
-    first = Unfinished(tmp_path / "run", "a", True)
-    (first.folder / "fold0.training.safetensors").write_bytes(b"x")
-    assert (Unfinished(tmp_path / "run", "a", True).folder / "fold0.training.safetensors").exists()
-    assert not (Unfinished(tmp_path / "run", "b", True).folder / "fold0.training.safetensors").exists()
+def test_finished_adapters_of_another_command_are_removed(tmp_path):
+    finished = FinishedAdapters(tmp_path / "run", is_writer=True)
+    finished.open("a")
+    (finished.folder / "fold0.safetensors").write_bytes(b"x")
+    finished.open("a")
+    assert (finished.folder / "fold0.safetensors").exists()
+    assert finished.load("fold0") is None  # without its adapter
+    finished.open("b")
+    assert not (finished.folder / "fold0.safetensors").exists()
+    finished.remove()
+    assert not finished.folder.exists()
 
 
-def test_windows_tile_the_layers_from_the_last_one_down():
-    assert candidates(24, 6, (16, 21)) == [(1, 6), (7, 12), (13, 18), (16, 21), (19, 24)]
-    assert candidates(8, 3, (3, 5)) == [(3, 5), (6, 8)]
+def test_candidate_windows_tile_the_layers_from_the_last_one_down():
+    assert candidate_windows(24, 6, (16, 21)) == [(1, 6), (7, 12), (13, 18), (16, 21), (19, 24)]
+    assert candidate_windows(8, 3, (3, 5)) == [(3, 5), (6, 8)]

@@ -1,4 +1,4 @@
-"""What training starts from: stores of frozen layers that several runs share."""
+"""The data of adaptation: stores of frozen layers that several runs share, and audio for the front end."""
 
 from contextlib import contextmanager
 
@@ -8,8 +8,8 @@ import soundfile
 import torch
 
 from mertool import encoders
-from mertool.adapters import data as module
-from mertool.adapters.data import Wanted, choose_unlabelled, only, read_clips
+from mertool.adapters import data as adaptation_data
+from mertool.adapters.data import AdaptationDataSpec, read_adaptation_data, sample_unlabelled
 from mertool.extraction.decoding import DecoderLimits
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
@@ -27,66 +27,77 @@ def manifest(tmp_path, write_manifest):
         path = tmp_path / f"c{number}.wav"
         soundfile.write(path, np.random.default_rng(number).normal(0, 0.1, 4000 + 800 * number), 16_000)
         rows.append({"clip": f"c{number}", "path": str(path), "split": "unlabelled"})
-    (tmp_path / "c2.wav").write_bytes(b"no sound at all")
+    (tmp_path / "c2.wav").write_bytes(b"no audio at all")
     return Manifest.read(write_manifest(tmp_path / "clips.csv", rows))
 
 
 @pytest.fixture
-def wanted(tiny_encoders):
-    source = encoders.find(str(tiny_encoders["hubert_group"]), "audio")
+def read(manifest, tiny_encoders, tmp_path):
+    """A function (options of the spec) that reads the data of the manifest."""
+    checkpoint = encoders.find(str(tiny_encoders["hubert_group"]), "audio")
 
-    def make(blocks=(1,), target=None, logmel=False, exact=False):
-        device = torch.device("cpu")
-        return Wanted(source, source.digest(), blocks, target, logmel, exact, torch.float32, device, DecoderLimits())
+    def run(encoder=None, **options):
+        spec = AdaptationDataSpec(
+            checkpoint=checkpoint,
+            weights=checkpoint.digest(),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            limits=DecoderLimits(),
+            **{"blocks": (1,)} | options,
+        )
+        cache = tmp_path / "cache"
+        return read_adaptation_data(manifest, spec, cache=cache, encoder=encoder, progress=no_progress)
 
-    return make
+    return run
 
 
-def test_frames_of_each_layer_are_those_of_the_encoder(manifest, wanted, load_tiny, tmp_path):
+def test_frames_of_each_layer_are_those_of_the_encoder(read, load_tiny, tmp_path):
     from mertool.media import read_audio
 
-    found = read_clips(manifest, wanted((1, 2), 3), tmp_path, None, no_progress)
-    assert found.names == ("c0", "c1", "c3")
-    assert list(found.skipped) == ["c2"]
+    data = read(blocks=(1, 2), target_layer=3)
+    assert data.names == ("c0", "c1", "c3")
+    assert list(data.skipped) == ["c2"]
     encoder = load_tiny("hubert_group", "audio")
-    plain = encoder.encode([read_audio(tmp_path / "c3.wav")], (1, 2, 3))[0].numpy()
-    for number, frames in enumerate((found.inputs[1][2], found.inputs[2][2], found.hidden[2])):
-        np.testing.assert_allclose(np.asarray(frames), plain[number], atol=5e-3)
-    assert found.lengths().tolist()[2] == plain.shape[1]
+    expected = encoder.encode([read_audio(tmp_path / "c3.wav")], (1, 2, 3))[0].numpy()
+    for index, frames in enumerate((data.inputs[1][2], data.inputs[2][2], data.reconstruction_frames[2])):
+        np.testing.assert_allclose(np.asarray(frames), expected[index], atol=5e-3)
+    assert data.lengths().tolist()[2] == expected.shape[1]
+    reordered = data.reordered([2, 0, 1])
+    assert reordered.names == ("c3", "c0", "c1")
+    assert torch.equal(reordered.inputs[2][0], data.inputs[2][2])
+    assert np.array_equal(reordered.reconstruction_frames[0], data.reconstruction_frames[2])
 
 
-def test_the_exact_form_stores_nothing(manifest, wanted, load_tiny, tmp_path):
-    found = read_clips(
-        manifest, wanted(exact=True), tmp_path / "cache", load_tiny("hubert_group", "audio"), no_progress
-    )
-    assert list(found.skipped) == ["c2"]
+def test_from_the_front_end_nothing_is_stored(read, load_tiny, tmp_path):
+    data = read(load_tiny("hubert_group", "audio"), from_frontend=True)
+    assert list(data.skipped) == ["c2"]
     assert not (tmp_path / "cache").exists()
-    assert found.inputs[0][0].shape[1] == 32  # channels of the last convolution
+    assert data.inputs[0][0].shape[1] == 32  # channels of the last convolution
 
 
-def test_a_run_beside_this_one_is_waited_for(manifest, wanted, tmp_path, monkeypatch):
-    """Two runs that start together want the same layers: the second waits, and reads what the first wrote."""
-    tries = []
-    fill = module.extract_to_stores
+def test_a_store_that_another_run_writes_is_waited_for(read, tmp_path, monkeypatch):
+    """Of two runs that need the same layers at the same time, the second waits and reads what the first wrote."""
+    attempts = []
+    extract = adaptation_data.extract_to_stores
 
-    def busy_twice(*given):
-        tries.append(given)
-        if len(tries) < 3:
+    def busy_twice(*args):
+        attempts.append(args)
+        if len(attempts) < 3:
             raise StoreBusy("another extraction is writing")
-        return fill(*given)
+        return extract(*args)
 
-    monkeypatch.setattr(module, "extract_to_stores", busy_twice)
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
-    read_clips(manifest, wanted(), tmp_path, None, no_progress)
-    assert len(tries) == 3
-    with FeatureStore(next(tmp_path.glob("*.h5"))) as store:
+    monkeypatch.setattr(adaptation_data, "extract_to_stores", busy_twice)
+    monkeypatch.setattr(adaptation_data, "RETRY_SECONDS", 0.0)
+    read()
+    assert len(attempts) == 3
+    with FeatureStore(next((tmp_path / "cache").glob("*.h5"))) as store:
         assert store.ids == ["c0", "c1", "c3"]
 
 
 def test_unlabelled_clips_are_drawn_by_the_seed(manifest):
-    assert choose_unlabelled(manifest, 9, 0) == ("c0", "c1", "c2", "c3")
-    draws = {choose_unlabelled(manifest, 2, seed) for seed in range(20)}
-    assert len(draws) > 1
-    assert all(len(draw) == 2 for draw in draws)
-    assert choose_unlabelled(manifest, 2, 3) == choose_unlabelled(manifest, 2, 3)
-    assert [clip.clip for clip in only(manifest, ["c3", "c0"]).clips] == ["c0", "c3"]
+    assert sample_unlabelled(manifest, 9, 0) == ("c0", "c1", "c2", "c3")
+    samples = {sample_unlabelled(manifest, 2, seed) for seed in range(20)}
+    assert len(samples) > 1
+    assert all(len(sample) == 2 for sample in samples)
+    assert sample_unlabelled(manifest, 2, 3) == sample_unlabelled(manifest, 2, 3)
+    assert [clip.clip for clip in manifest.subset(["c3", "c0"]).clips] == ["c0", "c3"]

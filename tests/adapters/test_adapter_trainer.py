@@ -1,85 +1,82 @@
-"""The training loop: batches, schedule, early stopping, exact resume."""
+"""Training of adapters: batches, losses, learning rates, early stopping, and the epoch that is restored."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from mertool.adapters.trainer import Rows, Schedule, batches, fit
+from mertool.adapters import inputs, trainer
+from mertool.adapters.cross_validation import AdapterSplit
+from mertool.adapters.data import AdaptationData
+from mertool.adapters.inputs import epoch_batches
+from mertool.adapters.setup import UNLABELLED, AdapterConfig, new_adapter, prepare
 from mertool.errors import MertoolError
 from mertool.learning.accelerator import make_accelerator
-from mertool.learning.checkpoint import Checkpoint
 
-
-class Line:
-    """A task of the loop: a straight line through 40 points, of which the development loss is given."""
-
-    mask_weight = 0.0
-
-    def __init__(self, development=None, slope=3.0, piece=4, slow=None):
-        torch.manual_seed(0)
-        self.objective = nn.Linear(2, 1)
-        random = np.random.default_rng(0)
-        self.x = torch.from_numpy(random.normal(0, 1, (40, 2)).astype(np.float32))
-        self.y = self.x @ torch.tensor([[slope], [1.0]])
-        self.development = iter(development) if development else None
-        self.piece, self.slow = piece, slow
-
-    def terms(self, objective, rows, epoch):
-        loss = (objective(self.x[rows]) - self.y[rows]).square().sum()
-        return loss, loss.new_zeros(())
-
-    def weigh(self, rows, epoch):
-        return float(len(rows)), 0.0
-
-    def parts(self, rows):
-        return [rows[first : first + self.piece] for first in range(0, len(rows), self.piece)]
-
-    def peak(self, name, rate):
-        return self.slow if name == "bias" and self.slow else rate
-
-    def penalty(self):
-        return self.objective.weight.sum() * 0
-
-    def development_loss(self):
-        if self.development:
-            return next(self.development)
-        with torch.no_grad():
-            return float((self.objective(self.x) - self.y).square().mean())
-
-
-ROWS = Rows(np.arange(40), np.arange(0), np.random.default_rng(1).integers(5, 50, 40))
+N_CLIPS = 16
+SPLIT = AdapterSplit(name="fold0", train=np.arange(8), development=np.arange(8, 12), held_out=np.arange(12, 14))
+LENGTHS = np.random.default_rng(1).integers(5, 50, 40)
 
 
 @pytest.fixture
-def accelerator():
-    return make_accelerator(torch.device("cpu"), torch.float32)
+def make_setup(load_tiny):
+    """A function (options of AdapterConfig) that prepares 14 labelled and 2 unlabelled clips, adapted in layers 2-3."""
+
+    def make(**options):
+        rng = np.random.default_rng(0)
+        encoder = load_tiny("hubert", "audio")
+        frames = [rng.normal(0, 1, (5 + row % 4, encoder.channels)).astype(np.float32) for row in range(N_CLIPS)]
+        labels = np.array([row % 2 for row in range(N_CLIPS)])
+        for row, clip in enumerate(frames):
+            clip += labels[row]
+        labels[14:] = UNLABELLED
+        data = AdaptationData(
+            names=tuple(f"c{row}" for row in range(N_CLIPS)),
+            inputs={1: [torch.from_numpy(clip) for clip in frames]},
+            reconstruction_frames=frames,
+            skipped={},
+        )
+        defaults = {"method": "bottleneck", "size": 4, "layers": (2, 3), "mask_weight": 0.0, "batch_size": 4}
+        return prepare(
+            encoder,
+            data,
+            labels,
+            n_classes=2,
+            config=AdapterConfig(**defaults | options),
+            from_frontend=False,
+            accelerator=make_accelerator(torch.device("cpu"), torch.float32),
+        )
+
+    return make
 
 
-@pytest.fixture
-def train(accelerator, tmp_path):
-    def run(task, schedule, rows=ROWS, progress=lambda step: None, every=None):
-        return fit(task, rows, schedule, accelerator, Checkpoint(tmp_path / "c.safetensors", interval=every), progress)
+def weights(adapter):
+    return {name: value.detach().clone() for name, value in adapter.trainable_parameters.items()}
 
-    return run
+
+def use_development_losses(monkeypatch, losses):
+    """Make the trainer find these losses of the development clips, the first before training."""
+    iterator = iter(losses)
+    monkeypatch.setattr(trainer, "_development_loss", lambda *_: next(iterator))
 
 
 # ---------------------------------------------------------------- batches
 
 
-def test_every_clip_once_an_epoch_and_of_similar_length():
-    rows = Rows(np.arange(400), np.arange(0), np.random.default_rng(0).integers(5, 500, 400))
-    found = batches(rows, Schedule(batch=8), 0)
-    assert sorted(np.concatenate(found)) == list(range(400))
-    assert {len(batch) for batch in found} == {8}
-    spread = np.mean([np.ptp(rows.lengths[batch]) for batch in found])
-    assert spread < 0.2 * np.ptp(rows.lengths)
-    assert np.corrcoef([rows.lengths[batch].mean() for batch in found], range(50))[0, 1] < 0.5  # in no order of length
+def test_an_epoch_has_every_clip_once_in_batches_of_similar_length():
+    lengths = np.random.default_rng(0).integers(5, 500, 400)
+    batches = epoch_batches(np.arange(400), np.arange(0), lengths, batch_size=8, seed=(0, 0))
+    assert sorted(np.concatenate(batches)) == list(range(400))
+    assert {len(batch) for batch in batches} == {8}
+    range_of_lengths = np.mean([np.ptp(lengths[batch]) for batch in batches])
+    assert range_of_lengths < 0.2 * np.ptp(lengths)
+    # The batches themselves are not in order of length.
+    assert np.corrcoef([lengths[batch].mean() for batch in batches], range(50))[0, 1] < 0.5
 
 
-def test_batches_differ_by_epoch_and_seed_and_by_nothing_else():
+def test_batches_depend_on_epoch_and_seed_only():
     def order(seed, epoch):
-        return np.concatenate(batches(ROWS, Schedule(batch=8, seed=seed), epoch)).tolist()
+        batches = epoch_batches(np.arange(40), np.arange(0), LENGTHS, batch_size=8, seed=(seed, epoch))
+        return np.concatenate(batches).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
@@ -87,105 +84,109 @@ def test_batches_differ_by_epoch_and_seed_and_by_nothing_else():
 
 
 def test_unlabelled_clips_are_spread_over_the_batches():
-    rows = Rows(np.arange(20), np.arange(20, 100), np.full(100, 9))
-    found = batches(rows, Schedule(batch=4), 0)
-    assert [int((batch < 20).sum()) for batch in found] == [4] * 5
-    assert [int((batch >= 20).sum()) for batch in found] == [4] * 5
-    seen = {int(row) for epoch in range(40) for batch in batches(rows, Schedule(batch=4), epoch) for row in batch}
-    assert seen == set(range(100))
+    labelled, unlabelled, lengths = np.arange(20), np.arange(20, 100), np.full(100, 9)
+
+    def batches_of(epoch):
+        return epoch_batches(labelled, unlabelled, lengths, batch_size=4, seed=(0, epoch))
+
+    assert [int((batch < 20).sum()) for batch in batches_of(0)] == [4] * 5
+    assert [int((batch >= 20).sum()) for batch in batches_of(0)] == [4] * 5
+    drawn = {int(row) for epoch in range(40) for batch in batches_of(epoch) for row in batch}
+    assert drawn == set(range(100))
+
+
+# ---------------------------------------------------------------- the step
+
+
+@pytest.mark.parametrize("mask_weight", [0.0, 0.5])
+def test_the_gradient_does_not_depend_on_the_division_into_forward_passes(mask_weight, make_setup, monkeypatch):
+    setup = make_setup(mask_weight=mask_weight, class_weights="balanced")
+    batch = np.array([0, 3, 5, 6, 14, 15])
+    steps = []
+    for max_frames in (1, 20, 10_000):
+        monkeypatch.setattr(inputs, "MAX_FRAMES_CPU", max_frames)
+        torch.manual_seed(0)
+        adapter = new_adapter(setup, SPLIT)
+        optimizer = torch.optim.SGD(adapter.trainable_parameters.values(), lr=0.1)
+        losses = trainer._training_step(setup, adapter, adapter.model, optimizer=optimizer, batch=batch, epoch=0)
+        steps.append((losses, weights(adapter)))
+    assert len(setup.inputs.length_batches(batch)) == 1
+    for losses, after in steps[1:]:
+        np.testing.assert_allclose(losses, steps[0][0], rtol=1e-5)
+        for name, value in after.items():
+            torch.testing.assert_close(value, steps[0][1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_an_unlabelled_clip_has_no_label_loss(make_setup):
+    setup = make_setup(mask_weight=0.5)
+    adapter = new_adapter(setup, SPLIT)
+    optimizer = torch.optim.SGD(adapter.trainable_parameters.values(), lr=0.1)
+    batch = np.array([14, 15])
+    losses = trainer._training_step(setup, adapter, adapter.model, optimizer=optimizer, batch=batch, epoch=0)
+    assert losses[0] == 0 < losses[1]
+
+
+def test_the_head_has_a_lower_learning_rate(make_setup):
+    setup = make_setup(learning_rate=0.01)
+    optimizer = trainer._make_optimizer(new_adapter(setup, SPLIT).trainable_parameters, setup.config)
+    adapter_group, head_group = optimizer.param_groups
+    assert (adapter_group["lr"], head_group["lr"]) == (0.01, trainer.MAX_HEAD_LEARNING_RATE)
+    assert [parameter.shape for parameter in head_group["params"]] == [(setup.inputs.channels, 2), (2,)]
 
 
 # ---------------------------------------------------------------- training
 
 
-def test_it_learns(train):
-    task = Line()
-    history = train(task, Schedule(epochs=30, batch=8, learning_rate=0.3, patience=30))
-    assert history.development_loss[-1] < 0.01 < history.development_loss[0]
-    assert len(history.label_loss) == 30
+def test_training_lowers_both_losses(make_setup):
+    setup = make_setup(mask_weight=0.5, mask_target="features", epochs=12, learning_rate=0.02, patience=12)
+    history = trainer.train_adapter(setup, SPLIT, lambda step: None).history
+    assert len(history.label_loss) == len(history.mask_loss) == len(history.development_loss) == 12
+    assert history.label_loss[-1] < history.label_loss[0]
+    assert history.mask_loss[-1] < history.mask_loss[0]
 
 
-def test_how_a_batch_is_cut_does_not_matter(train, tmp_path):
-    weights = []
-    for piece in (1, 3, 8):
-        task = Line(piece=piece)
-        train(task, Schedule(epochs=3, batch=8, learning_rate=0.1))
-        weights.append(task.objective.weight.detach())
-    torch.testing.assert_close(weights[0], weights[1])
-    torch.testing.assert_close(weights[0], weights[2])
-
-
-def test_a_parameter_may_have_a_rate_of_its_own(train):
-    biases = []
-    for slow in (None, 1e-9):
-        task = Line(slow=slow)
-        before = task.objective.bias.detach().clone()
-        train(task, Schedule(epochs=2, batch=8, learning_rate=0.1))
-        biases.append(float((task.objective.bias.detach() - before).abs()))
-    assert biases[1] < 1e-6 < biases[0]
-
-
-def test_it_stops_early_and_keeps_the_best_epoch(train):
+def test_training_stops_early_and_restores_the_best_epoch(make_setup, monkeypatch):
     losses = [5.0, 3.0, 4.0, 4.0, 4.0, 1.0]
-    stopped, short = Line([6.0, *losses]), Line([6.0, *losses])
-    history = train(stopped, Schedule(epochs=6, batch=8, learning_rate=0.1, patience=3))
-    assert history.development_loss == losses[:5]
-    assert history.best_epoch == 2
-    # What is left is what it was after two of six epochs.
-    after = []
-    train(
-        short,
-        Schedule(epochs=6, batch=8, learning_rate=0.1, patience=3),
-        progress=lambda step: after.append(short.objective.weight.detach().clone()),
-    )
-    assert torch.equal(stopped.objective.weight, after[9])
+    use_development_losses(monkeypatch, [6.0, *losses])
+    setup = make_setup(epochs=6, learning_rate=0.01, patience=3)
+    adapters, after_step = [], []
+    make_adapter = trainer.new_adapter
+    monkeypatch.setattr(trainer, "new_adapter", lambda *args: adapters.append(make_adapter(*args)) or adapters[-1])
+    trained = trainer.train_adapter(setup, SPLIT, lambda step: after_step.append(weights(adapters[0])))
+    assert trained.history.development_loss == losses[:5]
+    assert trained.history.best_epoch == 2
+    # Two steps per epoch: the weights are those after the fourth step.
+    restored = weights(trained)
+    assert all(torch.equal(value, after_step[3][name]) for name, value in restored.items())
+    assert not all(torch.equal(value, after_step[-1][name]) for name, value in restored.items())
 
 
-def test_training_that_does_harm_is_not_kept(train):
-    task = Line([1.0, 3.0, 2.0, 4.0])
-    before = task.objective.weight.detach().clone()
-    history = train(task, Schedule(epochs=6, batch=8, learning_rate=0.1, patience=3))
+def test_an_adapter_that_raises_the_development_loss_has_no_effect(make_setup, monkeypatch):
+    use_development_losses(monkeypatch, [1.0, 3.0, 2.0, 4.0])
+    setup = make_setup(epochs=6, learning_rate=0.01, patience=3)
+    adapter = trainer.train_adapter(setup, SPLIT, lambda step: None)
+    history = adapter.history
     assert (history.best_epoch, history.start_loss, len(history.development_loss)) == (0, 1.0, 3)
-    assert torch.equal(task.objective.weight, before)
+    assert not any(value.any() for name, value in weights(adapter).items() if ".up." in name)
 
 
-def test_a_loss_that_is_no_number_ends_in_one_line(train):
-    task = Line(slope=float("inf"))
+def test_a_training_loss_that_is_not_finite_is_an_error(make_setup, monkeypatch):
+    monkeypatch.setattr(trainer, "_training_step", lambda *_, **__: (float("inf"), 0.0))
     with pytest.raises(MertoolError, match=r"in epoch 1: give a smaller --learning-rate"):
-        train(task, Schedule(epochs=2, batch=8))
+        trainer.train_adapter(make_setup(), SPLIT, lambda step: None)
 
 
-def test_a_development_loss_that_is_no_number_is_not_the_best(train):
+def test_a_development_loss_that_is_not_finite_is_an_error(make_setup, monkeypatch):
+    use_development_losses(monkeypatch, [9.0, 5.0, float("nan"), 4.0])
     with pytest.raises(MertoolError, match="the loss became nan in epoch 2"):
-        train(Line([9.0, 5.0, float("nan"), 4.0]), Schedule(epochs=3, batch=8))
+        trainer.train_adapter(make_setup(epochs=3), SPLIT, lambda step: None)
 
 
-@pytest.mark.parametrize("killed_at", [1, 5, 7, 14])
-def test_a_killed_training_goes_on_exactly(killed_at, train, tmp_path):
-    schedule = Schedule(epochs=3, batch=8, learning_rate=0.1)
-    whole = Line()
-    history = train(whole, schedule)
-
-    def die(step):
-        if step == killed_at:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(Line(), schedule, progress=die, every=0.0)
-    resumed, steps = Line(), []
-    # The step that was killed had not been saved yet.
-    again = train(resumed, schedule, progress=steps.append, every=1e9)
-    assert steps[0] == killed_at
-    assert torch.equal(whole.objective.weight, resumed.objective.weight)
-    assert again == history
-
-
-def test_a_damaged_checkpoint_is_begun_anew(tmp_path):
-    (tmp_path / "c.safetensors").write_bytes(b"\x09\x00\x00\x00\x00\x00\x00\x00not json")
-    assert Checkpoint(tmp_path / "c.safetensors").load() is None
-
-
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"patience": 0}, {"learning_rate": 1.5}])
-def test_wrong_settings(wrong):
-    with pytest.raises(MertoolError):
-        Schedule(**wrong)
+def test_progress_counts_the_steps_of_all_trainings(make_setup, monkeypatch):
+    use_development_losses(monkeypatch, [1.0, 2.0])
+    reported = []
+    progress = trainer.TrainingProgress(lambda done, total: reported.append((done, total)), total=12, finished=4)
+    setup = make_setup(epochs=4, patience=1)
+    trainer.train_adapter(setup, SPLIT, progress.report_step)
+    progress.finish(setup.config.count_steps(SPLIT))  # early stopping saved six of eight steps
+    assert reported == [(5, 12), (6, 12), (12, 12)]

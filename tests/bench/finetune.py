@@ -6,7 +6,7 @@
 A HuBERT-large shape with random weights, bottlenecks of 64 in layers 16 to 21, cross-entropy without masks, so
 that both train on the same losses. The other side keeps what the convolutions make of every clip in memory
 (`--no-prefix-cache`), so that only blocks are compared; both leave out the blocks above layer 21. Epochs of the
-two are run in turn, since the pace of a machine drifts; a row counts labelled clips per second of training, the
+two are run in turn, because the speed of a machine drifts; a row counts labelled clips per second of training, the
 median over epochs. `loss_difference` is the largest relative difference of the losses of the two. Writes
 build/bench/finetune.json.
 """
@@ -14,6 +14,7 @@ build/bench/finetune.json.
 import argparse
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def main() -> None:
     options = parse()
     layers = (2, 3) if options.tiny else tuple(range(16, 22))
     share = others()
-    with workplace() as place:
-        seconds, losses = measure(place, layers, options)
+    with workplace() as folder:
+        seconds, losses = measure(folder, layers, options)
     clips = options.clips * 3 // 4  # the rest is held out, or chooses the epoch
     paces = {name: clips / float(np.median(times)) for name, times in seconds.items()}
     pairs = [old / new for old, new in zip(seconds["every block"], seconds["prefix"], strict=True)]
@@ -44,59 +45,75 @@ def main() -> None:
     publish([row], options.output, f"Training {clips} clips, {options.rounds} epochs of each in turn")
 
 
-def measure(place: Path, layers: tuple[int, ...], options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Seconds and training loss of every epoch, with and without the stored prefix."""
+def measure(
+    folder: Path, layers: tuple[int, ...], options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return seconds and training loss of every epoch, with and without the stored prefix."""
     import torch
 
     from mertool import encoders
-    from mertool.adapters.adapter import Adaptation, Method, Part
-    from mertool.adapters.data import Wanted, read_clips
-    from mertool.adapters.trainer import Schedule
+    from mertool.adapters.cross_validation import AdapterSplit
+    from mertool.adapters.data import AdaptationDataSpec, read_adaptation_data
+    from mertool.adapters.setup import AdapterConfig, prepare
+    from mertool.adapters.trainer import train_adapter
     from mertool.devices import resolve_device, resolve_dtype
     from mertool.extraction.decoding import DecoderLimits
     from mertool.learning.accelerator import make_accelerator
-    from mertool.learning.checkpoint import Checkpoint
     from mertool.manifest import Manifest
 
     device = resolve_device(options.device)
-    dtype = resolve_dtype(options.dtype, device)
-    accelerator = make_accelerator(device, dtype)
-    source = encoders.find(str(make_model("hubert-large", place, options.tiny)), "audio")
-    manifest = Manifest.read(make_sounds(place, options.clips))
-    labels = np.arange(options.clips) % 3
+    accelerator = make_accelerator(device, resolve_dtype(options.dtype, device))
+    checkpoint = encoders.find(str(make_model("hubert-large", folder, options.tiny)), "audio")
+    manifest = Manifest.read(make_sounds(folder, options.clips))
     rows = np.arange(options.clips)
-    part = Part(rows[rows % 4 > 0], rows[rows % 8 == 0], rows[rows % 8 == 4])
+    split = AdapterSplit(
+        name="final", train=rows[rows % 4 > 0], development=rows[rows % 8 == 0], held_out=rows[rows % 8 == 4]
+    )
     seconds: dict[str, list[float]] = {"prefix": [], "every block": []}
     losses: dict[str, list[float]] = {"prefix": [], "every block": []}
-    shared = {}
+    setups = {}
     for name in seconds:
-        exact = name == "every block"
+        from_frontend = name == "every block"
         say(f"reading the clips: {name}")
-        encoder = encoders.load("audio", source, device, torch.float32)
-        wanted = Wanted(
-            source, source.digest(), (min(layers) - 1,), None, False, exact, torch.float32, device, DecoderLimits()
+        encoder = encoders.load("audio", checkpoint, device, torch.float32)
+        spec = AdaptationDataSpec(
+            checkpoint=checkpoint,
+            weights=checkpoint.digest(),
+            blocks=(min(layers) - 1,),
+            from_frontend=from_frontend,
+            dtype=torch.float32,
+            device=device,
+            limits=DecoderLimits(),
         )
-        clips = read_clips(manifest, wanted, place / "frozen-layers", encoder, no_progress)
-        method = Method("bottleneck", 64, layers, mask_weight=0.0)
-        shared[name] = Adaptation(encoder, clips, labels, 3, method, exact, accelerator)
+        data = read_adaptation_data(
+            manifest, spec, cache=folder / "frozen-layers", encoder=encoder, progress=no_progress
+        )
+        setups[name] = prepare(
+            encoder,
+            data,
+            np.arange(options.clips) % 3,
+            n_classes=3,
+            config=AdapterConfig(
+                method="bottleneck", size=64, layers=layers, mask_weight=0.0, epochs=1, batch_size=options.batch
+            ),
+            from_frontend=from_frontend,
+            accelerator=accelerator,
+        )
     for number in range(options.rounds):
         for name in sorted(seconds, reverse=bool(number % 2)):
             times: list[float] = []
-            checkpoint = Checkpoint(place / "none.safetensors", is_writer=False)
-            folder = place / f"{name}-{number}"
-            schedule = Schedule(1, options.batch, seed=number)
-            trained = shared[name].train(part, schedule, folder, "final", checkpoint, marks(times))
-            steps = -(-len(part.train) // options.batch)
-            # The first step carries what is made once; the last one the development part.
-            each = float(np.median(np.diff(times[:steps])))
-            seconds[name].append(each * steps)
-            losses[name].append(trained.history.label_loss[0])
+            setup = replace(setups[name], config=replace(setups[name].config, seed=number))
+            adapter = train_adapter(setup, split, record_times(times))
+            # The first step includes what is done once, so it is left out of the median.
+            seconds_per_step = float(np.median(np.diff(times)))
+            seconds[name].append(seconds_per_step * len(times))
+            losses[name].append(adapter.history.label_loss[0])
             say(f"round {number + 1}, {name}: {seconds[name][-1]:.2f} s an epoch")
     return seconds, losses
 
 
-def marks(times: list[float]) -> Any:
-    """A progress function that notes when each step was done."""
+def record_times(times: list[float]) -> Any:
+    """Return a progress function that records when each step was done."""
     return lambda step: times.append(time.monotonic())
 
 
@@ -105,7 +122,7 @@ def no_progress(title: str, unit: str) -> Any:
     yield lambda *_: None
 
 
-def make_sounds(place: Path, count: int) -> Path:
+def make_sounds(folder: Path, count: int) -> Path:
     """Clips of noise, 2 to 6 s, and their manifest."""
     import soundfile
 
@@ -113,10 +130,10 @@ def make_sounds(place: Path, count: int) -> Path:
     lines = ["clip,path,label,split"]
     for number in range(count):
         wave = random.normal(0, 0.1, int(16_000 * random.uniform(2, 6))).astype(np.float32)
-        soundfile.write(place / f"c{number}.wav", wave, 16_000)
+        soundfile.write(folder / f"c{number}.wav", wave, 16_000)
         lines.append(f"c{number},c{number}.wav,{('sad', 'happy', 'angry')[number % 3]},train")
-    (place / "clips.csv").write_text("\n".join(lines) + "\n")
-    return place / "clips.csv"
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    return folder / "clips.csv"
 
 
 def parse() -> argparse.Namespace:

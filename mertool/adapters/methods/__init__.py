@@ -1,8 +1,8 @@
 """PEFT methods, one file each: `NAME.config(targets, size)` returns a PEFT configuration.
 
 A method also defines `TARGETS`, the endings of module names inside a block that it is put on ("" is the block itself);
-`SIZE`, its default width, rank or number of vectors, None where the model determines how much is trained; and `RATE`, its
-usual peak learning rate. Adapters are saved in PEFT's own format (adapter_config.json, adapter_model.safetensors).
+`SIZE`, its default width, rank or number of vectors, None where the model determines how much is trained; and `RATE`,
+its usual peak learning rate. Adapters are saved in PEFT's own format (adapter_config.json, adapter_model.safetensors).
 
 Beside these two files is mean_offset.safetensors: the mean change of each layer's features by the adapter, over the
 clips it was trained on. It differs between folds, and more than emotions do, which would make features of different
@@ -52,8 +52,8 @@ def add_adapter(
         if isinstance(value, set):
             # A set is written in another order each time.
             setattr(config, field, sorted(value))
-    # PEFT shortens many names to endings that are unique in this model. Where blocks were removed for training, the same
-    # endings would match those blocks in the whole model.
+    # PEFT shortens many names to endings that are unique in this model. Where blocks were removed for training, the
+    # same endings would match those blocks in the whole model.
     config.target_modules = names
     return peft_model
 
@@ -135,7 +135,7 @@ def load_mean_offsets(folder: Path) -> dict[str, torch.Tensor]:
 def target_names(
     model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], *, endings: tuple[str, ...]
 ) -> list[str]:
-    """Return the full names of the modules in the chosen blocks whose name ends with one of `endings`; "" is the block."""
+    """Return the full names of modules in the chosen blocks that end with one of `endings`; "" is the block."""
     outside = [layer for layer in layers if not 1 <= layer <= len(blocks)]
     if outside or not layers:
         raise MertoolError(f"layers {outside or '(none)'} cannot be adapted: blocks are 1 to {len(blocks)}")
@@ -152,11 +152,9 @@ def target_names(
 def _matching_modules(block: nn.Module, endings: tuple[str, ...]) -> list[str]:
     if "" in endings:
         return [""]
-    # An adapter inside such an attention gets no gradient: the attention reads the weights and does not call the module.
+    # An adapter inside such an attention gets no gradient: the attention reads weights and calls no module.
     functional = tuple(
-        f"{name}."
-        for name, module in block.named_modules()
-        if type(module).__name__ in FUNCTIONAL_ATTENTION_CLASSES
+        f"{name}." for name, module in block.named_modules() if type(module).__name__ in FUNCTIONAL_ATTENTION_CLASSES
     )
     names = [name for name, _ in block.named_modules() if name.endswith(endings)]
     return [name for name in names if not (functional and name.startswith(functional))]
@@ -177,7 +175,9 @@ def size_for_budget(
     module = registry.load(PACKAGE, "PEFT method", method)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     if budget > n_parameters:
-        raise MertoolError(f"--budget {budget:,} is more than the {n_parameters:,} parameters of the encoder: give less")
+        raise MertoolError(
+            f"--budget {budget:,} is more than the {n_parameters:,} parameters of the encoder: give less"
+        )
     smallest = _count_for_size(model, blocks, layers, method=method, size=module.SIZE and 1)
     if smallest > budget:
         least = f"at least {smallest:,}" if module.SIZE else f"{smallest:,}"

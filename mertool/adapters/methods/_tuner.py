@@ -1,8 +1,8 @@
 """What our own PEFT methods share: a tuner for PEFT, the layer it puts around a module, and the registration.
 
 A method defines a replacement, an `nn.Module` made as `Replacement(base, size)` for a module of the model and called in
-its place as `replacement(base, *args, **kwargs)`. The parameters of the replacement are trained and saved. PEFT knows the
-method as MERTOOL_NAME once the file of the method is imported; the prefix keeps it apart from future methods of PEFT.
+its place as `replacement(base, *args, **kwargs)`. The parameters of the replacement are trained and saved. PEFT knows
+the method as MERTOOL_NAME once its file is imported; the prefix keeps it apart from future methods of PEFT.
 """
 
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ def register(tuner: type[ModuleTuner]) -> None:
     `peft.utils.register_peft_method` (0.21) accepts only names in its enumeration PeftType, which a library cannot
     extend. The tables are keyed by these names, as strings: PeftType is an enumeration of strings.
     """
-    name = _type_name(tuner)
+    name: Any = _type_name(tuner)
     peft.PEFT_TYPE_TO_CONFIG_MAPPING[name] = ReplacementConfig
     peft.PEFT_TYPE_TO_TUNER_MAPPING[name] = tuner
     PEFT_TYPE_TO_PREFIX_MAPPING[name] = tuner.prefix

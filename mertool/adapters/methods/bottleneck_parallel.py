@@ -1,8 +1,8 @@
 """Parallel bottleneck adapters: they read the input of the feed-forward network and add to its output.
 
 He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning" (ICLR 2022), who find the parallel form
-better than the sequential one: f(x) <- f(x) + W_up ReLU(W_down x + b1) + b2. Their fixed scale is 1 here. In blocks with
-pre-layer normalization (HuBERT-large) x is normalized, so it has the same range in all layers.
+better than the sequential one: f(x) <- f(x) + W_up ReLU(W_down x + b1) + b2. Their fixed scale is 1 here. In blocks
+with pre-layer normalization (HuBERT-large) x is normalized, so it has the same range in all layers.
 """
 
 from typing import Any

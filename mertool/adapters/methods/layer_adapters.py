@@ -1,7 +1,7 @@
 """Layer adapters: the output of each chosen block reaches the last of them through a bottleneck of its own.
 
-After the L-adapters of Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks" (ICASSP
-2023). Nothing between blocks changes; the sum of all bottlenecks is added to the output of the last chosen block:
+After the L-adapters of Otake et al., "Parameter Efficient Transfer Learning for Various Speech Processing Tasks",
+ICASSP 2023. Nothing between blocks changes; the sum of all bottlenecks is added to the output of the last chosen block:
 h_last <- h_last + sum_l W_up_l ReLU(W_down_l norm(h_l) + b1_l) + b2_l. The up-projections start at zero. The norm
 (without parameters) is ours: hidden states of HuBERT-large differ in scale from layer to layer.
 """

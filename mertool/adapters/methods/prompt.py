@@ -2,8 +2,8 @@
 
 The deep form of prompt tuning (Jia et al., 2022, "Visual Prompt Tuning"; Li and Liang, 2021): each chosen block has
 `size` vectors of its own before its hidden states, and they are removed from its output, so nothing between blocks
-changes. They have no position: WavLM's position bias towards them is zero. Attention gives a share to every frame, so no
-initial value leaves the block unchanged; the vectors start small and random.
+changes. They have no position: WavLM's position bias towards them is zero. Attention gives a share to every frame, so
+no initial value leaves the block unchanged; the vectors start small and random.
 """
 
 from typing import Any

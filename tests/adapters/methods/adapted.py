@@ -1,4 +1,4 @@
-"""What the tests of the PEFT methods share: quick copies of tiny encoders, adapters on them, their outputs."""
+"""Helpers of the tests of PEFT methods: copies of tiny encoders, adapters on them, their outputs."""
 
 from copy import deepcopy
 
@@ -12,26 +12,26 @@ LOADED = {}
 
 
 def fresh(load_tiny, name):
-    """An encoder of its own, without reading it anew each time."""
+    """Return an encoder of its own, without reading it from disk each time."""
     if name not in LOADED:
         LOADED[name] = load_tiny(name, "audio")
     return deepcopy(LOADED[name])
 
 
-def adapt(encoder, method, layers=(2, 3), size=4):
-    """The PeftModel, and its encoder, which uses it."""
+def adapt(encoder, method, layers=(2, 3), *, size=4):
+    """Add an adapter; return the PeftModel, and its encoder, which uses it."""
     torch.manual_seed(0)
-    encoder.model = peft_methods.add_adapter(encoder.model, encoder.blocks, layers, method, size)
+    encoder.model = peft_methods.add_adapter(encoder.model, encoder.blocks, layers, method=method, size=size)
     return encoder.model, encoder
 
 
 def trainable(model):
-    """The trainable parameters by name."""
+    """Return the trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def shake(model, seed=0):
-    """Give every trainable parameter other values than its first ones."""
+    """Change the value of every trainable parameter."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in trainable(model).values():
@@ -39,11 +39,11 @@ def shake(model, seed=0):
 
 
 def output(model):
-    """The last hidden state for WAVE."""
+    """Return the last hidden state for WAVE."""
     with torch.no_grad():
         return model.eval()(WAVE).last_hidden_state
 
 
-def close(found, expected):
-    """Whether two tensors are equal but for rounding, by their norms."""
-    return float((found - expected).norm()) <= 1e-4 * float(expected.norm())
+def close(actual, expected):
+    """Return true if two tensors are equal up to rounding, by their norms."""
+    return float((actual - expected).norm()) <= 1e-4 * float(expected.norm())

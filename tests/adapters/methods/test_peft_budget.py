@@ -1,4 +1,4 @@
-"""Sizes of the PEFT methods: the counts of SCIENCE, sizes for a budget, budgets as they are written."""
+"""Sizes of PEFT methods: counts of trained parameters, the size for a budget, and how a budget is written."""
 
 import pytest
 import torch
@@ -41,18 +41,18 @@ def hubert_large():
     ],
 )
 def test_counts_on_six_layers_of_hubert_large(method, size, millions, hubert_large):
-    count = peft_methods._count(hubert_large, hubert_large.encoder.layers, LAYERS, method, size)
+    count = peft_methods._count_for_size(hubert_large, hubert_large.encoder.layers, LAYERS, method=method, size=size)
     digits = len(str(millions).split(".")[1])
     assert round(count / 1e6, digits) == millions
 
 
-def trained(load_tiny, method, size):
-    return peft_methods.count_trainable(adapt(fresh(load_tiny, "hubert"), method, (2, 3), size)[0])
+def count_trainable(load_tiny, method, size):
+    return peft_methods.count_trainable(adapt(fresh(load_tiny, "hubert"), method, size=size)[0])
 
 
 @pytest.mark.parametrize("method", SIZED)
-def test_the_count_grows_evenly_with_the_size(method, load_tiny):
-    counts = [trained(load_tiny, method, size) for size in (1, 2, 5, 40)]
+def test_the_number_of_parameters_is_affine_in_the_size(method, load_tiny):
+    counts = [count_trainable(load_tiny, method, size) for size in (1, 2, 5, 40)]
     step = counts[1] - counts[0]
     assert step > 0
     assert counts[2:] == [counts[0] + 4 * step, counts[0] + 39 * step]
@@ -62,10 +62,10 @@ def test_the_count_grows_evenly_with_the_size(method, load_tiny):
 def test_the_size_for_a_budget_is_the_largest_within_it(method, load_tiny):
     encoder = fresh(load_tiny, "hubert")
     before = {name: id(p) for name, p in encoder.model.named_parameters()}
-    least = trained(load_tiny, method, 1)
-    for budget in (least, least + 1, 10_000, trained(load_tiny, method, 7)):
-        size = peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method, budget)
-        assert trained(load_tiny, method, size) <= budget < trained(load_tiny, method, size + 1)
+    least = count_trainable(load_tiny, method, 1)
+    for budget in (least, least + 1, 10_000, count_trainable(load_tiny, method, 7)):
+        size = peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method=method, budget=budget)
+        assert count_trainable(load_tiny, method, size) <= budget < count_trainable(load_tiny, method, size + 1)
     assert {name: id(p) for name, p in encoder.model.named_parameters()} == before  # measured on a copy
 
 
@@ -73,15 +73,15 @@ def test_the_size_for_a_budget_is_the_largest_within_it(method, load_tiny):
 def test_a_budget_too_small_for_a_method(method, load_tiny):
     encoder = fresh(load_tiny, "hubert")
     with pytest.raises(MertoolError, match=rf"{method} on these 2 layers trains .*, more than the budget of 10:"):
-        peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method, 10)
+        peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method=method, budget=10)
 
 
 @pytest.mark.parametrize("method", sorted({*METHODS} - {*SIZED}))
-def test_a_method_without_a_size_is_within_the_budget_or_not(method, load_tiny):
-    encoder, count = fresh(load_tiny, "hubert"), trained(load_tiny, method, None)
-    assert peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method, count) is None
+def test_a_method_without_a_size_has_to_be_within_the_budget(method, load_tiny):
+    encoder, count = fresh(load_tiny, "hubert"), count_trainable(load_tiny, method, None)
+    assert peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method=method, budget=count) is None
     with pytest.raises(MertoolError, match=f"trains {count:,} parameters, more than the budget of {count - 1:,}"):
-        peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method, count - 1)
+        peft_methods.size_for_budget(encoder.model, encoder.blocks, (2, 3), method=method, budget=count - 1)
 
 
 def test_only_trainable_parameters_count():
@@ -94,11 +94,11 @@ def test_only_trainable_parameters_count():
     ("text", "count"),
     [("1.6M", 1_600_000), ("800k", 800_000), ("0.79m", 790_000), ("1600000", 1_600_000), (" 2 M ", 2_000_000)],
 )
-def test_a_budget_is_read(text, count):
+def test_a_budget_is_parsed(text, count):
     assert peft_methods.parse_budget(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "M", "0", "-5k", "1.5", "1,6M", "many", "1.0001k", "nan", "1e6"])
-def test_what_is_no_budget(text):
+def test_an_invalid_budget(text):
     with pytest.raises(MertoolError, match=f"budget '{text}': give a number of parameters such as 800k, 1.6M"):
         peft_methods.parse_budget(text)

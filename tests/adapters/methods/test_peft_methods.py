@@ -1,4 +1,4 @@
-"""What holds for every PEFT method of the folder: where it trains, what it changes, how it is saved."""
+"""The contract of every PEFT method of the folder: where it trains, what it changes, how it is saved."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def test_every_trainable_parameter_learns_and_no_other(name, method, load_tiny):
 @each_form
 @pytest.mark.parametrize("layers", [(1,), (2, 4)])
 def test_exactly_the_chosen_blocks_train(name, method, layers, load_tiny):
-    model, _ = adapt(fresh(load_tiny, name), method, layers, 16)
+    model, _ = adapt(fresh(load_tiny, name), method, layers, size=16)
     assert block_numbers(trainable(model)) == set(layers)
     model(WAVE).last_hidden_state.square().mean().backward()
     assert block_numbers(k for k, p in model.named_parameters() if p.grad is not None) == set(layers)
@@ -218,7 +218,7 @@ def test_a_layer_that_is_no_block(method, layers, load_tiny):
 def test_blocks_of_another_build_are_an_error(method, load_tiny):
     encoder = load_tiny("clip", "video")
     with pytest.raises(MertoolError, match="have no module named feed_forward"):
-        peft_methods.add_adapter(encoder.model, encoder.blocks, (2,), method, 4)
+        peft_methods.add_adapter(encoder.model, encoder.blocks, (2,), method=method, size=4)
 
 
 def test_an_unknown_method_gets_a_suggestion(load_tiny):
@@ -256,7 +256,7 @@ def test_many_targets_are_saved_by_their_full_names(tmp_path):
     )
     model = HubertModel(config)
     truncate_after(model.encoder.layers, 10)
-    model = peft_methods.add_adapter(model, model.encoder.layers, range(1, 11), "lora", 2)
+    model = peft_methods.add_adapter(model, model.encoder.layers, range(1, 11), method="lora", size=2)
     peft_methods.save_adapter(model, tmp_path, "final")
     whole = peft_methods.load_adapters(HubertModel(config), tmp_path)
     assert block_numbers(k for k, _ in whole.named_parameters() if "lora_" in k) == set(range(1, 11))

@@ -1,4 +1,4 @@
-"""What single PEFT methods compute."""
+"""The computation of single PEFT methods."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from adapted import WAVE, adapt, close, fresh, output, shake
 from torch import nn
 
 from mertool.adapters.methods.layer_adapters import LayerAdapter
-from mertool.adapters.methods.prompt import _open
+from mertool.adapters.methods.prompt import _extend_mask
 
 
 @pytest.fixture
@@ -15,10 +15,10 @@ def hidden():
     return torch.randn(1, 5, 32)
 
 
-def bend(part, hidden):
-    """Down, ReLU, up, by the weights of `part`."""
-    inner = torch.relu(hidden @ part.down.weight.T + part.down.bias)
-    return inner @ part.up.weight.T + part.up.bias
+def delta(bottleneck, hidden):
+    """Return down-projection, ReLU and up-projection by the weights of `bottleneck`."""
+    inner = torch.relu(hidden @ bottleneck.down.weight.T + bottleneck.down.bias)
+    return inner @ bottleneck.up.weight.T + bottleneck.up.bias
 
 
 @torch.no_grad()
@@ -27,8 +27,8 @@ def test_a_bottleneck_is_down_relu_up_and_residual(hidden, load_tiny):
     shake(model)
     layer = encoder.blocks[1].feed_forward
     inner = layer.base_layer(hidden)
-    torch.testing.assert_close(layer(hidden), inner + bend(layer.parts["final"], inner))
-    assert layer.parts["final"].down.weight.shape == (4, encoder.channels)
+    torch.testing.assert_close(layer(hidden), inner + delta(layer.replacements["final"], inner))
+    assert layer.replacements["final"].down.weight.shape == (4, encoder.channels)
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def test_a_parallel_bottleneck_reads_what_the_feed_forward_reads(hidden, load_ti
     model, encoder = adapt(fresh(load_tiny, "wav2vec2"), "bottleneck-parallel", (2,))
     shake(model)
     layer = encoder.blocks[1].feed_forward
-    torch.testing.assert_close(layer(hidden), layer.base_layer(hidden) + bend(layer.parts["final"], hidden))
+    torch.testing.assert_close(layer(hidden), layer.base_layer(hidden) + delta(layer.replacements["final"], hidden))
 
 
 # ---------------------------------------------------------------- layer adapters
@@ -49,9 +49,9 @@ def test_layer_adapters_add_up_at_the_last_chosen_block(load_tiny):
     model, encoder = adapt(encoder, "layer-adapters", (1, 3))
     shake(model)
     (now,) = encoder.encode([WAVE[0].numpy()], (1, 2, 3))
-    parts = [encoder.blocks[number].parts["final"] for number in (0, 2)]
+    adapters = [encoder.blocks[number].replacements["final"] for number in (0, 2)]
     norm = nn.LayerNorm(encoder.channels, elementwise_affine=False)
-    expected = plain[2] + sum(bend(part, norm(plain[n])) for part, n in zip(parts, (0, 2), strict=True))
+    expected = plain[2] + sum(delta(adapter, norm(plain[n])) for adapter, n in zip(adapters, (0, 2), strict=True))
     torch.testing.assert_close(now[:2], plain[:2], rtol=0, atol=0)
     torch.testing.assert_close(now[2], expected)
 
@@ -71,8 +71,8 @@ def test_a_pass_that_broke_off_leaves_nothing_behind(load_tiny):
         handle.remove()
         assert torch.equal(output(model), expected)
     model(WAVE).last_hidden_state.sum().backward()
-    totals = {id(m.total): m.total for m in model.modules() if isinstance(m, LayerAdapter)}
-    assert [total.value for total in totals.values()] == [None]  # one for all blocks, and empty after a pass
+    sums = {id(m.running_sum): m.running_sum for m in model.modules() if isinstance(m, LayerAdapter)}
+    assert [running_sum.value for running_sum in sums.values()] == [None]  # one for all blocks, empty after a pass
 
 
 # ---------------------------------------------------------------- prompt vectors
@@ -80,23 +80,23 @@ def test_a_pass_that_broke_off_leaves_nothing_behind(load_tiny):
 
 @pytest.mark.parametrize("additive", [False, True])
 def test_the_masks_of_attention_grow(additive):
-    """What may be seen is True, or 0 where the mask is added to the scores."""
+    """A position that may be attended to is True, or 0 where the mask is added to the scores."""
     real = torch.tensor([[True, True, False]])
-    assert torch.equal(_open(real, 2), torch.tensor([[True, True, True, True, False]]))
-    assert torch.equal(_open(real.long(), 2), torch.tensor([[1, 1, 1, 1, 0]]))
+    assert torch.equal(_extend_mask(real, 2), torch.tensor([[True, True, True, True, False]]))
+    assert torch.equal(_extend_mask(real.long(), 2), torch.tensor([[1, 1, 1, 1, 0]]))
     scores = torch.zeros(1, 1, 3, 3).masked_fill(~real[:, None, None], -torch.inf) if additive else None
     mask = real[:, None, None].expand(1, 1, 3, 3) if scores is None else scores
-    longer = _open(mask, 2)
+    longer = _extend_mask(mask, 2)
     assert longer.shape == (1, 1, 5, 5)
-    seen = longer == 0 if additive else longer
-    assert seen[0, 0, 2:].tolist() == [[True, True, True, True, False]] * 3
-    assert _open(mask[:, :, :1], 2).shape == (1, 1, 1, 5)
-    assert _open(None, 2) is None
+    attended = longer == 0 if additive else longer
+    assert attended[0, 0, 2:].tolist() == [[True, True, True, True, False]] * 3
+    assert _extend_mask(mask[:, :, :1], 2).shape == (1, 1, 1, 5)
+    assert _extend_mask(None, 2) is None
 
 
 def test_an_unknown_kind_of_mask_is_an_error():
     with pytest.raises(TypeError, match="attention masks of the kind dict"):
-        _open({}, 2)
+        _extend_mask({}, 2)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -106,13 +106,13 @@ def test_prompts_are_seen_and_cut_off(attention, load_tiny):
     shake(model)
     model.get_base_model().set_attn_implementation(attention)
     waves = [WAVE[0].numpy(), WAVE[1, :1700].numpy()]
-    given = encoder.encode(waves, (1,))
+    inputs = encoder.encode(waves, (1,))
     block = encoder.blocks[1]
-    vectors = block.parts["final"].vectors.detach()
-    for before, after in zip(given, encoder.encode(waves, (2,)), strict=True):
+    vectors = block.replacements["final"].vectors.detach()
+    for before, output_of_block in zip(inputs, encoder.encode(waves, (2,)), strict=True):
         with torch.no_grad():
             expected = block.base_layer(torch.cat([vectors, before[0]])[None])
-        assert close(after[0], expected[0, len(vectors) :])
+        assert close(output_of_block[0], expected[0, len(vectors) :])
 
 
 @torch.no_grad()
@@ -121,8 +121,8 @@ def test_the_position_bias_of_wavlm_is_handed_on_as_it_was(first, hidden, load_t
     _, encoder = adapt(fresh(load_tiny, "wavlm"), "prompt", (1,))
     block, own = encoder.blocks[0], encoder.blocks[0].base_layer
     bias = own(hidden, position_bias=None)[1]
-    _, found = block(hidden, position_bias=None if first else bias)
-    assert torch.equal(found, bias)
+    _, passed_on = block(hidden, position_bias=None if first else bias)
+    assert torch.equal(passed_on, bias)
 
 
 # ---------------------------------------------------------------- biases and factors
@@ -135,11 +135,11 @@ def test_bitfit_is_the_block_with_other_biases(name, load_tiny):
     shake(model)
     plain = fresh(load_tiny, name)
     own = dict(plain.blocks[1].named_parameters())
-    shifts = dict(encoder.blocks[1].parts["final"].named_parameters())
-    for key, shift in shifts.items():
-        own[key.replace("-", ".")] += shift
+    deltas = dict(encoder.blocks[1].replacements["final"].named_parameters())
+    for key, delta_of_bias in deltas.items():
+        own[key.replace("-", ".")] += delta_of_bias
     torch.testing.assert_close(output(model), output(plain.model))
-    left_out = {key for key in own if key.endswith("bias")} - {key.replace("-", ".") for key in shifts}
+    left_out = {key for key in own if key.endswith("bias")} - {key.replace("-", ".") for key in deltas}
     assert left_out == {"attention.k_proj.bias"}
 
 
