@@ -26,7 +26,7 @@ help:
 	@echo "make bench-acoustic   a small HuBERT pre-trained, probed, adapted on RAVDESS, into build/bench/acoustic.json (about 3 h)"
 	@echo "make bench-align   alignment over a store of 20,000 clips: memory and speed, into build/bench/align.json"
 	@echo "make bench-fuse   the official protocol, all models at once against one at a time, into build/bench/fuse.json"
-	@echo "make bench-predict   predict in one pass against its stages one after the other, into build/bench/predict.json"
+	@echo "make bench-predict   predict against extract for each store of a bundle, into build/bench/predict.json"
 	@echo "make bench-mosi   fusion on CMU-MOSI, into build/bench/mosi.json"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 

@@ -20,7 +20,7 @@ def test_both_sides_predict_the_same(tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
-    assert [row["name"] for row in rows] == ["predict/shared-decode", "predict/shared-encoder"]
+    assert [row["name"] for row in rows] == ["predict/one-store-per-encoder", "predict/shared-encoder"]
     for row in rows:
         assert row["value"] > 0 and row["unit"] == "clips/s"
         assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])

@@ -1,21 +1,25 @@
-"""`predict` in one pass over the clips against its stages one after the other, as `extract` runs them.
+"""Cost of `predict` against `extract` for each of its features, followed by scoring.
 
     python tests/bench/predict.py
     python tests/bench/predict.py --tiny
 
 Encoders of real shapes with random weights: a HuBERT-base, a CLIP ViT-B/16 whose features are taken twice, pooled and
-as frames, as for an aligner, and a BERT-base. One side is `mertool predict`: sound and faces of a clip are read in one
-task, encoders work side by side, and the two visual parts share the pass of their encoder. The other is `mertool
-extract` for each part in turn, with the face crops of the first visual part kept for the second, and then `mertool
-predict` from stores that are complete. Loading models is in neither. Rows count clips per second from files to
-predictions, both sides in turn, the median over rounds; `largest_difference` is that of the probabilities. Writes
-build/bench/predict.json.
+as frames, as for an aligner, and a BERT-base. One side is `mertool predict` from files to predictions: one job per
+encoder, and stores of one encoder share its pass. The other side runs `mertool extract` for each store, where the face
+crops of the first visual store are kept for the second, and then `mertool predict` from complete stores.
+
+The row `one-store-per-encoder` has nothing to share, so its ratio says what the path of predict costs (1 is nothing;
+the engine with threads for several encoders, which predict had before, reached 0.93 here). The row `shared-encoder`
+says what a shared pass gains. Loading models is in neither side. Rows count clips per second, the sides alternate, and
+the median over rounds is reported; `largest_difference` is that of the probabilities. Writes build/bench/predict.json.
 """
 
 import argparse
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,106 +30,109 @@ from models import demo, make_model
 from report import ROOT, Row, others, publish, say, workplace
 
 RESULT = ROOT / "build" / "bench" / "predict.json"
-# What is fused: name, modality, encoder, further settings of `extract`.
-PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+# The stores that are fused: name, modality, encoder, further options of `extract`.
+STORES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "audio": ("audio", "hubert-base", {}),
     "video": ("video", "clip-vit-b16", {}),
     "frames": ("video", "clip-vit-b16", {"pool": "none"}),
     "text": ("text", "bert-base", {}),
 }
-BUNDLES = {"shared-decode": ("audio", "video", "text"), "shared-encoder": ("audio", "video", "frames", "text")}
+BUNDLES = {
+    "one-store-per-encoder": ("audio", "video", "text"),
+    "shared-encoder": ("audio", "video", "frames", "text"),
+}
+PREDICT, SEPARATE = "predict", "extract each"
 
 
 def main() -> None:
     options = parse()
     share = others()
-    with workplace() as place:
-        models = {encoder: make_model(encoder, place, options.tiny) for _, encoder, _ in PARTS.values()}
-        manifest = make_manifest(place, options.clips, options.tiny)
-        rows = [measure(name, parts, place / name, models, manifest, options, share) for name, parts in BUNDLES.items()]
+    with workplace() as folder:
+        models = {encoder: make_model(encoder, folder, options.tiny) for _, encoder, _ in STORES.values()}
+        manifest = make_manifest(folder, options.clips, options.tiny)
+        rows = [
+            Comparison(folder / name, stores, models, manifest, options.device).run(name, options.rounds, share)
+            for name, stores in BUNDLES.items()
+        ]
     publish(rows, options.output, f"predict: {options.clips} clips, from files to predictions")
 
 
-def measure(
-    name: str,
-    parts: tuple[str, ...],
-    place: Path,
-    models: dict[str, Path],
-    manifest: Any,
-    options: argparse.Namespace,
-    share: float,
-) -> Row:
-    """One row: a bundle over some of the parts."""
-    place.mkdir()
-    few = type(manifest)(manifest.clips[:3], manifest.source)
-    stores = [extract_part(part, few, place / f"{part}.h5", models, options) for part in parts]
-    bundle = make_bundle(place / "bundle", stores)
-    seconds: dict[str, list[float]] = {"together": [], "in turn": []}
-    found: dict[str, np.ndarray] = {}
-    for number in range(options.rounds):
-        for side in sorted(seconds, reverse=bool(number % 2)):
-            output = place / "p.csv"
-            with without_loading() as loading:
-                began = time.perf_counter()
-                if side == "in turn":
-                    for part in parts:
-                        extract_part(part, manifest, place / "p.csv.features" / f"{part}.h5", models, options)
-                found[side] = run_predict(bundle, manifest, output, options)
-                seconds[side].append(time.perf_counter() - began - loading())
-            shutil.rmtree(place / "p.csv.features")
-            say(f"{name}, round {number + 1}, {side}: {seconds[side][-1]:.1f} s")
-    pairs = [old / new for old, new in zip(seconds["in turn"], seconds["together"], strict=True)]
-    paces = {side: len(manifest) / float(np.median(times)) for side, times in seconds.items()}
-    fields = {
-        "spread": [round(min(pairs), 2), round(max(pairs), 2)],
-        "largest_difference": float(np.abs(found["together"] - found["in turn"]).max()),
-        "parts": list(parts),
-        "device": str(options.device),
-        "others": share,
-    }
-    return Row(f"predict/{name}", paces["together"], "clips/s", paces["in turn"], fields)
+@dataclass(frozen=True)
+class Comparison:
+    """Both sides for a bundle over the stores named in `stores`, with its files in `folder`."""
+
+    folder: Path
+    stores: Sequence[str]
+    models: dict[str, Path]
+    manifest: Any
+    device: str
+
+    def run(self, name: str, rounds: int, share: float) -> Row:
+        """Measure both sides in turn; `share` is that of the machine which other processes used."""
+        self.folder.mkdir()
+        few = type(self.manifest)(self.manifest.clips[:3], self.manifest.source)
+        bundle = make_bundle(
+            self.folder / "bundle", [self.extract(store, few, self.folder / f"{store}.h5") for store in self.stores]
+        )
+        seconds: dict[str, list[float]] = {PREDICT: [], SEPARATE: []}
+        probabilities: dict[str, np.ndarray] = {}
+        for number in range(rounds):
+            for side in sorted(seconds, reverse=bool(number % 2)):
+                with clock_without_loading() as elapsed:
+                    probabilities[side] = self.predict(bundle, extract_first=side == SEPARATE)
+                    seconds[side].append(elapsed())
+                shutil.rmtree(self.folder / "p.csv.features")
+                say(f"{name}, round {number + 1}, {side}: {seconds[side][-1]:.1f} s")
+        ratios = [separate / own for separate, own in zip(seconds[SEPARATE], seconds[PREDICT], strict=True)]
+        paces = {side: len(self.manifest) / float(np.median(times)) for side, times in seconds.items()}
+        fields = {
+            "spread": [round(min(ratios), 2), round(max(ratios), 2)],
+            "largest_difference": float(np.abs(probabilities[PREDICT] - probabilities[SEPARATE]).max()),
+            "stores": list(self.stores),
+            "device": self.device,
+            "others": share,
+        }
+        return Row(f"predict/{name}", paces[PREDICT], "clips/s", paces[SEPARATE], fields)
+
+    def predict(self, bundle: Path, extract_first: bool) -> np.ndarray:
+        """`mertool predict`, after `mertool extract` of each store on request; the probabilities (N, C)."""
+        from mertool.options.predict import PredictOptions
+        from mertool.predict import predict
+        from mertool.predictions import Predictions
+
+        output = self.folder / "p.csv"
+        if extract_first:
+            for store in self.stores:
+                self.extract(store, self.manifest, self.folder / "p.csv.features" / f"{store}.h5")
+        predict(bundle, self.manifest, output, PredictOptions(device=self.device))
+        return Predictions.read(output).probabilities
+
+    def extract(self, store: str, manifest: Any, output: Path) -> Path:
+        """`mertool extract` of one store; crops are kept if another one needs them."""
+        from mertool.extract import extract
+        from mertool.options.extract import ExtractOptions
+
+        modality, encoder, settings = STORES[store]
+        several = sum(STORES[name][0] == "video" for name in self.stores) > 1
+        if modality == "video":
+            settings = {**settings, "keep_faces": several}
+        options = ExtractOptions(
+            modality=modality, encoder=str(self.models[encoder]), layers="last", device=self.device, **settings
+        )
+        result = extract(manifest, output, options)
+        if result.features != len(manifest):
+            raise SystemExit(f"{store}: {len(manifest) - result.features} of {len(manifest)} clips failed")
+        return output
 
 
-def without_loading() -> Any:
-    """While open, what it gives tells the seconds spent in loading and hashing models so far."""
-    from contextlib import contextmanager
-
+@contextmanager
+def clock_without_loading() -> Iterator[Callable[[], float]]:
+    """Give a function that returns the seconds since entering, without those of loading and hashing models."""
     from mertool import encoders
 
-    @contextmanager
-    def measured() -> Any:
-        with ExitStack() as stack:
-            clocks = [
-                stack.enter_context(clock(*what)) for what in ((encoders, "load"), (encoders.CheckpointRef, "digest"))
-            ]
-            yield lambda: sum(spent["seconds"] for spent in clocks)
-
-    return measured()
-
-
-def extract_part(part: str, manifest: Any, output: Path, models: dict[str, Path], options: argparse.Namespace) -> Path:
-    """`mertool extract` of one part."""
-    from mertool.extract import extract
-    from mertool.options.extract import ExtractOptions
-
-    modality, encoder, settings = PARTS[part]
-    given = ExtractOptions(
-        modality=modality, encoder=str(models[encoder]), layers="last", device=options.device, **settings
-    )
-    result = extract(manifest, output, given)
-    if result.features != len(manifest):
-        raise SystemExit(f"{part}: {len(manifest) - result.features} of {len(manifest)} clips failed")
-    return output
-
-
-def run_predict(bundle: Path, manifest: Any, output: Path, options: argparse.Namespace) -> np.ndarray:
-    """`mertool predict`; the probabilities (N, C)."""
-    from mertool.options.predict import PredictOptions
-    from mertool.predict import predict
-    from mertool.predictions import Predictions
-
-    predict(bundle, manifest, output, PredictOptions(device=options.device))
-    return Predictions.read(output).probabilities
+    with clock(encoders, "load") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
+        began = time.perf_counter()
+        yield lambda: time.perf_counter() - began - loading["seconds"] - hashing["seconds"]
 
 
 def make_bundle(folder: Path, stores: list[Path]) -> Path:
@@ -139,10 +146,10 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     from mertool.runs import new_run
     from mertool.store import FeatureStore
 
-    parts, features = [], []
+    specs, features = [], []
     for path in stores:
         with FeatureStore(path) as store:
-            parts.append(bundle.describe_features(store))
+            specs.append(bundle.describe_features(store))
             features.append(torch.from_numpy(load_features([store], store.ids)[0][0]))
     torch.manual_seed(0)
     shapes = [(int(values.shape[1]), int(values.shape[2])) for values in features]
@@ -153,18 +160,18 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     state = {name: torch.stack([member[name].detach() for member in tensors]) for name in tensors[0]}
     members = bundle.Members("attention", 128, 0.3, state, tuple(range(5)), (0,) * 5)
     with new_run(folder, "fuse", key="bench", options={}, classes=list(EMOTIONS)) as draft:
-        bundle.write(draft, parts, groups=[members], correction=bundle.Correction())
+        bundle.write(draft, specs, groups=[members], correction=bundle.Correction())
     return folder
 
 
-def make_manifest(place: Path, count: int, tiny: bool) -> Any:
+def make_manifest(folder: Path, count: int, tiny: bool) -> Any:
     """Talking-head clips with transcripts."""
     from mertool.manifest import Clip, Manifest
 
-    paths = make_clips(place / "clips", count, tiny)
+    paths = make_clips(folder / "clips", count, tiny)
     texts = make_texts(list(demo().WORDS), count)
     clips = (Clip(path.stem, path, text=text) for path, text in zip(paths, texts, strict=True))
-    return Manifest(tuple(clips), place / "clips")
+    return Manifest(tuple(clips), folder / "clips")
 
 
 def parse() -> argparse.Namespace:
