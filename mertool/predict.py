@@ -19,7 +19,7 @@ from mertool.errors import MISSING_MODALITY_REASONS, MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.progress import ProgressCallback, no_progress
 from mertool.files import check_writable, write_atomic
-from mertool.interop.mertools import check_candidates, read_candidates, write_submission
+from mertool.interop.submission import check_candidates, read_candidates, write_submission
 from mertool.manifest import Manifest
 from mertool.options.predict import PredictOptions
 from mertool.predictions import PredictionsWriter, feature_cache_folder
@@ -88,7 +88,7 @@ def predict(
         labels, counts = _write_predictions(output, manifest, extractor=extractor, stores=stores)
         failures = _write_failures(output, manifest, stores)
     if submission:
-        write_submission(submission, candidates, labels, failures or output)
+        write_submission(submission, candidates, labels, reasons=failures or output)
     return PredictResult(
         output=str(output),
         features=str(extractor.folder),
@@ -106,7 +106,8 @@ def _read_candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle
     if not (options.submission and options.candidates):
         return []
     names = read_candidates(options.candidates)
-    check_candidates(options.candidates, names, [clip.clip for clip in manifest.clips], manifest.source, bundle.classes)
+    clips = [clip.clip for clip in manifest.clips]
+    check_candidates(options.candidates, names, clips, source=manifest.source, classes=bundle.classes)
     return names
 
 

@@ -40,7 +40,14 @@ def largest_file(size: int) -> Iterator[None]:
 
 def features(recipe: Recipe, clip: str) -> ClipFeatures:
     rng = np.random.default_rng(list(clip.encode()))
-    return ClipFeatures(clip, "d", rng.normal(size=(2 if recipe.pool == "mean" else 3, 1000)), 1.0, 3, 1.0)
+    return ClipFeatures(
+        clip,
+        "d",
+        rng.normal(size=(2 if recipe.pool == "mean" else 3, 1000)),
+        seconds=1.0,
+        frames_seen=3,
+        face_share=1.0,
+    )
 
 
 def extract(path: Path, recipe: Recipe, clips: list[str]) -> None:
@@ -175,7 +182,7 @@ def test_no_room_for_a_merged_store(tmp_path, recipe):
 
 def test_no_room_for_a_store_in_one_go(tmp_path):
     with largest_file(8_000), pytest.raises(MertoolError, match=FULL):
-        write_store(tmp_path / "store.h5", POOLED, {}, [features(POOLED, clip) for clip in CLIPS])
+        write_store(tmp_path / "store.h5", POOLED, {}, features=[features(POOLED, clip) for clip in CLIPS])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -384,7 +384,7 @@ def test_a_submission_has_the_candidates_in_their_order(submit, tmp_path):
         (["spk01_003", "spk02_014", "spk07_006", "a", "b"], "candidates that are not in"),
         (["spk01_003"], "that are no candidates: 2 (spk02_014, spk07_006)"),
         (["spk01_003", "x"], "2 faults"),
-        (["spk01_003", "spk01_003", "spk02_014", "spk07_006"], "names that stand there more than once: 1 (spk01_003)"),
+        (["spk01_003", "spk01_003", "spk02_014", "spk07_006"], "names that are listed more than once: 1 (spk01_003)"),
         ([], "names no clip"),
     ],
 )

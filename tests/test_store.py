@@ -1,4 +1,4 @@
-"""The feature store: what is on the disk, resuming, refusing, merging, and finding damage."""
+"""The feature store: layout, resuming, refusal of other recipes, merging, reading, and detection of damage."""
 
 import json
 import shutil
@@ -31,11 +31,13 @@ LAYERED = Recipe("audio", "tiny", "w0", (3, 4), "none", storage_dtype="float32")
 FACES = Recipe("faces", "mtcnn", "w0", (), "none", storage_dtype="uint8")
 RECIPES = {"pooled": POOLED, "frames": FRAMES, "layered": LAYERED, "faces": FACES}
 CHANNELS = 5
-LOST = Failure("lost", "d-lost", "decode", "no_face", "no face was found in 9 sampled frames")
+LOST = Failure(
+    clip="lost", digest="d-lost", stage="decode", reason="no_face", message="no face was found in 9 sampled frames"
+)
 
 
 def features(recipe: Recipe, clip: str, length: int = 4, digest: str | None = None) -> ClipFeatures:
-    """Values that name their clip and digest, so that a mix-up shows."""
+    """Values that follow from clip and digest, so that exchanged ones are noticed."""
     rng = np.random.default_rng(list((clip + (digest or "")).encode()))
     if recipe.modality == "faces":
         values = rng.integers(0, 256, (length, 224, 224, 3)).astype(np.uint8)
@@ -45,22 +47,27 @@ def features(recipe: Recipe, clip: str, length: int = 4, digest: str | None = No
         values = rng.normal(size=(len(recipe.layers), length, CHANNELS)).astype(np.float32)
     else:
         values = rng.normal(size=(length, CHANNELS)).astype(np.float32)
-    return ClipFeatures(clip, digest or f"d-{clip}", values, 1.5, length, 0.5)
+    return ClipFeatures(clip, digest or f"d-{clip}", values, seconds=1.5, frames_seen=length, face_share=0.5)
 
 
-def fill(path: Path, recipe: Recipe, rows: list, order: list[str] | None = None) -> None:
-    """A finished store of clips and failures."""
+def write_finished(path: Path, recipe: Recipe, rows: list, order: list[str] | None = None) -> None:
+    """Write a finished store of clips and failures."""
     with StoreWriter(path, recipe, {"encoder": "here"}) as out:
         for row in rows:
             (out.fail if isinstance(row, Failure) else out.add)(row)
         out.finish(order or [row.clip for row in rows])
 
 
-def some(recipe: Recipe, names: str = "abc") -> list[ClipFeatures]:
+def open_writer(path: Path, recipe: Recipe) -> None:
+    with StoreWriter(path, recipe, {}):
+        pass
+
+
+def make_clips(recipe: Recipe, names: str = "abc") -> list[ClipFeatures]:
     return [features(recipe, name, length) for length, name in enumerate(names, start=2)]
 
 
-def stored(store: FeatureStore, clip: str) -> np.ndarray:
+def read_clip(store: FeatureStore, clip: str) -> np.ndarray:
     return store.read([clip])[0] if store.pooled else store.frames(clip)
 
 
@@ -73,22 +80,22 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_what_is_written_is_read_again(kind, path):
+def test_values_are_read_as_written(kind, path):
     recipe = RECIPES[kind]
-    rows = some(recipe)
-    fill(path, recipe, rows)
+    rows = make_clips(recipe)
+    write_finished(path, recipe, rows)
     with FeatureStore(path) as store:
         assert store.ids == ["a", "b", "c"]
         assert store.pooled == (kind == "pooled")
         for row in rows:
             expected = row.values.astype(recipe.storage_dtype)
-            np.testing.assert_array_equal(stored(store, row.clip), expected)
+            np.testing.assert_array_equal(read_clip(store, row.clip), expected)
         assert store.validate() == []
 
 
 def test_pooled_layout_is_the_documented_one(path):
-    rows = some(POOLED)
-    fill(path, POOLED, [*rows, LOST])
+    rows = make_clips(POOLED)
+    write_finished(path, POOLED, [*rows, LOST])
     with h5py.File(path) as file:
         assert set(file) == {"values", "clips", "failures"}
         assert set(file["clips"]) == {"id", "digest", "seconds", "frames_seen", "face_share"}
@@ -105,7 +112,7 @@ def test_pooled_layout_is_the_documented_one(path):
 
 @pytest.mark.parametrize(("kind", "shape"), [("frames", (9, CHANNELS)), ("layered", (2, 9, CHANNELS))])
 def test_frame_layout_is_the_documented_one(kind, shape, path):
-    fill(path, RECIPES[kind], some(RECIPES[kind]))
+    write_finished(path, RECIPES[kind], make_clips(RECIPES[kind]))
     with h5py.File(path) as file:
         assert set(file) == {"values", "offset", "length", "clips", "failures"}
         assert file["values"].shape == shape
@@ -113,32 +120,32 @@ def test_frame_layout_is_the_documented_one(kind, shape, path):
         assert file["offset"][:].tolist() == [0, 2, 5]
 
 
-def test_face_crops_are_kept_as_bytes(path):
-    fill(path, FACES, some(FACES, "ab"))
+def test_face_crops_are_stored_as_uint8(path):
+    write_finished(path, FACES, make_clips(FACES, "ab"))
     with h5py.File(path) as file:
         assert file["values"].shape == (5, 224, 224, 3)
         assert file["values"].dtype == np.uint8
 
 
-def test_media_facts_and_digests_stand_beside(path):
-    fill(path, FRAMES, some(FRAMES, "ab"))
+def test_media_stats_digests_and_provenance(path):
+    write_finished(path, FRAMES, make_clips(FRAMES, "ab"))
     with FeatureStore(path) as store:
-        facts = store.media_stats()
-        assert facts["seconds"].tolist() == [1.5, 1.5]
-        assert facts["frames_seen"].tolist() == [2, 3]
-        assert facts["face_share"].tolist() == [0.5, 0.5]
+        stats = store.media_stats()
+        assert stats["seconds"].tolist() == [1.5, 1.5]
+        assert stats["frames_seen"].tolist() == [2, 3]
+        assert stats["face_share"].tolist() == [0.5, 0.5]
         assert store.digests() == {"a": "d-a", "b": "d-b"}
         assert store.provenance == {"encoder": "here"}
 
 
-def test_ids_keep_chinese_and_spaces(path):
-    fill(path, POOLED, [features(POOLED, "spk08_测试 clip")])
+def test_ids_may_hold_chinese_and_spaces(path):
+    write_finished(path, POOLED, [features(POOLED, "spk08_测试 clip")])
     with FeatureStore(path) as store:
         assert store.ids == ["spk08_测试 clip"]
 
 
-def test_a_store_of_failures_alone_is_sound(path):
-    fill(path, POOLED, [LOST])
+def test_a_store_of_only_failures_is_valid(path):
+    write_finished(path, POOLED, [LOST])
     with FeatureStore(path) as store:
         assert (len(store), store.failures(), store.validate()) == (0, [LOST], [])
         assert store.read().shape[0] == 0
@@ -148,31 +155,31 @@ def test_a_store_of_failures_alone_is_sound(path):
 
 
 def test_order_is_that_of_the_manifest_not_of_writing(path):
-    fill(path, FRAMES, some(FRAMES), order=["c", "a", "b"])
+    write_finished(path, FRAMES, make_clips(FRAMES), order=["c", "a", "b"])
     with FeatureStore(path) as store:
         assert store.ids == ["c", "a", "b"]
-        np.testing.assert_array_equal(store.frames("b"), some(FRAMES)[1].values.astype(np.float16))
+        np.testing.assert_array_equal(store.frames("b"), make_clips(FRAMES)[1].values.astype(np.float16))
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_many_parts_give_the_same_values_as_one(kind, tmp_path, monkeypatch):
+def test_several_part_files_give_the_same_values_as_one(kind, tmp_path, monkeypatch):
     recipe = RECIPES[kind]
     names = "abcdefg" if kind != "faces" else "abc"
-    fill(tmp_path / "whole.h5", recipe, [*some(recipe, names), LOST])
+    write_finished(tmp_path / "whole.h5", recipe, [*make_clips(recipe, names), LOST])
     monkeypatch.setattr(writer, "PART_CLIPS", 2)
-    fill(tmp_path / "parts.h5", recipe, [*some(recipe, names), LOST])
+    write_finished(tmp_path / "parts.h5", recipe, [*make_clips(recipe, names), LOST])
     with FeatureStore(tmp_path / "whole.h5") as whole, FeatureStore(tmp_path / "parts.h5") as parts:
         assert whole.ids == parts.ids
         assert whole.failures() == parts.failures()
         for name in names:
-            np.testing.assert_array_equal(stored(whole, name), stored(parts, name))
+            np.testing.assert_array_equal(read_clip(whole, name), read_clip(parts, name))
         assert parts.validate() == []
 
 
-def test_parts_are_sound_files_and_go_when_all_is_merged(path, monkeypatch):
+def test_part_files_are_valid_and_removed_after_merging(path, monkeypatch):
     monkeypatch.setattr(writer, "PART_CLIPS", 2)
     with StoreWriter(path, FRAMES, {}) as out:
-        for row in some(FRAMES, "abcde"):
+        for row in make_clips(FRAMES, "abcde"):
             out.add(row)
         parts = sorted(parts_folder(path).glob("part-*.h5"))
         assert len(parts) == 2
@@ -185,7 +192,7 @@ def test_parts_are_sound_files_and_go_when_all_is_merged(path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["store.h5"]
 
 
-def test_an_error_keeps_the_part_at_hand_and_the_next_run_resumes(path):
+def test_resume_after_an_error_loses_no_clip(path):
     with pytest.raises(KeyError), StoreWriter(path, POOLED, {}) as out:
         out.add(features(POOLED, "a"))
         out.fail(LOST)
@@ -201,8 +208,8 @@ def test_an_error_keeps_the_part_at_hand_and_the_next_run_resumes(path):
         np.testing.assert_array_equal(store.read(["a"])[0], features(POOLED, "a").values.astype(np.float16))
 
 
-def test_a_finished_store_counts_as_done_and_is_not_written_again(path):
-    fill(path, POOLED, some(POOLED))
+def test_resume_of_a_finished_store_writes_nothing(path):
+    write_finished(path, POOLED, make_clips(POOLED))
     before = path.stat()
     with StoreWriter(path, POOLED, {}) as out:
         assert set(out.done) == {"a", "b", "c"}
@@ -210,20 +217,20 @@ def test_a_finished_store_counts_as_done_and_is_not_written_again(path):
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-def test_added_clips_join_those_that_were_there(path):
-    fill(path, LAYERED, some(LAYERED, "ab"))
+def test_resume_adds_clips_to_a_finished_store(path):
+    write_finished(path, LAYERED, make_clips(LAYERED, "ab"))
     with StoreWriter(path, LAYERED, {}) as out:
         out.add(features(LAYERED, "c", 6))
         out.finish("acb")
     with FeatureStore(path) as store:
         assert store.ids == ["a", "c", "b"]
-        for row in [*some(LAYERED, "ab"), features(LAYERED, "c", 6)]:
+        for row in [*make_clips(LAYERED, "ab"), features(LAYERED, "c", 6)]:
             np.testing.assert_array_equal(store.frames(row.clip), row.values)
         assert store.validate() == []
 
 
 def test_clips_outside_the_order_stay(path):
-    fill(path, POOLED, some(POOLED))
+    write_finished(path, POOLED, make_clips(POOLED))
     with StoreWriter(path, POOLED, {}) as out:
         out.add(features(POOLED, "d"))
         out.finish(["d"])
@@ -232,7 +239,7 @@ def test_clips_outside_the_order_stay(path):
 
 
 def test_a_changed_clip_is_replaced(path):
-    fill(path, FRAMES, some(FRAMES))
+    write_finished(path, FRAMES, make_clips(FRAMES))
     changed = features(FRAMES, "b", 7, "d-new")
     with StoreWriter(path, FRAMES, {}) as out:
         out.add(changed)
@@ -241,12 +248,12 @@ def test_a_changed_clip_is_replaced(path):
         assert store.ids == ["a", "b", "c"]
         assert store.digests()["b"] == "d-new"
         np.testing.assert_array_equal(store.frames("b"), changed.values.astype(np.float16))
-        np.testing.assert_array_equal(store.frames("c"), some(FRAMES)[2].values.astype(np.float16))
+        np.testing.assert_array_equal(store.frames("c"), make_clips(FRAMES)[2].values.astype(np.float16))
         assert store.validate() == []
 
 
-def test_a_clip_that_heals_leaves_the_failures(path):
-    fill(path, POOLED, [features(POOLED, "a"), LOST])
+def test_a_failed_clip_with_features_is_no_failure_any_more(path):
+    write_finished(path, POOLED, [features(POOLED, "a"), LOST])
     with StoreWriter(path, POOLED, {}) as out:
         out.add(features(POOLED, "lost"))
         assert out.failed == {}
@@ -255,16 +262,16 @@ def test_a_clip_that_heals_leaves_the_failures(path):
         assert (store.ids, store.failures()) == (["a", "lost"], [])
 
 
-def test_a_clip_that_breaks_leaves_the_features(path):
-    fill(path, POOLED, [features(POOLED, "a"), features(POOLED, "lost")])
-    fill(path, POOLED, [LOST], ["a", "lost"])
+def test_a_clip_that_fails_loses_its_features(path):
+    write_finished(path, POOLED, [features(POOLED, "a"), features(POOLED, "lost")])
+    write_finished(path, POOLED, [LOST], ["a", "lost"])
     with FeatureStore(path) as store:
         assert (store.ids, store.failures(), store.validate()) == (["a"], [LOST], [])
 
 
 def test_the_last_features_of_a_clip_added_twice_win(path):
     newest = features(POOLED, "a", digest="d-new")
-    fill(path, POOLED, [features(POOLED, "a"), newest], ["a"])
+    write_finished(path, POOLED, [features(POOLED, "a"), newest], ["a"])
     with FeatureStore(path) as store:
         assert store.ids == ["a"]
         np.testing.assert_array_equal(store.read()[0], newest.values.astype(np.float16))
@@ -274,13 +281,13 @@ def test_a_value_beyond_float16_is_an_error_that_names_the_clip_and_the_option(p
     row = features(POOLED, "loud")
     row.values[0, 0] = 1e5
     with pytest.raises(MertoolError, match=r"clip 'loud': a value of 1e\+05 .*--storage float32"):
-        fill(path, POOLED, [row])
+        write_finished(path, POOLED, [row])
 
 
 def test_float32_storage_keeps_large_values(path):
     row = features(replace(POOLED, storage_dtype="float32"), "loud")
     row.values[0, 0] = 1e5
-    fill(path, replace(POOLED, storage_dtype="float32"), [row])
+    write_finished(path, replace(POOLED, storage_dtype="float32"), [row])
     with FeatureStore(path) as store:
         assert store.read()[0, 0, 0] == np.float32(1e5)
 
@@ -289,15 +296,15 @@ def test_float32_storage_keeps_large_values(path):
 
 
 def test_another_recipe_is_refused_and_the_store_stays(path):
-    fill(path, POOLED, some(POOLED))
+    write_finished(path, POOLED, make_clips(POOLED))
     before = path.read_bytes()
     with pytest.raises(MertoolError, match=r"another recipe \(weights: w0 there, w1 here\).*--overwrite"):
-        StoreWriter(path, replace(POOLED, weights="w1"), {})
+        open_writer(path, replace(POOLED, weights="w1"))
     assert path.read_bytes() == before
 
 
-def test_overwrite_builds_anew_and_the_old_stays_until_then(path):
-    fill(path, POOLED, some(POOLED))
+def test_overwrite_keeps_the_old_store_until_the_new_one_is_finished(path):
+    write_finished(path, POOLED, make_clips(POOLED))
     other = replace(POOLED, weights="w1")
     with StoreWriter(path, other, {}, overwrite=True) as out:
         assert out.done == {}
@@ -310,13 +317,13 @@ def test_overwrite_builds_anew_and_the_old_stays_until_then(path):
         assert (store.ids, store.fingerprint) == (["z"], other.fingerprint)
 
 
-def test_parts_of_another_recipe_are_refused_and_overwrite_drops_them(path):
+def test_part_files_of_another_recipe_are_refused_or_overwritten(path):
     with pytest.raises(KeyError), StoreWriter(path, POOLED, {}) as out:
         out.add(features(POOLED, "a"))
         raise KeyError
     other = replace(POOLED, encoder="huge")
     with pytest.raises(MertoolError, match=r"unfinished extraction .*encoder: tiny there, huge here"):
-        StoreWriter(path, other, {})
+        open_writer(path, other)
     with StoreWriter(path, other, {}, overwrite=True) as out:
         assert out.done == {}
         out.add(features(other, "b"))
@@ -325,12 +332,12 @@ def test_parts_of_another_recipe_are_refused_and_overwrite_drops_them(path):
         assert (store.ids, store.fingerprint) == (["b"], other.fingerprint)
 
 
-def test_a_refused_writer_leaves_the_store_free_for_others(path):
+def test_a_refused_writer_releases_the_lock(path):
     with pytest.raises(KeyError), StoreWriter(path, POOLED, {}) as out:
         out.add(features(POOLED, "a"))
         raise KeyError
     with pytest.raises(MertoolError) as refused:
-        StoreWriter(path, replace(POOLED, encoder="huge"), {})
+        open_writer(path, replace(POOLED, encoder="huge"))
     assert refused.value.__traceback__  # holds the refused writer's frame alive, as a REPL or a debugger does
     with StoreWriter(path, POOLED, {}) as out:
         assert out.done == {"a": "d-a"}
@@ -340,7 +347,7 @@ def test_a_second_writer_is_refused(path):
     code = (
         "import sys; from pathlib import Path; from mertool.features import Recipe\n"
         "from mertool.errors import MertoolError; from mertool.store import StoreWriter\n"
-        "try: StoreWriter(Path(sys.argv[1]), Recipe('audio', 'tiny', 'w0', (0, 1, 2), 'mean'), {})\n"
+        "try: StoreWriter(Path(sys.argv[1]), Recipe('audio', 'tiny', 'w0', (0, 1, 2), 'mean'), {}).__enter__()\n"
         "except MertoolError as error: print(error)"
     )
     with StoreWriter(path, POOLED, {}) as out:
@@ -351,10 +358,10 @@ def test_a_second_writer_is_refused(path):
         out.finish("a")
 
 
-def test_a_folder_in_the_way_is_an_error(path):
+def test_a_folder_at_the_path_is_an_error(path):
     path.mkdir()
     with pytest.raises(MertoolError, match="it is a folder"):
-        StoreWriter(path, POOLED, {})
+        open_writer(path, POOLED)
 
 
 # ---------------------------------------------------------------- merging
@@ -363,11 +370,11 @@ def test_a_folder_in_the_way_is_an_error(path):
 @pytest.mark.parametrize("kind", RECIPES)
 def test_merged_stores_equal_one_store(kind, tmp_path):
     recipe = RECIPES[kind]
-    rows = some(recipe, "abcd")
-    fill(tmp_path / "1.h5", recipe, rows[:2])
-    fill(tmp_path / "2.h5", recipe, [*rows[2:], LOST])
+    rows = make_clips(recipe, "abcd")
+    write_finished(tmp_path / "1.h5", recipe, rows[:2])
+    write_finished(tmp_path / "2.h5", recipe, [*rows[2:], LOST])
     assert merge_stores([tmp_path / "1.h5", tmp_path / "2.h5"], tmp_path / "both.h5") == 4
-    fill(tmp_path / "one.h5", recipe, [*rows, LOST])
+    write_finished(tmp_path / "one.h5", recipe, [*rows, LOST])
     with h5py.File(tmp_path / "both.h5") as both, h5py.File(tmp_path / "one.h5") as one:
         assert set(both) == set(one)
         for name in ("values", "clips/id", "clips/digest", "failures", "offset", "length"):
@@ -378,18 +385,18 @@ def test_merged_stores_equal_one_store(kind, tmp_path):
 
 def test_stores_of_two_recipes_are_not_merged(tmp_path):
     other = replace(POOLED, layers=(0, 1, 3))
-    fill(tmp_path / "1.h5", POOLED, some(POOLED))
-    fill(tmp_path / "2.h5", other, some(other))
+    write_finished(tmp_path / "1.h5", POOLED, make_clips(POOLED))
+    write_finished(tmp_path / "2.h5", other, make_clips(other))
     with pytest.raises(MertoolError, match=r"cannot be merged, their recipes differ: layers: "):
         merge_stores([tmp_path / "1.h5", tmp_path / "2.h5"], tmp_path / "both.h5")
     assert not (tmp_path / "both.h5").exists()
 
 
-def test_merging_holds_a_block_and_not_the_store(tmp_path):
+def test_merging_needs_little_memory(tmp_path):
     wide = Recipe("audio", "tiny", "w0", (0,), "mean", storage_dtype="float32")
     for number in range(2):
         rows = [ClipFeatures(f"{number}-{i}", "d", np.full((1, 4096), i, np.float32)) for i in range(1000)]
-        fill(tmp_path / f"{number}.h5", wide, rows)
+        write_finished(tmp_path / f"{number}.h5", wide, rows)
     del rows
     tracemalloc.start()
     merge_stores([tmp_path / "0.h5", tmp_path / "1.h5"], tmp_path / "both.h5")
@@ -400,8 +407,8 @@ def test_merging_holds_a_block_and_not_the_store(tmp_path):
         assert store.read(["0-7", "1-999"])[:, 0, 0].tolist() == [7, 999]
 
 
-def test_a_small_store_in_one_go(path):
-    write_store(path, POOLED, {}, some(POOLED), [LOST])
+def test_write_store(path):
+    write_store(path, POOLED, {}, features=make_clips(POOLED), failures=[LOST])
     with FeatureStore(path) as store:
         assert (store.ids, store.failures(), store.validate()) == (["a", "b", "c"], [LOST], [])
 
@@ -409,31 +416,31 @@ def test_a_small_store_in_one_go(path):
 # ---------------------------------------------------------------- reading
 
 
-def test_read_gives_the_order_that_was_asked_for(path):
-    fill(path, POOLED, some(POOLED, "abcdefghijklmnop"))
+def test_read_follows_the_order_of_clips(path):
+    write_finished(path, POOLED, make_clips(POOLED, "abcdefghijklmnop"))
     with FeatureStore(path) as store:
-        for wanted in (["c", "a"], ["p", "a", "p"], list("ponmlkjihgfedcba")):
-            expected = [features(POOLED, name).values.astype(np.float16) for name in wanted]
-            np.testing.assert_array_equal(store.read(wanted), np.stack(expected).astype(np.float32))
+        for order in (["c", "a"], ["p", "a", "p"], list("ponmlkjihgfedcba")):
+            expected = [features(POOLED, name).values.astype(np.float16) for name in order]
+            np.testing.assert_array_equal(store.read(order), np.stack(expected).astype(np.float32))
         assert store.read(["a"]).dtype == np.float32
         assert store.read([]).shape == (0, 3, CHANNELS)
 
 
-def test_clips_that_are_not_there_are_counted_and_the_first_named(path):
-    fill(path, POOLED, some(POOLED))
+def test_missing_clips_are_counted_and_the_first_named(path):
+    write_finished(path, POOLED, make_clips(POOLED))
     with FeatureStore(path) as store, pytest.raises(MertoolError, match=r"no features of 2 of 3 clips \(first: x\)"):
         store.read(["a", "x", "y"])
 
 
 def test_lengths_of_frames(path):
-    fill(path, FRAMES, some(FRAMES))
+    write_finished(path, FRAMES, make_clips(FRAMES))
     with FeatureStore(path) as store:
         assert store.lengths(["c", "a"]).tolist() == [4, 2]
 
 
-def test_frames_asked_of_a_pooled_store_and_the_reverse(path, tmp_path):
-    fill(path, POOLED, some(POOLED))
-    fill(tmp_path / "frames.h5", FRAMES, some(FRAMES))
+def test_frames_of_a_pooled_store_and_the_reverse(path, tmp_path):
+    write_finished(path, POOLED, make_clips(POOLED))
+    write_finished(tmp_path / "frames.h5", FRAMES, make_clips(FRAMES))
     with FeatureStore(path) as store, pytest.raises(MertoolError, match="--pool none"):
         store.frames("a")
     with FeatureStore(tmp_path / "frames.h5") as store, pytest.raises(MertoolError, match="--pool mean"):
@@ -462,24 +469,24 @@ def test_a_file_that_is_not_hdf5(content, path):
 
 
 def test_a_truncated_store_is_not_readable(path):
-    fill(path, POOLED, some(POOLED))
+    write_finished(path, POOLED, make_clips(POOLED))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(MertoolError, match="is not a readable HDF5 file"):
         FeatureStore(path)
 
 
-def test_a_foreign_hdf5_file(path):
+def test_another_hdf5_file_is_refused(path):
     with h5py.File(path, "w") as file:
         file["x"] = [1, 2]
     with pytest.raises(MertoolError, match="is not a feature store of mertool"):
         FeatureStore(path)
 
 
-def test_a_newer_schema(path):
-    fill(path, POOLED, some(POOLED))
+def test_a_store_of_another_schema_is_refused(path):
+    write_finished(path, POOLED, make_clips(POOLED))
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = 99
-    with pytest.raises(MertoolError, match="store schema 99; this version reads 1"):
+    with pytest.raises(MertoolError, match="store schema 99; this version reads 1: extract it again"):
         FeatureStore(path)
 
 
@@ -529,7 +536,7 @@ def forge_recipe(file: h5py.File) -> None:
     file.attrs["recipe"] = file.attrs["recipe"].replace("tiny", "huge")
 
 
-def fail_a_clip_that_is_there(file: h5py.File) -> None:
+def fail_a_clip_with_features(file: h5py.File) -> None:
     row = file["failures"][0]
     row["clip"] = "a"
     file["failures"][0] = row
@@ -544,22 +551,22 @@ DAMAGE = {
     "frames cut off": ("frames", cut_values, "offsets and lengths"),
     "pooled rows cut off": ("pooled", cut_values, "values are"),
     "values lost": ("frames", lose_values, "values"),
-    "a clip id twice": ("pooled", repeat_id, "clip ids stand twice"),
+    "a clip id twice": ("pooled", repeat_id, "clip ids are repeated"),
     "a clip id lost": ("frames", drop_id, ""),
     "a forged recipe": ("pooled", forge_recipe, "fingerprint"),
-    "features and a failure": ("pooled", fail_a_clip_that_is_there, "features and a failure"),
+    "features and a failure": ("pooled", fail_a_clip_with_features, "features and a failure"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_faults_finds(damage, path):
+def test_validate_finds_damage(damage, path):
     kind, plant, words = DAMAGE[damage]
-    fill(path, RECIPES[kind], [*some(RECIPES[kind]), LOST])
-    shutil.copy(path, path.with_name("sound.h5"))
+    write_finished(path, RECIPES[kind], [*make_clips(RECIPES[kind]), LOST])
+    shutil.copy(path, path.with_name("intact.h5"))
     with h5py.File(path, "r+") as file:
         plant(file)
     with FeatureStore(path) as store:
-        found = store.validate()
-    assert any(words in fault for fault in found), found
-    with FeatureStore(path.with_name("sound.h5")) as store:
+        faults = store.validate()
+    assert any(words in fault for fault in faults), faults
+    with FeatureStore(path.with_name("intact.h5")) as store:
         assert store.validate() == []

@@ -67,7 +67,7 @@ class FrameStream:
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
         """Read the frames (T, C) of clips that lie in one block; NaN or infinity raises MertoolError."""
         store_rows = self.store_rows[rows]
-        block = self.store.frame_block(int(store_rows[0]), int(store_rows[-1]) + 1)
+        block = self.store.read_frame_block(int(store_rows[0]), int(store_rows[-1]) + 1)
         clips = []
         for store_row in store_rows:
             frames = block[store_row - store_rows[0]]

@@ -93,4 +93,4 @@ def _blocks(audio_store: FeatureStore, clips: list[str]) -> Iterator[tuple[np.nd
     row_of[audio_store.rows(clips)] = np.arange(len(clips))
     for start in range(0, len(audio_store), BLOCK_CLIPS):
         rows = row_of[start : start + BLOCK_CLIPS]
-        yield rows[rows >= 0], audio_store.block(start, start + BLOCK_CLIPS)[rows >= 0]
+        yield rows[rows >= 0], audio_store.read_block(start, start + BLOCK_CLIPS)[rows >= 0]

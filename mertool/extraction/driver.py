@@ -95,13 +95,13 @@ def _open_face_writer(job: ExtractionJob, items: Sequence[WorkItem]) -> Iterator
     if complete:
         yield None
         return
-    try:
-        writer = target.open_writer()
-    except StoreBusy as error:
-        raise MertoolError(
-            f"another extraction is writing the face crops {target.path}: wait for it to end (this run then finds no "
-            "face again), or give --faces OTHER.h5 or --no-keep-faces"
-        ) from error
-    with writer:
+    with ExitStack() as stack:
+        try:
+            writer = stack.enter_context(target.open_writer())
+        except StoreBusy as error:
+            raise MertoolError(
+                f"another extraction is writing the face crops {target.path}: wait for it to end (this run then finds "
+                "no face again), or give --faces OTHER.h5 or --no-keep-faces"
+            ) from error
         writer.finish(())  # joins the parts of a killed run, so that they can be read
         yield writer

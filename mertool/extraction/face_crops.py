@@ -47,7 +47,7 @@ class FaceCropCache:
             raise MertoolError(f"{self.path} holds face crops of other settings: give another --faces")
         self._failures = {failure.clip: failure for failure in self._store.failures()} if self._store else {}
         self._digests = self._store.digests() if self._store else {}
-        self._facts: Any = self._store.media_stats() if self._store else {}
+        self._media_stats: Any = self._store.media_stats() if self._store else {}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,9 +86,9 @@ class FaceCropCache:
         row = self._store.index[clip]
         return DecodedClip(
             np.asarray(self._store.frames(clip)),
-            seconds=float(self._facts["seconds"][row]),
-            frames_seen=int(self._facts["frames_seen"][row]),
-            face_share=float(self._facts["face_share"][row]),
+            seconds=float(self._media_stats["seconds"][row]),
+            frames_seen=int(self._media_stats["frames_seen"][row]),
+            face_share=float(self._media_stats["face_share"][row]),
         )
 
     def _add(self, item: WorkItem, result: DecodedClip | ClipError) -> None:
@@ -100,5 +100,13 @@ class FaceCropCache:
                 Failure(clip=clip, digest=item.digest, stage="decode", reason=result.reason, message=result.message)
             )
         else:
-            facts = (result.seconds, result.frames_seen, result.face_share)
-            self.writer.add(ClipFeatures(clip, item.digest, result.content, *facts))
+            self.writer.add(
+                ClipFeatures(
+                    clip,
+                    item.digest,
+                    result.content,
+                    seconds=result.seconds,
+                    frames_seen=result.frames_seen,
+                    face_share=result.face_share,
+                )
+            )

@@ -184,8 +184,11 @@ class _Driver:
         if len(chunk) > 1:
             return [[item] for item in chunk]
         message = f"the worker process died on this clip in {RETRIES + 1} attempts"
+        failed = chunk[0]
         for writer in self.writers:
-            writer.fail(Failure(chunk[0].clip.clip, chunk[0].digest, "encode", "crashed", message))
+            writer.fail(
+                Failure(clip=failed.clip.clip, digest=failed.digest, stage="encode", reason="crashed", message=message)
+            )
         self._add(ExtractionStats(reasons=Counter(crashed=1)))
         return []
 

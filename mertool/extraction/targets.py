@@ -27,11 +27,11 @@ class StoreTarget:
 
     def check(self) -> None:
         """Raise MertoolError if the file at `path` would be neither resumed nor replaced."""
-        check_store(self.path, self.recipe, self.overwrite)
+        check_store(self.path, self.recipe, overwrite=self.overwrite)
 
     def open_writer(self) -> StoreWriter:
-        """Open the store for writing; it resumes, and one writer at a time may hold it."""
-        return StoreWriter(self.path, self.recipe, self.provenance, self.overwrite)
+        """Return a writer of the store; entering it resumes, and one at a time may hold the store."""
+        return StoreWriter(self.path, self.recipe, self.provenance, overwrite=self.overwrite)
 
     def part_writer(self) -> PartWriter:
         """Return a writer of parts, of which there may be several at a time, in several processes."""

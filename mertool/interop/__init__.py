@@ -1,1 +1,1 @@
-"""File formats of other toolkits of the field."""
+"""File formats of other toolkits and of challenges."""

@@ -1,15 +1,15 @@
 """`FeatureStore`: one HDF5 file with one modality of many clips, made by one recipe.
 
-Layout (schema 1). `values` is (N, L, D) in a pooled store: N clips, L layers, D channels. In a frame
-store the frames of all clips stand end to end, (sum T, D), or (L, sum T, D) where several layers are
-kept, with `offset` and `length` (N,) per clip; face crops are (sum T, 224, 224, 3). `clips/id`,
-`clips/digest`, `clips/seconds`, `clips/frames_seen` and `clips/face_share` hold one row per clip;
-`failures` is a table (clip, digest, stage, reason, message). Attributes: `schema`, `recipe` (JSON),
-`fingerprint`, `origin` (JSON: where the encoder and its trained parts were found; changes no value).
+Layout (schema 1). `values` is (N, L, D) in a pooled store: N clips, L layers, D channels. In a frame store the frames
+of all clips lie end to end, (sum T, D), or (L, sum T, D) for several layers, with `offset` and `length` (N,) per clip;
+face crops are (sum T, 224, 224, 3). `clips/id`, `clips/digest`, `clips/seconds`, `clips/frames_seen` and
+`clips/face_share` hold one row per clip; `failures` is a table (clip, digest, stage, reason, message). Attributes:
+`schema`, `recipe` (JSON), `fingerprint`, and `origin` (JSON: the provenance of the encoder and its trained parts, which
+changes no value).
 
-While an extraction goes on, finished clips lie in immutable parts (`NAME.h5.parts/part-*.h5`), each
-written whole, flushed and renamed. `StoreWriter.finish` merges them into a new file that replaces the
-old one by a rename. This is the only module that imports h5py.
+While an extraction runs, finished clips are in immutable part files (`NAME.h5.parts/part-*.h5`). Each is written under
+a temporary name, flushed and renamed. `StoreWriter.finish` merges them into a new file that replaces the old store by a
+rename. This is the only package that imports h5py.
 """
 
 from mertool.store.layout import ClipFeatures, Failure, parts_folder

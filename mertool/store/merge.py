@@ -1,9 +1,9 @@
-"""Joining parts or stores of one recipe into one file, and writing a small store in one go."""
+"""Merging part files or stores of one recipe into one file, and writing a small store at once."""
 
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,49 +17,72 @@ from mertool.files import explain_write_errors, fsync, write_atomic
 from mertool.store.layout import ClipFeatures, Failure, read_clips, read_failures, write_tables
 from mertool.store.reader import FeatureStore
 
-BLOCK = 256  # clips copied at a time
-SHARD = re.compile(r".*\.(?P<number>\d+)-of-(?P<count>\d+)\.[^.]+")
+BLOCK_CLIPS = 256  # clips copied at a time
+SHARD_NAME = re.compile(r".*\.(?P<number>\d+)-of-(?P<count>\d+)\.[^.]+")
 
 
-@dataclass(frozen=True)
-class _Row:
-    """Where the features of one clip lie: which source, which row there, which frames."""
+@dataclass(frozen=True, kw_only=True)
+class _StoredClip:
+    """A clip of one of the source files.
+
+    Attributes:
+        clip: Its row of the table of clips, without values.
+        source: Index of the source file.
+        row: Row in that file.
+        frames: Its frames there; of a pooled store an empty slice.
+    """
 
     clip: ClipFeatures
     source: int
     row: int
-    offset: int = 0
-    length: int = 0
+    frames: slice
+
+
+@dataclass(frozen=True)
+class _ValuesLayout:
+    """Shape and type of a dataset `values`; of the merged one, all but the number of clips or frames is the same."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 def merge_files(
-    sources: list[Path], target: Path, recipe: Recipe, origin: dict[str, Any], order: Iterable[str]
+    sources: Sequence[Path], target: Path, *, recipe: Recipe, provenance: dict[str, Any], order: Iterable[str]
 ) -> None:
-    """Join `sources` into `target`, atomically. Of a clip that stands in several, the last wins.
+    """Merge `sources` into `target`, atomically; if a clip is in several, the last one counts.
 
-    Clips of `order` come first, in that order. Memory holds the table of clips and one block of values.
+    Clips of `order` come first, in that order. Memory holds the tables of clips and one block of values. Raises
+    MertoolError if the disk is full.
     """
-    place: dict[str, _Row | Failure] = {}
-    layout: tuple[tuple[int, ...], np.dtype] = ((0,), np.dtype(recipe.storage_dtype))
+    records: dict[str, _StoredClip | Failure] = {}
+    layout = _ValuesLayout((0,), np.dtype(recipe.storage_dtype))
     for number, source in enumerate(sources):
         with h5py.File(source, "r") as file:
-            place |= {row.clip.clip: row for row in _rows_of(file, number)}
-            place |= {failure.clip: failure for failure in read_failures(file)}
+            records |= {stored.clip.clip: stored for stored in _stored_clips(file, number)}
+            records |= {failure.clip: failure for failure in read_failures(file)}
             if "values" in file and file["values"].size:
-                layout = (file["values"].shape, file["values"].dtype)
-    ids = dict.fromkeys([clip for clip in order if clip in place] + list(place))
-    rows = [at for at in (place[clip] for clip in ids) if isinstance(at, _Row)]
-    failures = [at for at in (place[clip] for clip in ids) if isinstance(at, Failure)]
+                layout = _ValuesLayout(file["values"].shape, file["values"].dtype)
+    ids = dict.fromkeys([clip for clip in order if clip in records] + list(records))
+    clips = [record for clip in ids if isinstance(record := records[clip], _StoredClip)]
+    failures = [record for clip in ids if isinstance(record := records[clip], Failure)]
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with explain_write_errors(target):
             _reserve(temporary, sum(source.stat().st_size for source in sources))
             with h5py.File(temporary, "w") as out:
-                write_tables(out, recipe, origin, [row.clip for row in rows], failures)
+                write_tables(
+                    out,
+                    recipe=recipe,
+                    provenance=provenance,
+                    clips=[stored.clip for stored in clips],
+                    failures=failures,
+                )
                 if recipe.pool == "none":
-                    _copy_frames(sources, rows, out, layout, len(recipe.layer_axis) > 1)
+                    _copy_frames(sources, clips, out, layout=layout, layered=len(recipe.layer_axis) > 1)
                 else:
-                    _copy_pooled(sources, rows, out, layout, len(recipe.layer_axis))
+                    _copy_pooled(sources, clips, out, layout=layout, layers=len(recipe.layer_axis))
+            # The content must be on the disk before the name is: after a power failure the name would else show a
+            # file of zeros. A rename within one folder is atomic, so a reader sees the old store or the new one.
             fsync(temporary)
             os.replace(temporary, target)
             fsync(target.parent)
@@ -67,62 +90,68 @@ def merge_files(
         temporary.unlink(missing_ok=True)
 
 
-def merge_stores(paths: list[Path], target: Path) -> int:
-    """Join finished stores of one recipe; returns the number of clips. Another recipe is refused."""
-    _refuse_missing_shards(paths)
+def merge_stores(paths: Sequence[Path], target: Path) -> int:
+    """Merge finished stores of one recipe and return the number of clips.
+
+    Raises MertoolError for another recipe, or if the stores are named as shards and some are missing.
+    """
+    _check_shards(paths)
     with FeatureStore(paths[0]) as first:
-        recipe, origin = first.recipe, first.provenance
+        recipe, provenance = first.recipe, first.provenance
     for path in paths[1:]:
-        with FeatureStore(path) as other:
-            if other.fingerprint != recipe.fingerprint:
+        with FeatureStore(path) as store:
+            if store.fingerprint != recipe.fingerprint:
                 raise MertoolError(
-                    f"{path} and {paths[0]} cannot be merged, their recipes differ: {recipe.differences(other.recipe)}"
+                    f"{path} and {paths[0]} cannot be merged, their recipes differ: {recipe.differences(store.recipe)}"
                 )
-    merge_files(paths, target, recipe, origin, [])
+    merge_files(paths, target, recipe=recipe, provenance=provenance, order=[])
     with FeatureStore(target) as merged:
         return len(merged)
-
-
-def _refuse_missing_shards(paths: list[Path]) -> None:
-    """Raise MertoolError if stores named as shards are not all there: a job of the array may have failed."""
-    named = [match for path in paths if (match := SHARD.fullmatch(path.name))]
-    if len(named) < len(paths) or len({match["count"] for match in named}) > 1:
-        return
-    count = int(named[0]["count"])
-    missing = sorted(set(range(1, count + 1)) - {int(match["number"]) for match in named})
-    if missing:
-        raise MertoolError(
-            f"{len(missing)} of {count} shards are missing (first: {missing[0]}): run it with --shard "
-            f"{missing[0]}/{count}; to join some of them all the same, give those stores other names"
-        )
 
 
 def write_store(
     path: Path,
     recipe: Recipe,
-    origin: dict[str, Any],
-    features: list[ClipFeatures],
+    provenance: dict[str, Any],
+    *,
+    features: Sequence[ClipFeatures],
     failures: Iterable[Failure] = (),
 ) -> None:
-    """Write a pooled store in one go, for features that are computed rather than extracted."""
+    """Write a pooled store at once, from features in memory."""
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        write_tables(file, recipe, origin, features, list(failures))
-        file["values"] = np.stack([row.values for row in features]).astype(recipe.storage_dtype)
+        write_tables(file, recipe=recipe, provenance=provenance, clips=features, failures=list(failures))
+        file["values"] = np.stack([clip.values for clip in features]).astype(recipe.storage_dtype)
     write_atomic(path, content.getvalue())
 
 
-def _rows_of(file: h5py.File, number: int) -> list[_Row]:
+def _check_shards(paths: Sequence[Path]) -> None:
+    """Raise MertoolError if stores named as shards are incomplete: a job of the array may have failed."""
+    shards = [match for path in paths if (match := SHARD_NAME.fullmatch(path.name))]
+    if len(shards) < len(paths) or len({match["count"] for match in shards}) > 1:
+        return
+    count = int(shards[0]["count"])
+    missing = sorted(set(range(1, count + 1)) - {int(match["number"]) for match in shards})
+    if missing:
+        raise MertoolError(
+            f"{len(missing)} of {count} shards are missing (first: {missing[0]}): run it with --shard "
+            f"{missing[0]}/{count}; to merge an incomplete set, give those stores other names"
+        )
+
+
+def _stored_clips(file: h5py.File, source: int) -> list[_StoredClip]:
     clips = read_clips(file)
-    if "length" not in file:
-        return [_Row(clip, number, row) for row, clip in enumerate(clips)]
-    length = file["length"][:]
-    offset = np.cumsum(length) - length
-    return [_Row(clip, number, row, int(offset[row]), int(length[row])) for row, clip in enumerate(clips)]
+    # Part files hold lengths without offsets; clips lie end to end in both.
+    lengths = file["length"][:] if "length" in file else np.zeros(len(clips), np.int64)
+    ends = np.cumsum(lengths)
+    return [
+        _StoredClip(clip=clip, source=source, row=row, frames=slice(int(ends[row] - lengths[row]), int(ends[row])))
+        for row, clip in enumerate(clips)
+    ]
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Raise OSError now if `size` bytes do not fit: HDF5 ends the process when a write of its own fails."""
+    """Allocate `size` bytes, so that a full disk raises OSError now: HDF5 aborts the process if its own write fails."""
     with open(path, "wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, max(1, size))
@@ -131,47 +160,39 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _copy_pooled(
-    sources: list[Path],
-    rows: list[_Row],
-    out: h5py.File,
-    layout: tuple[tuple[int, ...], np.dtype],
-    layers: int,
+    sources: Sequence[Path], clips: Sequence[_StoredClip], out: h5py.File, *, layout: _ValuesLayout, layers: int
 ) -> None:
-    shape, dtype = layout
-    values = out.create_dataset("values", (len(rows), layers, shape[-1]), dtype)
+    values = out.create_dataset("values", (len(clips), layers, layout.shape[-1]), layout.dtype)
     for number, source in enumerate(sources):
-        new_of = {row.row: new for new, row in enumerate(rows) if row.source == number}
-        if not new_of:
+        new_row_of = {clip.row: new_row for new_row, clip in enumerate(clips) if clip.source == number}
+        if not new_row_of:
             continue
         with h5py.File(source, "r") as file:
-            for start in range(0, file["values"].shape[0], BLOCK):
-                for at, block in enumerate(file["values"][start : start + BLOCK], start):
-                    if at in new_of:
-                        values[new_of[at]] = block
+            for start in range(0, file["values"].shape[0], BLOCK_CLIPS):
+                for row, clip_values in enumerate(file["values"][start : start + BLOCK_CLIPS], start):
+                    if row in new_row_of:
+                        values[new_row_of[row]] = clip_values
 
 
 def _copy_frames(
-    sources: list[Path],
-    rows: list[_Row],
-    out: h5py.File,
-    layout: tuple[tuple[int, ...], np.dtype],
-    layered: bool,
+    sources: Sequence[Path], clips: Sequence[_StoredClip], out: h5py.File, *, layout: _ValuesLayout, layered: bool
 ) -> None:
-    """Frames stand end to end in the order of `rows`."""
-    shape, dtype = layout
-    length = np.array([row.length for row in rows], np.int64)
-    offset = np.cumsum(length) - length
-    out["length"], out["offset"] = length, offset
-    total = int(length.sum())
-    full = (shape[0], total, *shape[2:]) if layered and len(shape) > 2 else (total, *shape[1:])
-    values = out.create_dataset("values", full, dtype)
+    """Copy the frames of all clips, end to end in the order of `clips`."""
+    lengths = np.array([clip.frames.stop - clip.frames.start for clip in clips], np.int64)
+    ends = np.cumsum(lengths)
+    out["length"], out["offset"] = lengths, ends - lengths
+    total = int(lengths.sum())
+    # Of no clips the layout is unknown, and has no layers axis.
+    has_layers = layered and len(layout.shape) > 2
+    shape = (layout.shape[0], total, *layout.shape[2:]) if has_layers else (total, *layout.shape[1:])
+    values = out.create_dataset("values", shape, layout.dtype)
     for number, source in enumerate(sources):
         with h5py.File(source, "r") as file:
-            for row, at in zip(rows, offset.tolist(), strict=True):
-                if row.source != number:
+            for clip, end in zip(clips, ends.tolist(), strict=True):
+                if clip.source != number:
                     continue
-                there, here = slice(row.offset, row.offset + row.length), slice(at, at + row.length)
+                new_frames = slice(end - (clip.frames.stop - clip.frames.start), end)
                 if layered:
-                    values[:, here] = file["values"][:, there]
+                    values[:, new_frames] = file["values"][:, clip.frames]
                 else:
-                    values[here] = file["values"][there]
+                    values[new_frames] = file["values"][clip.frames]

@@ -10,32 +10,35 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
-from mertool.store.layout import SCHEMA, Failure, first_line, parts_folder, read_failures, texts
+from mertool.store.layout import MEDIA_STATS, SCHEMA, Failure, first_line, parts_folder, read_failures, read_strings
 
 
 class FeatureStore:
-    """A finished store, open for reading. Use as a context manager."""
+    """A finished store, open for reading. Use it as a context manager.
+
+    Opening raises MertoolError if there is no store at `path`, or none that this version can read.
+
+    Attributes:
+        path: The file.
+        recipe: Everything that decides the values.
+        fingerprint: Digest of the recipe.
+        provenance: Where encoder and adapters came from; changes no value.
+        ids: Ids of the N clips.
+        index: Row of each clip id.
+        pooled: True if there is one vector per clip and layer, False if there are frames.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        if not path.exists():
-            parts = parts_folder(path)
-            hint = f"; {parts} holds an unfinished extraction: run it again" if parts.exists() else ""
-            raise MertoolError(f"store {path} does not exist{hint}. `mertool extract` makes stores")
-        if path.is_dir():
-            raise MertoolError(f"{path} is a folder: give the path of a store (.h5)")
-        try:
-            self._file = h5py.File(path, "r")
-        except OSError as error:
-            raise MertoolError(f"{path} is not a readable HDF5 file ({first_line(error)})") from error
+        self._file = _open(path)
         try:
             schema = self._file.attrs["schema"]
             if schema != SCHEMA:
-                raise MertoolError(f"{path} has store schema {schema}; this version reads {SCHEMA}")
+                raise MertoolError(f"{path} has store schema {schema}; this version reads {SCHEMA}: extract it again")
             self.recipe = Recipe.from_json(json.loads(self._file.attrs["recipe"]))
             self.fingerprint = str(self._file.attrs["fingerprint"])
             self.provenance: dict[str, Any] = json.loads(self._file.attrs["origin"])
-            self.ids: list[str] = texts(self._file["clips/id"])
+            self.ids: list[str] = read_strings(self._file["clips/id"])
         except (KeyError, TypeError, ValueError) as error:
             self._file.close()
             raise MertoolError(f"{path} is not a feature store of mertool ({first_line(error)})") from error
@@ -44,7 +47,7 @@ class FeatureStore:
             raise
         self.index = {clip: row for row, clip in enumerate(self.ids)}
         self.pooled = "offset" not in self._file
-        # Read once: of a frame store they are looked up for every clip.
+        # In memory, because `frames` looks them up for every clip.
         self._offset, self._length = (
             np.zeros(0, np.int64) if self.pooled else self._file[name][:] for name in ("offset", "length")
         )
@@ -60,33 +63,33 @@ class FeatureStore:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Which layer each entry of the L axis is."""
+        """The layer of each entry of the L axis."""
         return self.recipe.layer_axis
 
     @property
     def channels(self) -> int:
-        """D."""
+        """The number of channels D."""
         return int(self._file["values"].shape[-1])
 
     def rows(self, clips: Iterable[str]) -> np.ndarray:
-        """Row numbers of clips; the first clip that is not there is an error."""
-        wanted = list(clips)
-        missing = [clip for clip in wanted if clip not in self.index]
+        """Return the rows of clips; raise MertoolError if some have no features."""
+        clips = list(clips)
+        missing = [clip for clip in clips if clip not in self.index]
         if missing:
             raise MertoolError(
-                f"{self.path} has no features of {len(missing)} of {len(wanted)} clips "
+                f"{self.path} has no features of {len(missing)} of {len(clips)} clips "
                 f"(first: {missing[0]}): extract them, or see `mertool store ls --failures`"
             )
-        return np.array([self.index[clip] for clip in wanted], dtype=np.int64)
+        return np.array([self.index[clip] for clip in clips], dtype=np.int64)
 
     def read(self, clips: Iterable[str] | None = None) -> np.ndarray:
-        """Values (N, L, D) of a pooled store as float32, in the order of `clips` (default: all)."""
+        """Return the values (N, L, D) of a pooled store, float32, in the order of `clips` (default: all)."""
         if not self.pooled:
             raise MertoolError(f"{self.path} holds frames; a pooled store (--pool mean) is needed here")
         rows = np.arange(len(self.ids)) if clips is None else self.rows(clips)
         if len(rows) == 0:
             return np.zeros((0, *self._file["values"].shape[1:]), np.float32)
-        # One sequential read and a gather beat HDF5's point selection unless few rows are wanted.
+        # HDF5 selects single rows slowly: from a quarter of them on, reading all and indexing in memory is faster.
         if len(rows) * 4 >= len(self.ids):
             values = self._file["values"][:]
             in_order = np.array_equal(rows, np.arange(len(self.ids)))
@@ -94,89 +97,109 @@ class FeatureStore:
         unique, inverse = np.unique(rows, return_inverse=True)
         return self._file["values"][unique][inverse].astype(np.float32)
 
+    def read_block(self, start: int, stop: int) -> np.ndarray:
+        """Return the values (stop - start, L, D) of consecutive rows of a pooled store, as stored, by one read."""
+        return self._file["values"][start:stop]
+
     def frames(self, clip: str) -> np.ndarray:
-        """Frames of one clip as stored: (T, ...) or (L, T, D)."""
-        if self.pooled:
-            raise MertoolError(f"{self.path} is pooled; a frame store (--pool none) is needed here")
+        """Return the frames of one clip as stored: (T, ...) or (L, T, D)."""
+        self._check_frames()
         row = self.index[clip] if clip in self.index else int(self.rows([clip])[0])
-        start, length = int(self._offset[row]), int(self._length[row])
-        values = self._file["values"]
-        return values[:, start : start + length] if len(self.layers) > 1 else values[start : start + length]
+        return self._slice_frames(self._file["values"], row)
 
     def all_frames(self, clips: Iterable[str] | None = None) -> list[np.ndarray]:
-        """Frames of several clips (default: all) as stored, in their order; views of one array in memory."""
-        if self.pooled:
-            raise MertoolError(f"{self.path} is pooled; a frame store (--pool none) is needed here")
+        """Return the frames of several clips (default: all) as stored, in their order; views of one array."""
+        self._check_frames()
         names = self.ids if clips is None else list(clips)
         rows = self.rows(names)
         if len(rows) * 4 < len(self.ids):
             return [self.frames(clip) for clip in names]
         values = self._file["values"][:]
-        spans = [slice(start, start + n) for start, n in zip(self._offset[rows], self._length[rows], strict=True)]
-        return [values[:, span] if len(self.layers) > 1 else values[span] for span in spans]
+        return [self._slice_frames(values, row) for row in rows.tolist()]
 
-    def block(self, start: int, stop: int) -> np.ndarray:
-        """Values (stop - start, L, D) of consecutive rows of a pooled store, as stored, by one read."""
-        return self._file["values"][start:stop]
-
-    def frame_block(self, start: int, stop: int) -> list[np.ndarray]:
-        """Frames (T, D) of consecutive rows of a frame store of one layer, as stored, by one read; views of it."""
+    def read_frame_block(self, start: int, stop: int) -> list[np.ndarray]:
+        """Return the frames (T, D) of consecutive rows of a store of one layer, as stored, by one read; views of it."""
         first, ends = int(self._offset[start]), self._offset[start:stop] + self._length[start:stop]
         values = self._file["values"][first : int(ends[-1])]
         return np.split(values, (ends[:-1] - first).tolist())
 
     def lengths(self, clips: Iterable[str]) -> np.ndarray:
-        """Numbers of frames per clip of a frame store."""
+        """Return the number of frames (N,) of each clip of a frame store."""
         return self._length[self.rows(clips)]
 
     def media_stats(self) -> dict[str, np.ndarray]:
-        """Per-clip media facts, each (N,): seconds, frames_seen, face_share."""
-        return {name: self._file["clips"][name][:] for name in ("seconds", "frames_seen", "face_share")}
+        """Return, per clip and each (N,), `seconds`, `frames_seen` and `face_share`; see `ClipFeatures`."""
+        return {name: self._file["clips"][name][:] for name in MEDIA_STATS}
 
     def digests(self) -> dict[str, str]:
-        """Digest of the media each clip's features were made from."""
-        return dict(zip(self.ids, texts(self._file["clips/digest"]), strict=True))
+        """Return, by clip id, the digest of the media that the features were made from."""
+        return dict(zip(self.ids, read_strings(self._file["clips/digest"]), strict=True))
 
     def failures(self) -> list[Failure]:
-        """The clips without features, with their reasons."""
+        """Return the clips without features, with their reasons."""
         return read_failures(self._file)
 
     def validate(self) -> list[str]:
-        """What is wrong inside the file; empty for a sound store."""
-        found = []
+        """Return the faults of the content, for people; an intact store has none. It reads all values."""
+        faults = []
         if self.fingerprint != self.recipe.fingerprint:
-            found.append("the fingerprint does not belong to the recipe")
+            faults.append("the fingerprint does not belong to the recipe")
         if len(self.index) != len(self.ids):
-            found.append("clip ids stand twice")
+            faults.append("clip ids are repeated")
         both = set(self.ids) & {failure.clip for failure in self.failures()}
         if both:
-            found.append(f"{len(both)} clips have features and a failure")
+            faults.append(f"{len(both)} clips have features and a failure")
         if "values" not in self._file:
-            return [*found, "the values are missing"]
-        values, clips = self._file["values"], self._file["clips"]
-        tables = [(name, clips[name]) for name in clips]
-        tables += [(name, self._file[name]) for name in ("offset", "length") if name in self._file]
-        uneven = [name for name, table in tables if len(table) != len(self.ids)]
-        if uneven:
-            return [*found, f"there are {len(self.ids)} clip ids, but not as many rows of {', '.join(uneven)}"]
-        if self.pooled and (values.ndim != 3 or values.shape[:2] != (len(self.ids), len(self.layers))):
-            found.append(f"values are {values.shape}, not ({len(self.ids)}, {len(self.layers)}, D)")
-        if not self.pooled:
-            offset, length = self._file["offset"][:], self._file["length"][:]
-            end = values.shape[1 if len(self.layers) > 1 else 0]
-            covered = np.array_equal(offset, np.cumsum(length) - length) and length.sum() == end
-            if not covered or (length < 1).any():
-                found.append("offsets and lengths do not cover the frames end to end")
-        if not _all_finite(values):
-            found.append("values hold NaN or infinity")
-        return found
+            return [*faults, "the values are missing"]
+        columns = dict(self._file["clips"].items())
+        columns |= {name: self._file[name] for name in ("offset", "length") if name in self._file}
+        uneven = [name for name, column in columns.items() if len(column) != len(self.ids)]
+        if uneven:  # without equal lengths the checks below would fail themselves
+            return [*faults, f"there are {len(self.ids)} clip ids, but not as many rows of {', '.join(uneven)}"]
+        faults += self._shape_faults()
+        if not _all_finite(self._file["values"]):
+            faults.append("values hold NaN or infinity")
+        return faults
+
+    def _shape_faults(self) -> list[str]:
+        shape = self._file["values"].shape
+        if self.pooled:
+            expected = (len(self.ids), len(self.layers))
+            fits = len(shape) == 3 and shape[:2] == expected
+            return [] if fits else [f"values are {shape}, not ({expected[0]}, {expected[1]}, D)"]
+        n_frames = shape[1 if len(self.layers) > 1 else 0]
+        end_to_end = np.array_equal(self._offset, np.cumsum(self._length) - self._length)
+        if end_to_end and self._length.sum() == n_frames and not (self._length < 1).any():
+            return []
+        return ["offsets and lengths do not cover the frames end to end"]
+
+    def _check_frames(self) -> None:
+        if self.pooled:
+            raise MertoolError(f"{self.path} is pooled; a frame store (--pool none) is needed here")
+
+    def _slice_frames(self, values: h5py.Dataset | np.ndarray, row: int) -> np.ndarray:
+        frames = slice(int(self._offset[row]), int(self._offset[row] + self._length[row]))
+        return values[:, frames] if len(self.layers) > 1 else values[frames]
 
 
-def _all_finite(values: h5py.Dataset, size: int = 1 << 22) -> bool:
-    """Read in blocks of about `size` values along the longer of the first two axes."""
+def _open(path: Path) -> h5py.File:
+    if not path.exists():
+        parts = parts_folder(path)
+        hint = f"; {parts} holds an unfinished extraction: run it again" if parts.exists() else ""
+        raise MertoolError(f"store {path} does not exist{hint}. `mertool extract` makes stores")
+    if path.is_dir():
+        raise MertoolError(f"{path} is a folder: give the path of a store (.h5)")
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise MertoolError(f"{path} is not a readable HDF5 file ({first_line(error)})") from error
+
+
+def _all_finite(values: h5py.Dataset, block_values: int = 1 << 22) -> bool:
+    """Return True if there is no NaN or infinity; read in blocks along the longer of the first two axes."""
     if not np.issubdtype(values.dtype, np.floating) or values.size == 0:
         return True
     axis = 1 if values.ndim > 2 and values.shape[1] > values.shape[0] else 0
-    step = max(1, size * values.shape[axis] // values.size)
+    step = max(1, block_values * values.shape[axis] // values.size)
     blocks = (slice(start, start + step) for start in range(0, values.shape[axis], step))
     return all(bool(np.isfinite(values[:, block] if axis else values[block]).all()) for block in blocks)

@@ -1,4 +1,4 @@
-"""`StoreWriter`: filling a store so that no kill and no full disk can tear it."""
+"""`StoreWriter`: writing a store so that neither a kill nor a full disk can damage it."""
 
 import glob
 import io
@@ -19,34 +19,31 @@ from filelock import FileLock, Timeout
 from mertool.errors import MertoolError
 from mertool.features import Recipe
 from mertool.files import check_writable, explain_write_errors, make_folder, write_atomic
-from mertool.store.layout import (
-    ClipFeatures,
-    Failure,
-    parts_folder,
-    read_clips,
-    read_failures,
-    write_tables,
-)
+from mertool.store.layout import ClipFeatures, Failure, parts_folder, read_clips, read_failures, write_tables
 from mertool.store.merge import merge_files
 from mertool.store.reader import FeatureStore
 
+# A part file is written as soon as one of these is reached: a killed run loses no more.
 PART_BYTES = 64 << 20
 PART_CLIPS = 256
 PART_SECONDS = 60.0
 
 
-def check_store(path: Path, recipe: Recipe, overwrite: bool = False) -> None:
-    """Raise MertoolError if what is at `path` would not be continued or replaced: no store, or another recipe's."""
+def check_store(path: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Raise MertoolError if the file at `path` would be neither resumed nor replaced.
+
+    That is a file that is no store, and without `overwrite` a store of another recipe.
+    """
     if not path.exists():
         return
     if not h5py.is_hdf5(path) and (path.stat().st_size or not overwrite):
         raise MertoolError(f"{path} exists and is not a feature store: give another -o, or remove it")
     if overwrite:
         return
-    with FeatureStore(path) as old:
-        if old.fingerprint != recipe.fingerprint:
+    with FeatureStore(path) as existing:
+        if existing.fingerprint != recipe.fingerprint:
             raise MertoolError(
-                f"{path} was made by another recipe ({recipe.differences(old.recipe)}): "
+                f"{path} was made by another recipe ({recipe.differences(existing.recipe)}): "
                 "give another -o, or --overwrite to build it anew"
             )
 
@@ -56,25 +53,34 @@ class StoreBusy(MertoolError):
 
 
 class PartWriter:
-    """Takes features clip by clip and writes them in parts, each whole: to a temporary name, flushed, renamed.
+    """Collects the features of clips and writes them to part files.
 
-    Several may write parts of one store at a time; a `StoreWriter` joins them.
+    Several processes may write part files of one store at a time; a `StoreWriter` merges them.
+
+    Attributes:
+        path: The store that the part files belong to.
+        recipe: Recipe of the store.
+        provenance: Provenance that is stored with the recipe.
+        parts: Folder of the part files.
+        dtype: Type that values are stored as.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, origin: dict[str, Any]):
-        self.path, self.recipe, self.provenance = path, recipe, origin
+    def __init__(self, path: Path, recipe: Recipe, provenance: dict[str, Any]):
+        self.path, self.recipe, self.provenance = path, recipe, provenance
         self.parts = parts_folder(path)
         self.dtype = np.dtype("uint8" if recipe.modality == "faces" else recipe.storage_dtype)
-        self.frames = recipe.pool == "none"
         self._features: list[ClipFeatures] = []
         self._failures: list[Failure] = []
-        self._bytes, self._since = 0, time.monotonic()
-        self._dirty = False
+        self._n_bytes, self._last_flush = 0, time.monotonic()
+        self._unmerged = False
 
     def add(self, features: ClipFeatures) -> None:
-        """Take one clip's features; they are on the disk after the next flush."""
+        """Collect the features of one clip; they are on the disk after the next flush.
+
+        Raises MertoolError if a value is too large for float16.
+        """
         values = features.values
-        with np.errstate(over="ignore"):  # answered below, in words
+        with np.errstate(over="ignore"):  # the error below says which clip it was, and what to do
             stored = values.astype(self.dtype, copy=False)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
             raise MertoolError(
@@ -82,66 +88,87 @@ class PartWriter:
                 "run again with --storage float32"
             )
         self._features.append(replace(features, values=stored))
-        self._bytes += stored.nbytes
-        self._flush_when_due()
+        self._n_bytes += stored.nbytes
+        self._flush_if_due()
 
     def fail(self, failure: Failure) -> None:
         """Record a clip that has no features."""
         self._failures.append(failure)
-        self._flush_when_due()
+        self._flush_if_due()
 
     def flush(self) -> None:
-        """Write what was taken since the last flush as one part."""
+        """Write everything collected since the last flush to a part file."""
         if self._features or self._failures:
-            content = io.BytesIO()
-            with h5py.File(content, "w") as file:
-                write_tables(file, self.recipe, self.provenance, self._features, self._failures)
-                values = [f.values for f in self._features]
-                axis = 1 if self.frames and len(self.recipe.layer_axis) > 1 else 0
-                if values:
-                    joined = np.concatenate(values, axis) if self.frames else np.stack(values)
-                    file["values"] = joined
-                if self.frames:
-                    file["length"] = np.array([v.shape[axis] for v in values], np.int64)
-            # The number keeps parts in the order of writing; the newest row of a clip wins.
+            # Nanoseconds keep part files in the order of writing, since the last row of a clip counts; the random
+            # suffix keeps processes apart.
             name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.h5"
-            write_atomic(self.parts / name, content.getvalue())
-            self._features, self._failures, self._bytes, self._dirty = [], [], 0, True
-        self._since = time.monotonic()
+            # In memory first: HDF5 aborts the process if a write of its own fails.
+            write_atomic(self.parts / name, self._serialize())
+            self._features, self._failures, self._n_bytes, self._unmerged = [], [], 0, True
+        self._last_flush = time.monotonic()
 
-    def _flush_when_due(self) -> None:
+    def _serialize(self) -> bytes:
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            write_tables(
+                file,
+                recipe=self.recipe,
+                provenance=self.provenance,
+                clips=self._features,
+                failures=self._failures,
+            )
+            values = [features.values for features in self._features]
+            if self.recipe.pool == "none":
+                time_axis = 1 if len(self.recipe.layer_axis) > 1 else 0
+                file["length"] = np.array([frames.shape[time_axis] for frames in values], np.int64)
+                if values:
+                    file["values"] = np.concatenate(values, time_axis)
+            elif values:
+                file["values"] = np.stack(values)
+        return content.getvalue()
+
+    def _flush_if_due(self) -> None:
         count = len(self._features) + len(self._failures)
-        if self._bytes >= PART_BYTES or count >= PART_CLIPS or time.monotonic() - self._since >= PART_SECONDS:
+        elapsed = time.monotonic() - self._last_flush
+        if self._n_bytes >= PART_BYTES or count >= PART_CLIPS or elapsed >= PART_SECONDS:
             self.flush()
 
 
 class StoreWriter(PartWriter):
-    """Fills a store part by part; safe against SIGKILL at any moment. Use as a context manager.
+    """Writes a store part by part; SIGKILL at any moment loses at most the part at hand. Use it as a context manager.
 
-    Opening it resumes: finished parts of a killed run and the clips of an existing store of the same
-    recipe count as done (`done` maps clip to media digest). A store of another recipe is refused, unless
-    `overwrite`. One writer at a time may hold a store.
+    Entering resumes: clips in part files of a killed run, and in an existing store of the same recipe, count as done.
+    It raises MertoolError for a store of another recipe, unless `overwrite`, and StoreBusy if another process holds
+    the store.
+
+    Attributes:
+        done: Media digest of each clip that has features.
+        failed: Failure of each clip that has none.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, origin: dict[str, Any], overwrite: bool = False):
-        super().__init__(path, recipe, origin)
+    def __init__(self, path: Path, recipe: Recipe, provenance: dict[str, Any], *, overwrite: bool = False):
+        super().__init__(path, recipe, provenance)
+        self.overwrite = overwrite
         self.done: dict[str, str] = {}
         self.failed: dict[str, Failure] = {}
-        self._keep_old = False
-        check_writable(path)
-        check_store(path, recipe, overwrite)
-        make_folder(self.parts)
-        self._lock = _lock(self.parts / "lock", path)
-        merges = path.parent.glob(f".{glob.escape(path.name)}.tmp-*")
-        for leftover in [*self.parts.glob(".part-*.tmp-*"), *merges]:
-            leftover.unlink(missing_ok=True)
-        try:
-            self._read_progress(overwrite)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._merge_existing = False
 
     def __enter__(self) -> "StoreWriter":
+        check_writable(self.path)
+        check_store(self.path, self.recipe, overwrite=self.overwrite)
+        make_folder(self.parts)
+        self._lock = _acquire_lock(self.parts / "lock", self.path)
+        try:
+            self._remove_temporary_files()
+            self._merge_existing = self.path.exists() and not self.overwrite
+            if self._merge_existing:
+                with h5py.File(self.path, "r") as file:
+                    self._record_progress(file)
+            self._read_parts(drop_other_recipes=self.overwrite)
+        except BaseException:
+            # The traceback of a caller may keep this object alive, and with it the lock.
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
@@ -163,44 +190,45 @@ class StoreWriter(PartWriter):
         self.done.pop(failure.clip, None)
 
     def read_parts(self) -> None:
-        """Take note of parts that others wrote."""
-        self._note_parts(overwrite=False)
+        """Update `done` and `failed` by the part files that other processes wrote."""
+        self._read_parts(drop_other_recipes=False)
 
     def finish(self, order: Iterable[str]) -> None:
-        """Merge parts and the old store into one new file: clips of `order` first, then the others."""
+        """Merge part files and the existing store into a new file: clips of `order` first, then the others."""
         self.flush()
-        if not self._dirty:
+        if not self._unmerged:
             return
-        sources = ([self.path] if self._keep_old else []) + sorted(self.parts.glob("part-*.h5"))
-        merge_files(sources, self.path, self.recipe, self.provenance, order)
+        sources = ([self.path] if self._merge_existing else []) + sorted(self.parts.glob("part-*.h5"))
+        merge_files(sources, self.path, recipe=self.recipe, provenance=self.provenance, order=order)
+        # Only after the rename: a run that is killed here merges the same part files again, which changes nothing.
         for part in self.parts.glob("part-*.h5"):
             part.unlink()
-        self._dirty, self._keep_old = False, True
+        self._unmerged, self._merge_existing = False, True
 
-    def _read_progress(self, overwrite: bool) -> None:
-        self._keep_old = self.path.exists() and not overwrite
-        if self._keep_old:
-            with h5py.File(self.path, "r") as file:
-                self._note_progress(file)
-        self._note_parts(overwrite)
+    def _remove_temporary_files(self) -> None:
+        """Remove what a killed run left half written; the lock is held, so no other process is writing them."""
+        merges = self.path.parent.glob(f".{glob.escape(self.path.name)}.tmp-*")
+        for file in [*self.parts.glob(".part-*.tmp-*"), *merges]:
+            file.unlink(missing_ok=True)
 
-    def _note_parts(self, overwrite: bool) -> None:
+    def _read_parts(self, *, drop_other_recipes: bool) -> None:
         for part in sorted(self.parts.glob("part-*.h5")):
             with h5py.File(part, "r") as file:
-                if fits := file.attrs["fingerprint"] == self.recipe.fingerprint:
-                    self._note_progress(file)
-                    self._dirty = True
-                elif not overwrite:
-                    other = Recipe.from_json(json.loads(file.attrs["recipe"]))
+                same_recipe = file.attrs["fingerprint"] == self.recipe.fingerprint
+                if same_recipe:
+                    self._record_progress(file)
+                    self._unmerged = True
+                elif not drop_other_recipes:
+                    recipe = Recipe.from_json(json.loads(file.attrs["recipe"]))
                     raise MertoolError(
                         f"{self.parts} holds an unfinished extraction by another recipe "
-                        f"({self.recipe.differences(other)}): finish it with its own options, give another "
+                        f"({self.recipe.differences(recipe)}): finish it with its own options, give another "
                         "-o, or --overwrite to start anew"
                     )
-            if not fits:
+            if not same_recipe:
                 part.unlink()
 
-    def _note_progress(self, file: h5py.File) -> None:
+    def _record_progress(self, file: h5py.File) -> None:
         for clip in read_clips(file):
             self.done[clip.clip] = clip.digest
             self.failed.pop(clip.clip, None)
@@ -209,7 +237,11 @@ class StoreWriter(PartWriter):
             self.done.pop(failure.clip, None)
 
 
-def _lock(path: Path, store: Path) -> FileLock:
+def _acquire_lock(path: Path, store: Path) -> FileLock:
+    """Lock the store: two writers would merge and remove the part files of each other.
+
+    It is a lock of the operating system, which ends with the process, so a killed run leaves no stale one.
+    """
     lock = FileLock(path)
     with explain_write_errors(path):
         try:

@@ -44,7 +44,7 @@ def test_probabilities_are_between_zero_and_one(row, tmp_path):
 
 def test_two_labels_of_one_clip_are_a_fault(tmp_path):
     (tmp_path / "l.csv").write_text("name,discrete\na,sad\nb,happy\na.mp4,happy\n")
-    with pytest.raises(MertoolError, match="'a' stands there with discrete 'sad' and 'happy'"):
+    with pytest.raises(MertoolError, match="'a' has the discrete 'sad' and 'happy'"):
         read_labels(tmp_path / "l.csv")
 
 

@@ -57,20 +57,20 @@ def test_another_transcript_matters_to_text_alone(manifest):
 @pytest.mark.parametrize("reason", sorted(REASONS))
 def test_only_failures_that_may_heal_are_tried_again(reason, manifest):
     known = digests(manifest)
-    failure = Failure("b", known.pop("b"), "decode", reason, "")
+    failure = Failure(clip="b", digest=known.pop("b"), stage="decode", reason=reason, message="")
     assert pending(manifest, done=known, failed={"b": failure}) == (["b"] if reason in TRANSIENT_REASONS else [])
 
 
 def test_a_failed_file_that_changed_is_tried_again(manifest):
     known = digests(manifest)
-    failure = Failure("b", "another digest", "decode", "unreadable", "")
+    failure = Failure(clip="b", digest="another digest", stage="decode", reason="unreadable", message="")
     del known["b"]
     assert pending(manifest, done=known, failed={"b": failure}) == ["b"]
 
 
 def test_a_file_that_came_back_is_tried_again(manifest, tmp_path):
     (tmp_path / "b.wav").unlink()
-    failure = Failure("b", digests(manifest)["b"], "decode", "missing_file", "")
+    failure = Failure(clip="b", digest=digests(manifest)["b"], stage="decode", reason="missing_file", message="")
     assert failure.digest == ""
     (tmp_path / "b.wav").write_bytes(b"back")
     known = {name: digest for name, digest in digests(manifest).items() if name != "b"}

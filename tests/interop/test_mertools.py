@@ -28,12 +28,12 @@ def npz_of_pickle(path: Path, data: bytes) -> Path:
     return path
 
 
-def table(path: Path, text: str, encoding: str = "utf-8") -> Path:
+def write_text(path: Path, text: str, encoding: str = "utf-8") -> Path:
     path.write_bytes(text.encode(encoding))
     return path
 
 
-def test_the_training_corpus_is_read_and_the_test_corpora_are_not(tmp_path):
+def test_labels_of_the_training_corpus_only(tmp_path):
     path = npz(
         tmp_path / "label-6way.npz",
         train_corpus={"sample_1": {"emo": "happy"}, "sample_2": {"emo": "worried", "val": -10.0}},
@@ -49,7 +49,7 @@ def test_numpy_values_inside_the_dict(tmp_path):
     assert read_labels(path)[0] == {"a": "sad"}
 
 
-def test_a_whole_corpus_with_numbers(tmp_path):
+def test_labels_that_are_numbers(tmp_path):
     path = npz(tmp_path / "l.npz", whole_corpus={"a": {"emo": 3}, "b": {"emo": np.int64(0)}})
     assert read_labels(path)[0] == {"a": "3", "b": "0"}
 
@@ -74,12 +74,12 @@ class Malice:
     [(os.system, f"{os.system.__module__}.system"), (eval, "builtins.eval"), (getattr, "builtins.getattr")],
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_file_that_wants_to_run_code_is_refused_and_nothing_runs(function, name, protocol, tmp_path):
+def test_a_pickle_that_runs_code_is_refused(function, name, protocol, tmp_path):
     trace = tmp_path / "it ran"
     command = f"touch '{trace}'" if function is os.system else f"open({str(trace)!r}, 'w')"
     arguments = (command,) if function is not getattr else (command, "upper")
     path = npz_of_pickle(tmp_path / "l.npz", pickle.dumps({"a": Malice(function, *arguments)}, protocol))
-    assert pickle.loads(pickle.dumps(1)) == 1  # the pickle module itself is as ever
+    assert pickle.loads(pickle.dumps(1)) == 1  # the pickle module itself is unchanged
     with pytest.raises(
         MertoolError, match=f"is not a label file of MERTools .*it wants .*{name.split('.')[1]}.*refused"
     ):
@@ -87,7 +87,7 @@ def test_a_file_that_wants_to_run_code_is_refused_and_nothing_runs(function, nam
     assert not trace.exists()
 
 
-def test_the_same_file_is_dangerous_elsewhere(tmp_path):
+def test_the_same_pickle_runs_code_in_numpy(tmp_path):
     """The test above means something only if the pickle would have run."""
     trace = tmp_path / "it ran"
     path = npz_of_pickle(tmp_path / "l.npz", pickle.dumps({"a": Malice(os.system, f"touch '{trace}'")}))
@@ -97,7 +97,7 @@ def test_the_same_file_is_dangerous_elsewhere(tmp_path):
 
 
 def broken_zip(path: Path) -> Path:
-    return table(path, "PK, but no archive")
+    return write_text(path, "PK, but no archive")
 
 
 def broken_member(path: Path) -> Path:
@@ -128,9 +128,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_label_file(what, tmp_path):
-    path = BROKEN[what](tmp_path / "l.npz")
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_label_file_is_refused(kind, tmp_path):
+    path = BROKEN[kind](tmp_path / "l.npz")
     with pytest.raises(MertoolError, match=r"l\.npz is not a label file of MERTools"):
         read_labels(path)
 
@@ -148,11 +148,11 @@ def test_a_broken_label_file(what, tmp_path):
     ],
 )
 def test_labels_of_the_csv_forms(text, tmp_path):
-    assert read_labels(table(tmp_path / "l.csv", text)) == ({"a": "happy", "b": "sad"}, {})
+    assert read_labels(write_text(tmp_path / "l.csv", text)) == ({"a": "happy", "b": "sad"}, {})
 
 
 def test_splits_come_with_the_labels_and_empty_labels_do_not(tmp_path):
-    path = table(tmp_path / "l.csv", "clip,label,split\na,happy,train\nb,,unlabelled\nc,sad,\n")
+    path = write_text(tmp_path / "l.csv", "clip,label,split\na,happy,train\nb,,unlabelled\nc,sad,\n")
     assert read_labels(path) == ({"a": "happy", "c": "sad"}, {"a": "train", "b": "unlabelled"})
 
 
@@ -161,18 +161,18 @@ def test_splits_come_with_the_labels_and_empty_labels_do_not(tmp_path):
     ["name,chinese,english\na,我很好,I am fine\nb,,\n", "name,chinese\na, 我很好 \n", "clip,text\na.mp4,我很好\n"],
 )
 def test_transcripts_of_the_csv_forms(text, tmp_path):
-    assert read_transcripts(table(tmp_path / "t.csv", text, "utf-8-sig")) == {"a": "我很好"}
+    assert read_transcripts(write_text(tmp_path / "t.csv", text, "utf-8-sig")) == {"a": "我很好"}
 
 
 def test_a_dot_inside_a_name_stays(tmp_path):
-    assert read_labels(table(tmp_path / "l.csv", "name,label\na.b,sad\nv1.2.mp4,sad\n"))[0] == {
+    assert read_labels(write_text(tmp_path / "l.csv", "name,label\na.b,sad\nv1.2.mp4,sad\n"))[0] == {
         "a.b": "sad",
         "v1.2": "sad",
     }
 
 
 def test_a_short_row_is_no_traceback(tmp_path):
-    path = table(tmp_path / "l.csv", "name,label\na,happy\nb\n")
+    path = write_text(tmp_path / "l.csv", "name,label\na,happy\nb\n")
     try:
         assert read_labels(path)[0] == {"a": "happy"}
     except MertoolError as error:
@@ -181,21 +181,21 @@ def test_a_short_row_is_no_traceback(tmp_path):
 
 def test_columns_that_are_not_there(tmp_path):
     with pytest.raises(MertoolError, match="has no label column: it has name, feeling; valid: label, discrete"):
-        read_labels(table(tmp_path / "l.csv", "name,feeling\na,happy\n"))
+        read_labels(write_text(tmp_path / "l.csv", "name,feeling\na,happy\n"))
     with pytest.raises(MertoolError, match="has no clip name column: it has who, label; valid: clip, name"):
-        read_labels(table(tmp_path / "l.csv", "who,label\na,happy\n"))
+        read_labels(write_text(tmp_path / "l.csv", "who,label\na,happy\n"))
     with pytest.raises(MertoolError, match="has no text column"):
-        read_transcripts(table(tmp_path / "l.csv", "name,label\na,happy\n"))
+        read_transcripts(write_text(tmp_path / "l.csv", "name,label\na,happy\n"))
 
 
 def test_an_empty_file(tmp_path):
     with pytest.raises(MertoolError, match="has no label column: it has none"):
-        read_labels(table(tmp_path / "l.csv", ""))
+        read_labels(write_text(tmp_path / "l.csv", ""))
 
 
 def test_a_file_in_another_encoding(tmp_path):
     with pytest.raises(MertoolError, match="is not a CSV file in UTF-8"):
-        read_transcripts(table(tmp_path / "t.csv", "name,chinese\na,我很好\n", "gb18030"))
+        read_transcripts(write_text(tmp_path / "t.csv", "name,chinese\na,我很好\n", "gb18030"))
 
 
 def test_files_that_are_not_there(tmp_path):
