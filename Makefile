@@ -17,6 +17,7 @@ help:
 	@echo "make test    the quick tests (at most 8 minutes on two cores)"
 	@echo "make test-slow   tests that kill processes, fill disks, start Ray or torchrun, or run for long"
 	@echo "make lint    style, format and types"
+	@echo "make docs    the command reference docs/reference.md, from the declarations of the options"
 	@echo "make fuzz    extraction over 1,000 damaged files (about 6 min)"
 	@echo "make crash   an extraction killed 100 times, and resumed (about 9 min)"
 	@echo "make bench   extraction against a plain script, into build/bench/extract.json (about 12 min)"
@@ -54,6 +55,9 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: setup
+	$(VENV)/bin/python -m mertool.cli.reference > docs/reference.md
 
 fuzz: setup
 	$(VENV)/bin/python tests/fuzz.py --count 1000

@@ -33,7 +33,7 @@ from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.align import AlignOptions
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, cache_key, find_reusable_run, new_run
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
 
 
@@ -129,10 +129,10 @@ def _run_key(
     audio_store: FeatureStore, video_store: FeatureStore, *, manifest: Manifest | None, options: AlignOptions
 ) -> str:
     # Without labels the class names change nothing.
-    excluded = OPTIONS_NOT_IN_KEY if manifest else (*OPTIONS_NOT_IN_KEY, "classes")
+    excluded = () if manifest else ("classes",)
     return cache_key(
         "align",
-        {name: value for name, value in asdict(options).items() if name not in excluded},
+        {name: value for name, value in options.affecting_result().items() if name not in excluded},
         {
             "audio": [audio_store.fingerprint, audio_store.digests()],
             "video": [video_store.fingerprint, video_store.digests()],

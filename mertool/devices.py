@@ -5,8 +5,7 @@ import random
 import torch
 
 from mertool.errors import MertoolError, check_choice
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from mertool.options.shared import DTYPES
 
 
 def resolve_device(name: str) -> torch.device:

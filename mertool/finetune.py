@@ -29,6 +29,7 @@ from mertool.adapters.data import (
 from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, score_adaptation
 from mertool.adapters.finished import ADAPTERS, FinishedAdapters
 from mertool.adapters.method_comparison import HELD_OUT, compare_runs, plot_comparison
+from mertool.adapters.probed_layers import read_probe
 from mertool.adapters.setup import UNLABELLED, AdapterConfig, AdapterSetup, prepare
 from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype
@@ -44,7 +45,7 @@ from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.finetune import FinetuneOptions
 from mertool.predictions import Predictions
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, RunDraft, cache_key, find_reusable_run, new_run
 
 KEYED_BY_CONTENT = ("encoder", "folds")  # options whose content, not whose text, is in a run's key
 # HuBERT was trained on clusters of layer 9 of 12 (Hsu et al., 2021), chinese-hubert-large likewise.
@@ -97,6 +98,7 @@ class _LabelledData:
 
 def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progress: ProgressFactory) -> tuple[Run, bool]:
     """Train the adapters; return the run, and whether a complete run of the same inputs was reused."""
+    options = read_probe(options)
     resolved = _resolve(manifest, options)
     key = _cache_key(resolved, manifest, options)
     if run := find_reusable_run(output, "finetune", key=key, options=options):
@@ -132,24 +134,20 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
     return Run.read(output, "finetune"), False
 
 
-def compare(
-    manifest: Manifest,
-    output: Path,
-    methods: tuple[str, ...],
-    options: FinetuneOptions,
-    progress: ProgressFactory,
-) -> tuple[Run, bool]:
-    """Train several methods under the same conditions, each in a run named after it beside `output`.
+def compare(manifest: Manifest, output: Path, options: FinetuneOptions, progress: ProgressFactory) -> tuple[Run, bool]:
+    """Train the methods of `options.compare` under the same conditions, each in a run named after it beside `output`.
 
     Returns the run that compares them, and whether it was reused.
     """
+    options = read_probe(options)
     runs = {}
-    for method in methods:
+    for method in options.compare:
         # A method without a size ignores the budget; the table shows how many parameters it trains.
         has_size = registry.load(peft_methods.PACKAGE, "PEFT method", method).SIZE is not None
         own_options = replace(
             options,
             method=method,
+            compare=(),
             budget=options.budget if has_size else None,
             size=options.size if has_size else None,
         )
@@ -171,9 +169,9 @@ def compare(
 def _resolve(manifest: Manifest, options: FinetuneOptions) -> _ResolvedOptions:
     """Resolve the options against the encoder, the manifest and the machine, and check them."""
     device = resolve_device(options.device)
-    checkpoint = encoders.find(options.encoder, "audio")
+    checkpoint = encoders.find(str(options.encoder), "audio")
     n_blocks = encoders.count_layers(checkpoint)
-    layers = parse_layers(options.layers, n_blocks)
+    layers = parse_layers(str(options.layers), n_blocks)
     if min(layers) < 1:
         raise MertoolError(f"layer 0 is the embedding and cannot be adapted: give --layers within 1 to {n_blocks}")
     examples = LabelledClips.from_manifest(manifest, options.classes)
@@ -204,7 +202,7 @@ def _resolve_target_layer(options: FinetuneOptions, n_blocks: int) -> int | None
 
 def _cache_key(resolved: _ResolvedOptions, manifest: Manifest, options: FinetuneOptions) -> str:
     keyed = {
-        name: value for name, value in asdict(options).items() if name not in (*OPTIONS_NOT_IN_KEY, *KEYED_BY_CONTENT)
+        name: value for name, value in options.affecting_result().items() if name not in KEYED_BY_CONTENT
     }
     return cache_key(
         "finetune",

@@ -43,7 +43,7 @@ from mertool.manifest import Manifest
 from mertool.metrics import confusion_matrix
 from mertool.options.fuse import MERTOOLS, FuseOptions
 from mertool.predictions import Predictions
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, RunDraft, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, RunDraft, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
 
 FOLDS, ROUNDS = 5, 3
@@ -116,7 +116,7 @@ def fuse(
         others = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
         key = cache_key(
             "fuse",
-            {k: v for k, v in asdict(options).items() if k not in (*OPTIONS_NOT_IN_KEY, "unlabelled")}
+            {name: value for name, value in options.affecting_result().items() if name != "unlabelled"}
             | {"folds": folds_option(options.folds)},
             {
                 "folds": folds_key(options.folds),

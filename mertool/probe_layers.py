@@ -23,7 +23,7 @@ from mertool.options.probe_layers import ProbeLayersOptions
 from mertool.probing.probes import Plan, Probed, probe_all
 from mertool.probing.speakers import SpeakerReadout
 from mertool.probing.window import Window, choose_by_guess, nested_windows, window_guess
-from mertool.runs import OPTIONS_NOT_IN_KEY, Run, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def probe_layers(
             raise MertoolError(f"{store_path} holds frames: probe-layers reads a pooled store (--pool mean)")
         key = cache_key(
             "probe-layers",
-            {k: v for k, v in asdict(options).items() if k not in OPTIONS_NOT_IN_KEY}
-            | {"folds": folds_option(options.folds)},
+            options.affecting_result() | {"folds": folds_option(options.folds)},
             {
                 "folds": folds_key(options.folds),
                 "store": [store.fingerprint, store.digests()],

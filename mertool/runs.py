@@ -13,7 +13,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from mertool import __version__
 from mertool.errors import MertoolError
 from mertool.files import check_writable, content_digest, digest_json, explain_write_errors, make_folder, write_atomic
 
-# Options that say where and how fast, but do not change what comes out.
-OPTIONS_NOT_IN_KEY = ("device", "workers", "clip_timeout", "overwrite")
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
@@ -99,8 +97,8 @@ def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any) -> Ru
     """The run in `folder` if it is the one asked for; raises if `folder` is something else's.
 
     A run of the same options on data that changed is made anew, and so is one of which a file is missing or cut. One
-    of other `options` (a dataclass) is an error, unless they say `overwrite`: what was typed may be a slip, and the run
-    may be hours of work.
+    of other `options` (an Options with a field `overwrite`) is an error, unless `overwrite` is set: what was typed may
+    be a slip, and the run may be hours of work.
     """
     overwrite = bool(options.overwrite)
     if not folder.exists():
@@ -134,9 +132,7 @@ def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any) -> Ru
 
 def _differing(there: dict[str, Any], options: Any) -> str:
     """` (epochs: 3 there, 5 here)`, of those that were given and change the result."""
-    given = {
-        name: value for name, value in asdict(options).items() if value is not None and name not in OPTIONS_NOT_IN_KEY
-    }
+    given = {name: value for name, value in options.affecting_result().items() if value is not None}
     changed = {name: value for name, value in _plain(given).items() if there.get(name, value) != value}
     found = [f"{name}: {there[name]} there, {value} here" for name, value in changed.items()]
     return f" ({'; '.join(found)})" if found else ""

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from mertool.errors import MertoolError
+from mertool.options import Options, option, shared
 from mertool.runs import Run, cache_key, find_reusable_run, load_tensors, new_run
 
 
-@dataclass
-class Options:
-    overwrite: bool = False
-    width: int | None = None
-    device: str = "cpu"
-    folds: int | Path = 5
+@dataclass(frozen=True, kw_only=True)
+class StageOptions(Options):
+    overwrite: bool = shared.overwrite()
+    width: int | None = option(None, help="Width.")
+    device: str = shared.device()
+    folds: int | Path = shared.folds()
 
 
 def make(folder, key="k1", score=1, stage="fuse", tensors=None, **facts) -> Run:
@@ -117,30 +118,33 @@ def test_a_relative_folder(tmp_path, monkeypatch):
 
 def test_the_same_key_finds_its_run(tmp_path):
     make(tmp_path / "run")
-    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(False)).info["key"] == "k1"
-    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(True)) is None
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=StageOptions()).info["key"] == "k1"
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=StageOptions(overwrite=True)) is None
 
 
 def test_a_run_of_other_options_is_not_replaced_unasked(tmp_path):
     run = tmp_path / "run"
     key = cache_key("probe-layers", {"width": 2}, {"store": "a"})
-    with new_run(run, "probe-layers", key=key, options=asdict(Options(width=2, folds=Path("a.csv")))):
+    with new_run(run, "probe-layers", key=key, options=asdict(StageOptions(width=2, folds=Path("a.csv")))):
         pass
-    options = Options(width=3, device="cuda", folds=Path("a.csv"))
+    options = StageOptions(width=3, device="cuda", folds=Path("a.csv"))
     with pytest.raises(MertoolError, match=r"options \(width: 2 there, 3 here\): give --overwrite to replace it, or"):
         find_reusable_run(
             run, "probe-layers", key=cache_key("probe-layers", {"width": 3}, {"store": "a"}), options=options
         )
     assert (
         find_reusable_run(
-            run, "probe-layers", key=cache_key("probe-layers", {"width": 3}, {"store": "a"}), options=Options(True)
+            run,
+            "probe-layers",
+            key=cache_key("probe-layers", {"width": 3}, {"store": "a"}),
+            options=StageOptions(overwrite=True),
         )
         is None
     )
     # Data that changed make it anew: a pipeline is run again.
     assert (
         find_reusable_run(
-            run, "probe-layers", key=cache_key("probe-layers", {"width": 2}, {"store": "b"}), options=Options(False)
+            run, "probe-layers", key=cache_key("probe-layers", {"width": 2}, {"store": "b"}), options=StageOptions()
         )
         is None
     )
@@ -148,8 +152,8 @@ def test_a_run_of_other_options_is_not_replaced_unasked(tmp_path):
 
 def test_a_free_place_has_no_run(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert find_reusable_run(tmp_path / "nowhere", "fuse", key="k1", options=Options(False)) is None
-    assert find_reusable_run(tmp_path / "empty", "fuse", key="k1", options=Options(False)) is None
+    assert find_reusable_run(tmp_path / "nowhere", "fuse", key="k1", options=StageOptions()) is None
+    assert find_reusable_run(tmp_path / "empty", "fuse", key="k1", options=StageOptions()) is None
 
 
 def test_a_key_names_stage_options_and_inputs():
@@ -188,13 +192,13 @@ def test_adapters_that_change_places_have_another_digest(tmp_path):
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(MertoolError, match="is not empty and not a run of mertool: give another -o"):
-        find_reusable_run(tmp_path, "fuse", key="k", options=Options(True))
+        find_reusable_run(tmp_path, "fuse", key="k", options=StageOptions(overwrite=True))
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "run").write_text("x")
     with pytest.raises(MertoolError, match="is a file: give a folder for the run"):
-        find_reusable_run(tmp_path / "run", "fuse", key="k", options=Options(False))
+        find_reusable_run(tmp_path / "run", "fuse", key="k", options=StageOptions())
 
 
 def test_a_run_of_another_stage(tmp_path):
@@ -203,7 +207,7 @@ def test_a_run_of_another_stage(tmp_path):
     with pytest.raises(MertoolError, match=words):
         Run.read(tmp_path / "run", "fuse")
     with pytest.raises(MertoolError, match="holds a run of align: give another -o"):
-        find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(True))
+        find_reusable_run(tmp_path / "run", "fuse", key="k1", options=StageOptions(overwrite=True))
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -216,8 +220,8 @@ def test_a_damaged_run(content, tmp_path):
     make(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(MertoolError, match=r"run\.json cannot be read .*run `mertool fuse` again with --overwrite"):
-        find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(False))
-    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(True)) is None
+        find_reusable_run(tmp_path / "run", "fuse", key="k1", options=StageOptions())
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=StageOptions(overwrite=True)) is None
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "model.safetensors"])
@@ -227,7 +231,7 @@ def test_a_run_of_which_a_file_is_missing_or_cut_is_made_anew(name, harm, tmp_pa
     assert run.is_complete
     harm(run.folder / name)
     assert not run.is_complete
-    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=Options(False)) is None
+    assert find_reusable_run(tmp_path / "run", "fuse", key="k1", options=StageOptions()) is None
 
 
 def test_metrics_that_are_gone_are_one_line(tmp_path):

@@ -10,6 +10,7 @@ import typer
 
 from mertool import __version__
 from mertool.cli import align, doctor, evaluate, extract, finetune, fuse, manifest, models, predict, probe_layers, store
+from mertool.cli.options import add_command
 from mertool.errors import MertoolError
 
 app = typer.Typer(
@@ -19,17 +20,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("manifest", epilog=manifest.EXAMPLE)(manifest.manifest)
+add_command(app, "manifest", manifest.manifest, example=manifest.EXAMPLE)
 app.add_typer(extract.app, name="extract")
-app.command("probe-layers", epilog=probe_layers.EXAMPLE)(probe_layers.probe_layers)
-app.command("finetune", epilog=finetune.EXAMPLE)(finetune.finetune)
-app.command("align", epilog=align.EXAMPLE)(align.align)
-app.command("fuse", epilog=fuse.EXAMPLE)(fuse.fuse)
-app.command("predict", epilog=predict.EXAMPLE)(predict.predict)
-app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+add_command(app, "probe-layers", probe_layers.probe_layers, example=probe_layers.EXAMPLE)
+add_command(app, "finetune", finetune.finetune, example=finetune.EXAMPLE)
+add_command(app, "align", align.align, example=align.EXAMPLE)
+add_command(app, "fuse", fuse.fuse, example=fuse.EXAMPLE)
+add_command(app, "predict", predict.predict, example=predict.EXAMPLE)
+add_command(app, "evaluate", evaluate.evaluate, example=evaluate.EXAMPLE)
 app.add_typer(store.app, name="store")
-app.command("models", epilog=models.EXAMPLE)(models.models)
-app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
+add_command(app, "models", models.models, example=models.EXAMPLE)
+add_command(app, "doctor", doctor.doctor, example=doctor.EXAMPLE)
 
 
 class Interrupted(BaseException):

@@ -1,4 +1,4 @@
-"""What the commands share: options, progress, tables, results."""
+"""Output of the commands: lines, tables, JSON, progress, and the exit code of failed clips."""
 
 import json
 import os
@@ -8,51 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from mertool.errors import MertoolError, combine_errors
-from mertool.manifest import EMOTIONS
 
-SourceArgument = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
-ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
-RunOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run to write.")]
-StoreOutput = Annotated[Path, typer.Option("--output", "-o", help="Feature store (HDF5) to write.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Dtype = Annotated[str, typer.Option(help="Number format of the encoder: auto, float32, bfloat16, float16.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as one JSON object on standard output.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Compute again, replacing what is there, whatever its options.")
-]
-MaxFailed = Annotated[float, typer.Option(min=0, max=1, help="Exit with 3 if a larger share of the clips failed.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Decoder processes; default: the cores, at most 8.")]
-ClipTimeout = Annotated[float, typer.Option(help="Seconds after which a decoder is killed.")]
-Folds = Annotated[int, typer.Option(min=2, help="Parts of the cross-validation; by speaker where all are known.")]
-FoldsOrFile = Annotated[
-    str, typer.Option("--folds", help="Parts of the cross-validation (by speaker where all are known), or their file.")
-]
-MER_CLASSES = ",".join(EMOTIONS)
-# Written out with spaces: a narrow terminal would cut the default.
-Classes = Annotated[
-    str,
-    typer.Option(
-        help=f"Class names in index order, comma-separated; default: {MER_CLASSES.replace(',', ', ')}.",
-        show_default=False,
-    ),
-]
 LINE_EVERY = 15.0  # seconds between lines of progress where there is no terminal
-
-
-def parse_folds(text: str) -> int | Path:
-    """What `--folds` names: a number of parts, or a file of folds."""
-    if not text.lstrip("-").isdecimal():
-        return Path(text)
-    if int(text) < 2:
-        raise typer.BadParameter(f"{text}: give at least 2, or a file of folds", param_hint="'--folds'")
-    return int(text)
 
 
 def check_stores(*stores: Path) -> None:
@@ -91,7 +53,7 @@ def warn(text: str) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """The result as one JSON object."""
+    """Print the result as one JSON object on standard output."""
     print(json.dumps(value, ensure_ascii=False))
 
 
@@ -121,6 +83,11 @@ def format_gain(gain: dict[str, float]) -> str:
     """`+1.2 [-0.3, +2.8], p = 0.110` in points."""
     low, high = (f"{100 * gain[name]:+.1f}" for name in ("low", "high"))
     return f"{100 * gain['difference']:+.1f} [{low}, {high}], p = {gain['p']:.3f}"
+
+
+def format_run(name: str, folder: Path, reused: bool) -> str:
+    """`run: runs/probe (reused, nothing changed)`."""
+    return f"{name}: {folder}{' (reused, nothing changed)' if reused else ''}"
 
 
 def format_duration(seconds: float) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from mertool.cli.console import Json, Quiet, echo, print_json, table
+from mertool.cli.arguments import Json, Quiet
+from mertool.cli.console import echo, print_json, table
 
 EXAMPLE = "Example: mertool doctor"
 NEEDED = {

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mertool.cli.console import Json, Quiet, print_json, suggest_next, table
+from mertool.cli.arguments import Json, Quiet
+from mertool.cli.console import print_json, suggest_next, table
 from mertool.errors import check_choice
 
 EXAMPLE = "Example: mertool models --modality audio"

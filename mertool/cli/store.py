@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.cli.console import Json, Quiet, StoreOutput, echo, print_json, table, warn
+from mertool.cli.arguments import Json, Quiet, StoreOutput
+from mertool.cli.console import echo, print_json, table, warn
 from mertool.errors import MertoolError
 from mertool.features import format_layers
 

@@ -25,11 +25,10 @@ from mertool.features import (
 )
 from mertool.files import check_writable
 from mertool.manifest import Manifest
-from mertool.options.extract import ExtractOptions, parse_shard
+from mertool.options.extract import DEFAULT_LAYERS, ExtractOptions, parse_shard
 from mertool.runs import Run
 from mertool.store import FeatureStore
 
-DEFAULT_LAYERS = {"audio": "all", "video": "last", "text": "last"}
 MAX_FRAMES = 256
 
 

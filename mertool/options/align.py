@@ -1,56 +1,69 @@
 """Options of the stage `align`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from mertool import registry
-from mertool.errors import MertoolError, check_choice
-from mertool.manifest import EMOTIONS
+from mertool.options import shared
+from mertool.options.option import Options, option
 
 LOSSES = "alignment.losses"
 FALSE_NEGATIVES = ("none", "threshold", "pseudo-class")
 HEADS = 4  # of the transformer over frames
+TRAINING = "Training"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignOptions:
-    """loss: a file of mertool/alignment/losses. false_negatives: one of FALSE_NEGATIVES, None: what suits the loss.
+class AlignOptions(Options):
+    """Options of the visual encoder and its training."""
 
-    width, blocks: of the transformer over frames. epochs: at most; None: about 3,000 steps, at most 100 epochs.
-    patience: epochs without a better development loss before the end. batch: clips a step, over all devices; None: a
-    sixteenth of the clips, 64 to 1,024.
-    """
+    loss: str = option(
+        "infonce", help="Loss between visual and acoustic vectors.", choices=partial(registry.choices, LOSSES)
+    )
+    false_negatives: str | None = option(
+        None,
+        help="Clip pairs that are excluded from the negatives because their audio is similar.",
+        noun="--false-negatives",
+        choices={
+            "none": "",
+            "threshold": "the most similar pairs",
+            "pseudo-class": "pairs of the same cluster",
+        },
+        default_help="threshold where the loss has negatives",
+    )
+    width: int = option(256, help="Channels inside the transformer over frames, a multiple of 4.", minimum=1)
+    blocks: int = option(2, help="Blocks of the transformer.", minimum=1)
+    dropout: float = option(0.1, help="Dropout in the transformer.", minimum=0, below=1, on_command_line=False)
+    epochs: int | None = option(
+        None,
+        help="Most passes over the clips.",
+        minimum=1,
+        default_help="about 3,000 steps, at most 100 epochs",
+        group=TRAINING,
+    )
+    patience: int = option(
+        10, help="Epochs without a better development loss before training stops.", minimum=1, group=TRAINING
+    )
+    batch: int | None = option(
+        None,
+        help="Clips per step over all devices, each a negative of the others.",
+        minimum=2,
+        default_help="a sixteenth of the clips, 64 to 1,024",
+        group=TRAINING,
+    )
+    learning_rate: float = option(5e-4, help="Peak learning rate.", above=0, below=1, group=TRAINING)
+    weight_decay: float = option(0.05, help="Weight decay of AdamW.", minimum=0, below=1, on_command_line=False)
+    classes: tuple[str, ...] = shared.classes()
+    device: str = shared.device()
+    overwrite: bool = shared.overwrite()
+    seed: int = shared.seed()
 
-    loss: str = "infonce"
-    false_negatives: str | None = None
-    width: int = 256
-    blocks: int = 2
-    dropout: float = 0.1
-    epochs: int | None = None
-    patience: int = 10
-    batch: int | None = None
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    seed: int = 0
-    device: str = "auto"
-    classes: tuple[str, ...] = EMOTIONS
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        registry.check(LOSSES, "loss", self.loss)
-        if self.false_negatives is not None:
-            check_choice("--false-negatives", self.false_negatives, FALSE_NEGATIVES)
-            if self.false_negatives != "none" and not registry.load(LOSSES, "loss", self.loss).NEGATIVES:
-                raise MertoolError(
-                    f"--loss {self.loss} pushes no clips apart, so it has no false negatives: leave out "
-                    "--false-negatives, or take --loss infonce or siglip"
-                )
-        if self.width < HEADS or self.width % HEADS:
-            raise MertoolError(f"--width {self.width}: give a multiple of {HEADS}, the heads of the transformer")
-        if self.blocks < 1:
-            raise MertoolError(f"--blocks {self.blocks}: give at least 1")
-        if self.epochs is not None and self.epochs < 1:
-            raise MertoolError(f"--epochs {self.epochs}: give at least 1")
-        if (self.batch is not None and self.batch < 2) or self.patience < 1:
-            raise MertoolError("--batch must be at least 2, --patience at least 1")
-        if not 0 < self.learning_rate < 1:
-            raise MertoolError(f"--learning-rate {self.learning_rate:g}: give a number between 0 and 1")
+    def conflicts(self) -> Iterator[str]:
+        if self.width % HEADS:
+            yield f"--width {self.width}: give a multiple of {HEADS}, the heads of the transformer"
+        if (self.false_negatives or "none") != "none" and not registry.load(LOSSES, "loss", self.loss).NEGATIVES:
+            yield (
+                f"--loss {self.loss} pushes no clips apart, so it has no false negatives: leave out "
+                "--false-negatives, or take --loss infonce or siglip"
+            )

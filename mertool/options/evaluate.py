@@ -1,33 +1,34 @@
 """Options of the stage `evaluate`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mertool.errors import MertoolError, check_choice
 from mertool.features import MODALITIES
+from mertool.options import shared
+from mertool.options.option import Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """What to measure beside the scores, with the bundle that predicted and the features beside its predictions.
+class EvaluateOptions(Options):
+    """Options of the evaluation under missing modalities and noise, and of the bootstrap."""
 
-    missing: modalities, each of which is left out in turn.
-    noise: a folder of sounds, or `babble` (other clips of the manifest): mixed in at 5 to 10 dB, the picture blurred.
-    seed: of the bootstrap, and of what noise each clip gets.
-    """
+    bundle: Path | None = option(None, help="Run of `mertool fuse` that predicted, for --missing and --noise.")
+    missing: tuple[str, ...] = option(
+        (), help="Evaluate without this modality, may be given repeatedly.", noun="modality", choices=MODALITIES
+    )
+    noise: str | None = option(
+        None,
+        help="Evaluate with noise at 5 to 10 dB from a folder of audio files, or from other clips (babble).",
+        metavar="FOLDER|babble",
+    )
+    device: str = shared.device()
+    workers: int | None = shared.workers()
+    clip_timeout: float = shared.clip_timeout()
+    seed: int = shared.seed()
 
-    bundle: Path | None = None
-    missing: tuple[str, ...] = ()
-    noise: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    workers: int | None = None
-    clip_timeout: float = 120.0
-
-    def __post_init__(self) -> None:
-        for modality in self.missing:
-            check_choice("modality", modality, MODALITIES)
+    def conflicts(self) -> Iterator[str]:
         if (self.missing or self.noise) and not self.bundle:
-            raise MertoolError("--missing and --noise need the bundle that predicted: give --bundle runs/fusion")
+            yield "--missing and --noise need the bundle that predicted: give --bundle runs/fusion"
         if self.bundle and not (self.missing or self.noise):
-            raise MertoolError("--bundle is for --missing audio|video|text and --noise FOLDER: give one of them")
+            yield "--bundle is for --missing audio|video|text and --noise FOLDER: give one of them"

@@ -1,80 +1,20 @@
 """Options of the stage `extract`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
-from mertool.errors import MertoolError, check_choice
+from mertool.errors import MertoolError
 from mertool.features import POOLING_MODES, STORAGE_DTYPES
+from mertool.options import shared
+from mertool.options.option import Options, option, options_of
 
 EXTRACTED = ("audio", "video", "faces", "text")
-ENGINES = ("local", "ray")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
-    """What to extract and how.
-
-    encoder: table name, hub id or folder; None is the table's default.
-    layers: `all`, `last`, `16-21`, `0,6,12` or `last-four-sum`; 0 is the embedding, 1..n transformer blocks.
-    pool: `mean` over time, or `none` to keep frames.
-    adapter: a finetune run; training clips get the adapter that did not see them.
-    aligner: an align run (video): pooled features in the acoustic space.
-    faces: a store of face crops (video), read and completed; None is one beside the output.
-    asr: a Whisper that recognises what is said in clips without a transcript (text).
-    keep_faces: whether crops found now are stored for the next visual encoder.
-    fps: face frames per second of video.
-    batch_seconds: padded seconds of media per batch; None is what suits the device.
-    clip_timeout: seconds after which a decoder is killed.
-    engine: `local`, or `ray` for several GPUs or machines, at `ray_address` or on a Ray of our own.
-    shard: `i/n` does the i-th of n parts of the clips, into a store of its own.
-    """
-
-    modality: str
-    encoder: str | None = None
-    layers: str | None = None
-    pool: str = "mean"
-    adapter: Path | None = None
-    aligner: Path | None = None
-    faces: Path | None = None
-    keep_faces: bool = True
-    asr: str | None = None
-    fps: float = 4.0
-    device: str = "auto"
-    dtype: str = "auto"
-    storage: str = "float16"
-    batch_seconds: float | None = None
-    workers: int | None = None
-    clip_timeout: float = 120.0
-    engine: str = "local"
-    ray_address: str | None = None
-    shard: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("modality", self.modality, EXTRACTED)
-        check_choice("pooling", self.pool, POOLING_MODES)
-        check_choice("storage", self.storage, STORAGE_DTYPES)
-        check_choice("engine", self.engine, ENGINES)
-        if self.ray_address and self.engine != "ray":
-            raise MertoolError("--ray-address belongs to --engine ray")
-        if self.engine == "ray" and self.device.startswith("cuda:"):
-            raise MertoolError(
-                f"--device {self.device} with --engine ray: each worker gets a GPU of its own, give cuda"
-            )
-        if not 0 < self.fps <= 120:
-            raise MertoolError(f"fps {self.fps:g} is not in the range of video: give 0.1 to 120")
-        if not self.clip_timeout > 0:
-            raise MertoolError(f"--clip-timeout {self.clip_timeout:g}: give more than 0 seconds")
-        if self.workers is not None and self.workers < 1:
-            raise MertoolError(f"--workers {self.workers}: give at least 1")
-        if self.batch_seconds is not None and not 0 <= self.batch_seconds < float("inf"):
-            raise MertoolError(f"--batch-seconds {self.batch_seconds:g}: give seconds, or 0 for one clip at a time")
-        if self.aligner and self.pool == "none":
-            raise MertoolError("an aligner gives one vector per clip: leave out --pool none")
-        if self.faces and self.modality != "video":
-            raise MertoolError("--faces belongs to `extract video`")
-        if self.shard:
-            parse_shard(self.shard)
+ENCODED = ("audio", "video", "text")
+ENGINES = {"local": "", "ray": "several GPUs or machines, pip install ray"}
+POOLING = dict(zip(POOLING_MODES, ("one vector per clip", "keep frames"), strict=True))
+DEFAULT_LAYERS = {"audio": "all", "video": "last", "text": "last"}
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -87,3 +27,88 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
         raise MertoolError(f"shard '{text}' cannot be read: give i/n with i from 1 to n, as 3/8")
     return int(first), int(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(Options):
+    """Options of an extraction; each modality is a command of its own, with the options that it uses."""
+
+    modality: str = option(help="Modality of the features.", choices=EXTRACTED, on_command_line=False)
+    encoder: str | None = option(
+        None,
+        help="Encoder: a name of `mertool models`, a hub id or a local folder.",
+        only_for=ENCODED,
+        default_help={
+            "audio": "that of --adapter, else hubert-large-zh",
+            "video": "that of --aligner, else clip-vit-l14",
+            "text": "roberta-large-zh",
+        },
+    )
+    layers: str | None = option(
+        None,
+        help="all, last, 16-21, 0,6,12 or last-four-sum. Layer n is the output of transformer block n, layer 0 the "
+        "embedding.",
+        only_for=ENCODED,
+        default_help=DEFAULT_LAYERS,
+    )
+    pool: str = option("mean", help="Pooling over time.", noun="pooling", choices=POOLING, only_for=ENCODED)
+    adapter: Path | None = option(
+        None,
+        help="A finetune run; its training clips get the adapter that was trained without them.",
+        only_for=("audio",),
+    )
+    aligner: Path | None = option(
+        None, help="An align run: features are mapped into the acoustic space.", only_for=("video",)
+    )
+    faces: Path | None = option(
+        None,
+        help="Store of `extract faces` to read; crops that it lacks are added.",
+        only_for=("video",),
+        default_help="faces.h5 beside the output",
+    )
+    keep_faces: bool = option(
+        True, help="Keep face crops for the next visual encoder: about 0.6 MB per second of video.", only_for=("video",)
+    )
+    asr: str | None = option(
+        None,
+        help="Whisper model that transcribes clips without a transcript; the texts are written beside the store.",
+        only_for=("text",),
+    )
+    fps: float = option(4.0, help="Face frames per second of video.", above=0, maximum=120, only_for=("video", "faces"))
+    storage: str = option("float16", help="Number format in the store.", choices=STORAGE_DTYPES, only_for=ENCODED)
+    device: str = shared.device()
+    dtype: str = shared.dtype(only_for=ENCODED)
+    batch_seconds: float | None = option(
+        None,
+        help="Padded seconds of media per batch, 0 for one clip at a time.",
+        minimum=0,
+        below=inf,
+        unit="seconds",
+        default_help="what suits the device",
+        only_for=("audio", "video"),
+    )
+    workers: int | None = shared.workers()
+    clip_timeout: float = shared.clip_timeout()
+    engine: str = option("local", help="Where clips are processed.", choices=ENGINES)
+    ray_address: str | None = option(
+        None,
+        help="A running Ray: auto or HOST:PORT.",
+        default_help="one on this machine, for this command",
+    )
+    shard: str | None = option(
+        None,
+        help="i/n: the i-th of n parts of the clips, for job arrays; `store merge` joins them.",
+        validate=parse_shard,
+    )
+    overwrite: bool = shared.overwrite()
+
+    def conflicts(self) -> Iterator[str]:
+        for one in options_of(ExtractOptions):
+            if one.only_for and self.modality not in one.only_for and getattr(self, one.name) != one.default:
+                yield f"{one.flag} belongs to `extract {'|'.join(one.only_for)}`"
+        if self.ray_address and self.engine != "ray":
+            yield "--ray-address belongs to --engine ray"
+        if self.engine == "ray" and self.device.startswith("cuda:"):
+            yield f"--device {self.device} with --engine ray: each worker gets a GPU of its own, give cuda"
+        if self.aligner and self.pool == "none":
+            yield "an aligner gives one vector per clip: leave out --pool none"

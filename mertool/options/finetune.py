@@ -1,76 +1,131 @@
 """Options of the stage `finetune`."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 from mertool import registry
-from mertool.errors import MertoolError, check_choice
-from mertool.manifest import EMOTIONS
+from mertool.errors import MertoolError
+from mertool.options import shared
+from mertool.options.option import Options, option
 
 METHODS = "adapters.methods"
-MASK_TARGETS = ("units", "features", "logmel")
-CLASS_WEIGHTS = ("none", "balanced")
+MASK_TARGETS = {"units": "k-means clusters", "features": "", "logmel": ""}
+CLASS_WEIGHTS = {"none": "", "balanced": "inverse class frequency"}
+UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+LOSS, TRAINING = "Loss", "Training"
+
+
+def parse_budget(text: str) -> int:
+    """A number of parameters: `800k`, `1.6M` or `1600000`. Raises MertoolError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", text.strip().lower())
+    count = Decimal(match[1]) * UNITS[match[2]] if match else Decimal(0)
+    if count < 1 or count != int(count):
+        raise MertoolError(f"budget '{text}': give a number of parameters such as 800k, 1.6M or 1600000")
+    return int(count)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions:
-    """What to adapt and how.
+class FinetuneOptions(Options):
+    """Options of the adapted layers, the PEFT method, the training and its loss."""
 
-    encoder: table name, hub id or folder. layers: blocks to adapt, counted from 1. method: a file of
-    mertool/peft_methods. size: bottleneck width, rank or number of prompts; None is the method's default.
-    budget: trainable parameters, which set the size. folds: a number or a file of folds.
-    epochs: at most; patience: epochs without a better development loss before the end. batch: labelled clips a step.
-    learning_rate: the peak of the adapters; None is the method's own.
-    mask_target: what hidden frames are compared with, of `target_layer` (None: three quarters of the way up).
-    unlabelled: clips of the split `unlabelled` that join the masked loss, at most.
-    prefix_cache: start from stored frames below the first adapted block; else run every block each time.
-    """
+    probe: Path | None = option(
+        None, help="A probe-layers run: its encoder and its recommended window of layers.", affects_result=False
+    )
+    layers: str | None = option(
+        None,
+        help="Transformer blocks to adapt, counted from 1, such as 16-21.",
+        default_help="the window of --probe",
+    )
+    encoder: str | None = option(
+        None,
+        help="Encoder: a name of `mertool models`, a hub id or a local folder.",
+        default_help="that of --probe, else hubert-large-zh",
+    )
+    method: str = option(
+        "bottleneck", help="PEFT method.", noun="PEFT method", choices=partial(registry.choices, METHODS)
+    )
+    size: int | None = option(
+        None,
+        help="Bottleneck width, LoRA rank or number of prompts.",
+        minimum=1,
+        default_help="the method's own",
+    )
+    budget: int | None = option(
+        None,
+        help="Number of trainable parameters, such as 1.6M or 800k, from which the size follows.",
+        metavar="NUMBER",
+        minimum=1,
+        parse=parse_budget,
+    )
+    compare: tuple[str, ...] = option(
+        (),
+        help="PEFT methods to train and to test against the best of them, comma-separated.",
+        metavar="METHODS",
+        noun="PEFT method",
+        choices=partial(registry.choices, METHODS),
+        parse=shared.split_names,
+        affects_result=False,
+    )
+    folds: int | Path = shared.folds()
+    epochs: int = option(30, help="Most passes over the training clips.", minimum=1, group=TRAINING)
+    patience: int = option(
+        5, help="Epochs without a better development loss before training stops.", minimum=1, group=TRAINING
+    )
+    batch: int = option(16, help="Labelled clips per step.", minimum=1, group=TRAINING)
+    learning_rate: float | None = option(
+        None,
+        help="Peak learning rate of the adapters.",
+        above=0,
+        below=1,
+        default_help="the method's own",
+        group=TRAINING,
+    )
+    prefix_cache: bool = option(
+        True,
+        help="Start from stored frames below the first adapted block, or run every block each time.",
+        group=TRAINING,
+    )
+    mask_weight: float = option(0.1, help="Weight of the masked reconstruction, 0 for none.", minimum=0, group=LOSS)
+    mask_target: str = option(
+        "units", help="Target of the reconstruction of masked frames.", choices=MASK_TARGETS, group=LOSS
+    )
+    target_layer: int | None = option(
+        None,
+        help="Frozen layer of the units or features.",
+        minimum=0,
+        default_help="three quarters of the layers",
+        group=LOSS,
+    )
+    unlabelled: int = option(
+        2000, help="Most unlabelled clips that join the masked reconstruction.", minimum=0, group=LOSS
+    )
+    class_weights: str = option("none", help="Class weights of the loss.", choices=CLASS_WEIGHTS, group=LOSS)
+    label_smoothing: float = option(
+        0.0, help="Share of the label that is spread over all classes.", minimum=0, maximum=0.9, group=LOSS
+    )
+    classes: tuple[str, ...] = shared.classes()
+    device: str = shared.device()
+    dtype: str = shared.dtype()
+    workers: int | None = shared.workers()
+    clip_timeout: float = shared.clip_timeout()
+    overwrite: bool = shared.overwrite()
+    seed: int = shared.seed()
 
-    encoder: str
-    layers: str
-    method: str = "bottleneck"
-    size: int | None = None
-    budget: int | None = None
-    folds: int | Path = 5
-    epochs: int = 30
-    patience: int = 5
-    batch: int = 16
-    learning_rate: float | None = None
-    seed: int = 0
-    mask_weight: float = 0.1
-    mask_target: str = "units"
-    target_layer: int | None = None
-    unlabelled: int = 2000
-    class_weights: str = "none"
-    label_smoothing: float = 0.0
-    prefix_cache: bool = True
-    device: str = "auto"
-    dtype: str = "auto"
-    workers: int | None = None
-    clip_timeout: float = 120.0
-    classes: tuple[str, ...] = EMOTIONS
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        registry.check(METHODS, "PEFT method", self.method)
-        check_choice("mask target", self.mask_target, MASK_TARGETS)
+    def conflicts(self) -> Iterator[str]:
+        if self.probe is None and self.layers is None:
+            yield "which layers? Give --probe RUN (of `mertool probe-layers`) or --layers as 16-21"
+        if self.compare and self.method != "bottleneck":
+            yield "--compare names the methods to train: leave out --method"
+        if self.compare and len(set(self.compare)) < max(2, len(self.compare)):
+            yield "--compare takes two methods or more, each once, as bottleneck,lora,bitfit"
         if self.size is not None and self.budget is not None:
-            raise MertoolError("--size and --budget both say how large the adapter is: give one of them")
-        if self.size is not None and self.size < 1:
-            raise MertoolError(f"--size {self.size}: give at least 1")
-        if self.size is not None and registry.load(METHODS, "PEFT method", self.method).SIZE is None:
-            raise MertoolError(f"--method {self.method} has no size: leave out --size")
-        if self.unlabelled < 0:
-            raise MertoolError(f"--unlabelled {self.unlabelled}: give 0 (none) or more")
+            yield "--size and --budget both say how large the adapter is: give one of them"
+        elif self.size is not None and registry.load(METHODS, "PEFT method", self.method).SIZE is None:
+            yield f"--method {self.method} has no size: leave out --size"
         if self.target_layer is not None and (self.mask_weight == 0 or self.mask_target == "logmel"):
-            why = "--mask-weight 0 hides nothing" if self.mask_weight == 0 else "--mask-target logmel reads no layer"
-            raise MertoolError(f"--target-layer {self.target_layer}: {why}, leave it out")
-        check_choice("class weights", self.class_weights, CLASS_WEIGHTS)
-        if not 0 <= self.label_smoothing < 1:
-            raise MertoolError(f"--label-smoothing {self.label_smoothing:g}: give a number from 0 to below 1")
-        if not 0 <= self.mask_weight < float("inf"):
-            raise MertoolError(f"--mask-weight {self.mask_weight:g}: give 0 (no masks) or more")
-        if min(self.epochs, self.batch, self.patience) < 1:
-            raise MertoolError("--epochs, --batch and --patience must be at least 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
-            raise MertoolError(f"--learning-rate {self.learning_rate:g}: give a number between 0 and 1")
+            why = "--mask-weight 0 masks nothing" if self.mask_weight == 0 else "--mask-target logmel reads no layer"
+            yield f"--target-layer {self.target_layer}: {why}, leave it out"

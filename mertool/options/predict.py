@@ -1,32 +1,30 @@
 """Options of the stage `predict`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mertool.errors import MertoolError, check_choice
+from mertool.options import shared
+from mertool.options.option import Options, option
 
-SUBMISSIONS = ("mer2024",)
+SUBMISSIONS = {"mer2024": "name,discrete"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """How to run; what is computed is fixed by the bundle.
+class PredictOptions(Options):
+    """Options of a prediction; the bundle fixes everything that changes its values."""
 
-    asr: a Whisper that recognises what is said in clips without a transcript, for a bundle of given transcripts.
-    submission: `mer2024`, its form for exactly the clips that the CSV `candidates` names.
-    """
+    asr: str | None = option(
+        None, help="Whisper model that transcribes clips without a transcript, such as whisper-large-v3."
+    )
+    submission: str | None = option(None, help="Also write the labels in the form of a challenge.", choices=SUBMISSIONS)
+    candidates: Path | None = option(
+        None, help="CSV with the names that the submission must hold, such as candidate_20000.csv."
+    )
+    device: str = shared.device()
+    workers: int | None = shared.workers()
+    clip_timeout: float = shared.clip_timeout()
 
-    device: str = "auto"
-    workers: int | None = None
-    clip_timeout: float = 120.0
-    asr: str | None = None
-    submission: str | None = None
-    candidates: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.submission:
-            check_choice("submission", self.submission, SUBMISSIONS)
+    def conflicts(self) -> Iterator[str]:
         if bool(self.submission) != bool(self.candidates):
-            raise MertoolError("a submission is checked against its clips: give --submission mer2024 --candidates CSV")
-        if not self.clip_timeout > 0:
-            raise MertoolError(f"--clip-timeout {self.clip_timeout:g}: give more than 0 seconds")
+            yield "a submission is checked against its clips: give --submission mer2024 --candidates CSV"

@@ -3,35 +3,34 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mertool.errors import MertoolError, check_choice
-from mertool.manifest import EMOTIONS
+from mertool.options import shared
+from mertool.options.option import Options, option
 
 ESTIMATORS = ("logistic", "ridge")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeLayersOptions:
-    """What is probed, and how.
+class ProbeLayersOptions(Options):
+    """Options of the probes and of the recommended window."""
 
-    folds: parts of the cross-validation, or a file of them. seeds: repetitions, with other folds unless they are
-    of a file, and with other starts of the perceptrons. width: layers in the recommended window (None: chosen).
-    injection: also train a short adapter in windows of that width, to see where one helps.
-    """
-
-    folds: int | Path = 5
-    seeds: int = 3
-    estimator: str = "logistic"
-    mlp: bool = True
-    width: int | None = None
-    injection: bool = False
-    seed: int = 0
-    device: str = "auto"
-    classes: tuple[str, ...] = EMOTIONS
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("estimator", self.estimator, ESTIMATORS)
-        if self.width is not None and self.width < 1:
-            raise MertoolError(f"a window of {self.width} layers: give --width 1 or more")
-        if self.seeds < 1:
-            raise MertoolError(f"{self.seeds} seeds: give --seeds 1 or more")
+    folds: int | Path = shared.folds()
+    seeds: int = option(
+        3,
+        help="Repetitions, with other folds (unless a file gives them) and other initial weights of the MLP.",
+        minimum=1,
+    )
+    estimator: str = option("logistic", help="Linear probe.", choices=ESTIMATORS)
+    mlp: bool = option(True, help="Also probe with a small multilayer perceptron.")
+    width: int | None = option(
+        None,
+        help="Number of layers in the recommended window.",
+        minimum=1,
+        default_help="all neighbouring layers that are as good as the best",
+    )
+    injection: bool = option(
+        False, help="Also train a short adapter in several windows of layers, to see where one helps most."
+    )
+    classes: tuple[str, ...] = shared.classes()
+    device: str = shared.device()
+    overwrite: bool = shared.overwrite()
+    seed: int = shared.seed()

@@ -85,7 +85,7 @@ def test_a_bug_keeps_its_traceback(run_cli, tmp_path):
         "import mertool.encoders\n"
         "class Broken(tuple):\n"
         "    def __iter__(self): raise ZeroDivisionError('a bug')\n"
-        "mertool.encoders.TABLE = Broken()\n"
+        "mertool.encoders.ENCODERS = Broken()\n"
     )
     from conftest import ROOT
 
@@ -263,7 +263,7 @@ def test_a_wrong_choice_names_the_valid_ones(option, value, words, fails, manife
         (["--engine", "nonsense"], "unknown engine 'nonsense': valid: local, ray"),
         (["--ray-address", "auto"], "--ray-address belongs to --engine ray"),
         (["--engine", "ray", "--device", "cuda:0"], "each worker gets a GPU of its own, give cuda"),
-        (["--batch-seconds", -1], "--batch-seconds -1: give seconds, or 0 for one clip at a time"),
+        (["--batch-seconds", -1], "--batch-seconds -1: give at least 0 seconds"),
         (["--clip-timeout", 0], "--clip-timeout 0: give more than 0 seconds"),
     ],
 )

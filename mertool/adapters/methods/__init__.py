@@ -9,10 +9,8 @@ clips it was trained on. It differs between folds, and more than emotions do, wh
 folds incomparable. So it is subtracted from the features (see extraction/multi_adapter.py).
 """
 
-import re
 from collections.abc import Collection
 from copy import deepcopy
-from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +29,6 @@ PACKAGE = "adapters.methods"
 FINAL = "final"  # the adapter trained on all folds
 MEAN_OFFSET = "mean_offset"
 FEED_FORWARD = "feed_forward"  # module of blocks of the wav2vec 2.0 kind; no other kind is adapted
-UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
 def add_adapter(
@@ -205,12 +202,3 @@ def _count_for_size(
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def parse_budget(text: str) -> int:
-    """Return a number of parameters given as `800k`, `1.6M` or `1600000`. Raises MertoolError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", text.strip().lower())
-    count = Decimal(match[1]) * UNITS[match[2]] if match else Decimal(0)
-    if count < 1 or count != int(count):
-        raise MertoolError(f"budget '{text}': give a number of parameters such as 800k, 1.6M or 1600000")
-    return int(count)

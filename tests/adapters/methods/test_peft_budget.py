@@ -8,6 +8,7 @@ from torch import nn
 from mertool import registry
 from mertool.adapters import methods as peft_methods
 from mertool.errors import MertoolError
+from mertool.options.finetune import parse_budget
 
 METHODS = registry.choices("adapters.methods")
 SIZED = [name for name in METHODS if registry.load("adapters.methods", "PEFT method", name).SIZE]
@@ -95,10 +96,10 @@ def test_only_trainable_parameters_count():
     [("1.6M", 1_600_000), ("800k", 800_000), ("0.79m", 790_000), ("1600000", 1_600_000), (" 2 M ", 2_000_000)],
 )
 def test_a_budget_is_parsed(text, count):
-    assert peft_methods.parse_budget(text) == count
+    assert parse_budget(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "M", "0", "-5k", "1.5", "1,6M", "many", "1.0001k", "nan", "1e6"])
 def test_an_invalid_budget(text):
     with pytest.raises(MertoolError, match=f"budget '{text}': give a number of parameters such as 800k, 1.6M"):
-        peft_methods.parse_budget(text)
+        parse_budget(text)

@@ -1,0 +1,79 @@
+"""Options that several stages have."""
+
+from pathlib import Path
+from typing import Any
+
+from mertool.manifest import EMOTIONS, parse_classes
+from mertool.options.option import option
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def device() -> Any:
+    return option("auto", help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", affects_result=False)
+
+
+def dtype(only_for: tuple[str, ...] = ()) -> Any:
+    return option("auto", help="Number format of the encoder.", choices=DTYPES, only_for=only_for)
+
+
+def workers() -> Any:
+    return option(
+        None, help="Decoder processes.", minimum=1, default_help="the number of cores, at most 8", affects_result=False
+    )
+
+
+def clip_timeout() -> Any:
+    return option(
+        120.0,
+        help="Time after which the decoding of a clip is stopped.",
+        above=0,
+        unit="seconds",
+        affects_result=False,
+    )
+
+
+def seed() -> Any:
+    return option(0, help="Seed of all random numbers.")
+
+
+def overwrite() -> Any:
+    return option(
+        False, help="Compute again and replace an existing result, whatever its options.", affects_result=False
+    )
+
+
+def classes() -> Any:
+    return option(
+        EMOTIONS,
+        help="Class names in index order, comma-separated.",
+        metavar="NAMES",
+        parse=parse_classes,
+        validate=check_classes,
+    )
+
+
+def folds(default: int | None = 5, default_help: str | None = None) -> Any:
+    return option(
+        default,
+        help="CSV file of folds, or number of folds of the cross-validation, by speaker where all speakers are known.",
+        metavar="NUMBER|FILE",
+        minimum=2,
+        parse=parse_folds,
+        default_help=default_help,
+    )
+
+
+def parse_folds(text: str) -> int | Path:
+    """A number of folds, or the path of a file of folds."""
+    return int(text) if text.lstrip("-").isdecimal() else Path(text)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names from `a, b,c`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def check_classes(names: tuple[str, ...]) -> None:
+    """Raise MertoolError unless there are two different names or more."""
+    parse_classes(",".join(names))

@@ -1,0 +1,19 @@
+"""docs/reference.md is what the declarations of the options say."""
+
+from pathlib import Path
+
+from mertool.cli.reference import write_reference
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
+
+
+def test_the_reference_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == write_reference(), "run `make docs`"
+
+
+def test_the_reference_has_every_command_and_its_options():
+    page = write_reference()
+    for name in ("extract audio", "probe-layers", "finetune", "align", "fuse", "predict", "evaluate", "store ls"):
+        assert f"\n## mertool {name}\n" in page
+    assert "| `--dropout` | `0.3` | Dropout in the head, drawn by --search (a number from 0 to below 1). |" in page
+    assert "| `--calibrate`, `--no-calibrate` | yes | Calibrate probabilities by temperature scaling. |" in page
