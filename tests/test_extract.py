@@ -290,10 +290,10 @@ def test_times_as_json(audio):
 def test_the_bottleneck(spent, slowest):
     from types import SimpleNamespace
 
-    from mertool.cli.extract import _where_time_went
+    from mertool.cli.extract import _format_times
 
     seconds = {"wall": 10.0, "write": 0.1, **spent}
-    line = _where_time_went("video", SimpleNamespace(seconds=seconds, media_seconds=100.0))
+    line = _format_times(SimpleNamespace(seconds=seconds, media_seconds=100.0), "video")
     assert line.startswith("time without loading: 10.0 s (10 s of media per second): encode ")
     assert line.endswith(f". Bottleneck: {slowest}")
 
@@ -517,7 +517,7 @@ def test_sound_files_have_no_faces(sounds, invoke, tmp_path):
     ("options", "words"),
     [
         (["--fps", 3], "was made with other settings"),
-        (["--fps", 0], "fps 0 is not in the range"),
+        (["--fps", 0], "--fps 0: give more than 0 and at most 120"),
         (["--fps", 1, "--aligner", "nowhere"], "nowhere is not a run"),
     ],
 )

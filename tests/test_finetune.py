@@ -288,7 +288,7 @@ def test_a_comparison_of_methods(manifest, invoke, tiny_encoders, tmp_path):
         (["--compare", "lora"], "two methods or more"),
         (["--compare", "lora,bitfit", "--method", "lora"], "--compare names the methods to train: leave out --method"),
         (["--mask-target", "logmel", "--target-layer", 2], "--mask-target logmel reads no layer"),
-        (["--mask-weight", 0, "--target-layer", 2], "--mask-weight 0 hides nothing"),
+        (["--mask-weight", 0, "--target-layer", 2], "--mask-weight 0 masks nothing"),
         (["--compare", "lora,adapters"], "unknown PEFT method 'adapters'"),
         (["--budget", "lots"], "lots"),
         (["--budget", "900M"], "more than the"),

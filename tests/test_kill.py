@@ -32,7 +32,7 @@ from transformers import HubertModel, Wav2Vec2FeatureExtractor
 from mertool.cli import console, main
 from mertool.store import writer
 
-console.LINE_EVERY = 0  # a line of progress per clip
+console.SECONDS_BETWEEN_LINES = 0  # a line of progress per clip
 write_part, parts_written = writer.write_atomic, 0
 
 def write_part_and_stop(path, content):
@@ -355,7 +355,7 @@ def wait_at_the_sixth(self, batch):
     return encode(self, batch)
 
 ClipEncoder.encode = wait_at_the_sixth
-console.LINE_EVERY = 0  # a line of progress per clip
+console.SECONDS_BETWEEN_LINES = 0  # a line of progress per clip
 writer.PART_CLIPS = 10**9
 if __name__ == "__main__":
     main()

@@ -14,11 +14,11 @@ import typer
 
 from mertool.errors import MertoolError, combine_errors
 
-LINE_EVERY = 15.0  # seconds between lines of progress where there is no terminal
+SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
 
 def check_stores(*stores: Path) -> None:
-    """Raise one error for all that cannot be opened, before the libraries load that take seconds."""
+    """Raise one error for all stores that cannot be opened, before the heavy libraries load."""
     from mertool.store import FeatureStore
 
     faults = []
@@ -33,7 +33,7 @@ def check_stores(*stores: Path) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process, or the one of several that reports."""
+    """True in the process that reports: the only one, or the first of several (RANK is set by torchrun)."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -108,34 +108,32 @@ def format_bytes(count: float) -> str:
 
 
 class RateEstimator:
-    """Words for how fast a stage goes: things and seconds of media per second, failures, time left.
+    """Rate of a stage in words: items and seconds of media per second, failures, remaining time.
 
-    It counts from the first thing that is done: what comes before is loading, and says nothing about the rest.
+    The rate counts from the first item that is done, because loading comes before it and says nothing about the rest.
     """
 
     def __init__(self, unit: str):
         self.unit = unit
         self.first: tuple[float, int, float] | None = None
-        self.last = 0
+        self.last_done = 0
 
-    def describe(self, done: int, total: int, failed: int, media: float) -> str:
+    def describe(self, done: int, total: int, failed: int, media_seconds: float) -> str:
         """`3.4 clips/s, 12 s of media/s, 2 failed, 12 min left`."""
         now = time.monotonic()
-        if self.first is None or done < self.last:  # the next part of the work counts anew
-            self.first = (now, done, media)
-        self.last = done
-        since, before, heard = self.first
-        passed, new = now - since, done - before
-        parts = []
-        if passed > 0 and new > 0:
-            parts.append(f"{new / passed:.1f} {self.unit}/s")
-            if media > heard:
-                parts.append(f"{(media - heard) / passed:.0f} s of media/s")
-        if failed:
-            parts.append(f"{failed} failed")
-        if passed > 0 and new > 0:
-            parts.append(f"{format_duration(passed * (total - done) / new)} left")
-        return ", ".join(parts)
+        if self.first is None or done < self.last_done:  # the next phase of a stage has a rate of its own
+            self.first = (now, done, media_seconds)
+        self.last_done = done
+        started, first_done, first_media = self.first
+        elapsed, n_items = now - started, done - first_done
+        rates, remaining = [], []
+        if elapsed > 0 and n_items > 0:
+            rates.append(f"{n_items / elapsed:.1f} {self.unit}/s")
+            if media_seconds > first_media:
+                rates.append(f"{(media_seconds - first_media) / elapsed:.0f} s of media/s")
+            remaining.append(f"{format_duration(elapsed * (total - done) / n_items)} left")
+        failures = [f"{failed} failed"] if failed else []
+        return ", ".join(rates + failures + remaining)
 
 
 @contextmanager
@@ -147,7 +145,7 @@ def progress(title: str, quiet: bool, unit: str = "clips") -> Iterator[Callable[
         with _bar(title, unit) as update:
             yield update
     else:
-        yield _Lines(title, unit)
+        yield _ProgressLines(title, unit)
 
 
 @contextmanager
@@ -159,39 +157,40 @@ def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn(unit + " {task.fields[pace]}"),
+        TextColumn(unit + " {task.fields[rate]}"),
     )
-    pace = RateEstimator(unit)
+    estimator = RateEstimator(unit)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, pace="")
+        task = bar.add_task(title, total=None, rate="")
 
-        def update(done: int, total: int, failed: int = 0, media: float = 0.0) -> None:
-            bar.update(task, completed=done, total=total, pace=pace.describe(done, total, failed, media))
+        def update(done: int, total: int, failed: int = 0, media_seconds: float = 0.0) -> None:
+            bar.update(task, completed=done, total=total, rate=estimator.describe(done, total, failed, media_seconds))
 
         yield update
 
 
-class _Lines:
-    """Progress without a terminal: a line now and then."""
+class _ProgressLines:
+    """Progress without a terminal: a line at most every SECONDS_BETWEEN_LINES."""
 
     def __init__(self, title: str, unit: str):
-        self.title, self.unit, self.pace = title, unit, RateEstimator(unit)
-        self.last = time.monotonic()
+        self.title, self.unit, self.estimator = title, unit, RateEstimator(unit)
+        self.last_line = time.monotonic()
 
-    def __call__(self, done: int, total: int, failed: int = 0, media: float = 0.0) -> None:
+    def __call__(self, done: int, total: int, failed: int = 0, media_seconds: float = 0.0) -> None:
         now = time.monotonic()
-        pace = self.pace.describe(done, total, failed, media)
-        if now - self.last < LINE_EVERY or not done:
+        # The estimator sees every call, those without a line too, because it notices where a phase begins.
+        rate = self.estimator.describe(done, total, failed, media_seconds)
+        if now - self.last_line < SECONDS_BETWEEN_LINES or not done:
             return
-        self.last = now
-        warn(f"{self.title}: " + ", ".join(filter(None, [f"{done} of {total} {self.unit}", pace])))
+        self.last_line = now
+        warn(f"{self.title}: " + ", ".join(filter(None, [f"{done} of {total} {self.unit}", rate])))
 
 
-def check_failed(share: float, features: int, most: float, where: str) -> None:
-    """Exit with 3 if too many clips failed, or none gave anything."""
-    if features == 0:
-        warn(f"no clip gave anything; the reasons are in {where}")
+def check_failed(share: float, n_features: int, *, max_failed: float, reasons: str) -> None:
+    """Exit with 3 if too many clips failed, or none has features; `reasons` says where they are listed."""
+    if n_features == 0:
+        warn(f"no clip gave anything; the reasons are in {reasons}")
         raise typer.Exit(3)
-    if share > most:
-        warn(f"{share:.1%} of the clips failed, more than --max-failed {most:g}; the reasons are in {where}")
+    if share > max_failed:
+        warn(f"{share:.1%} of the clips failed, more than --max-failed {max_failed:g}; the reasons are in {reasons}")
         raise typer.Exit(3)

@@ -62,10 +62,11 @@ def extract(
     if as_json:
         print_json(result.to_json())
     elif not quiet:
-        print_result(result, source, output, options)
+        print_result(result, source=source, output=output, options=options)
     # A clip without this modality is no failure; a store without a single clip still is.
     failures = shlex.join(["mertool", "store", "ls", result.store, "--failures"])
-    check_failed(result.failed_share, result.features, max_failed, f"{result.store} (`{failures}`)")
+    reasons = f"{result.store} (`{failures}`)"
+    check_failed(result.failed_share, result.features, max_failed=max_failed, reasons=reasons)
 
 
 for modality, text in {
@@ -96,7 +97,7 @@ def print_estimate(estimate: Any) -> None:
         warn("note: that does not fit on the disk")
 
 
-def print_result(result: Any, source: Path, output: Path, options: ExtractOptions) -> None:
+def print_result(result: Any, *, source: Path, output: Path, options: ExtractOptions) -> None:
     """Print what was extracted, where the time went, the files, and the next command."""
     if result.worked:
         echo(_format_counts(result, options.modality))

@@ -102,13 +102,13 @@ def print_self_training(report: dict[str, Any]) -> None:
 
 def print_temperature(fit: dict[str, Any]) -> None:
     """Print the temperature, and the calibration before and after it."""
-    before, after = fit["before"], fit["after"]
+    uncalibrated, calibrated = fit["before"], fit["after"]
     echo(
-        f"temperature: {fit['temperature']:.2f}, cross-entropy {before['cross_entropy']:.2f} -> "
-        f"{after['cross_entropy']:.2f}, expected calibration error {100 * before['ece']:.1f} -> "
-        f"{100 * after['ece']:.1f} per cent"
+        f"temperature: {fit['temperature']:.2f}, cross-entropy {uncalibrated['cross_entropy']:.2f} -> "
+        f"{calibrated['cross_entropy']:.2f}, expected calibration error {100 * uncalibrated['ece']:.1f} -> "
+        f"{100 * calibrated['ece']:.1f} per cent"
     )
-    if after["cross_entropy"] > before["cross_entropy"]:
+    if calibrated["cross_entropy"] > uncalibrated["cross_entropy"]:
         warn("note: it did not help on folds that it was not fitted on: --no-calibrate leaves it out")
 
 

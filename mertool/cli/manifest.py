@@ -51,9 +51,9 @@ def annotate(clips: Manifest, folder: Path, options: ManifestOptions) -> tuple[M
     label_of, split_of = read_labels(options.labels) if options.labels else (None, {})
     text_of = read_transcripts(options.transcripts) if options.transcripts else {}
     if options.labels:
-        _check_common_clips(options.labels, "labels", label_of or {}, clip_ids, folder)
+        _check_common_clips(options.labels, "labels", label_of or {}, clip_ids=clip_ids, folder=folder)
     if options.transcripts:
-        _check_common_clips(options.transcripts, "transcripts", text_of, clip_ids, folder)
+        _check_common_clips(options.transcripts, "transcripts", text_of, clip_ids=clip_ids, folder=folder)
     speaker_of = match_speakers(clips, options.speakers) if options.speakers is not None else {}
     annotated = with_annotations(clips, labels=label_of, texts=text_of, speakers=speaker_of, splits=split_of)
     if unknown := annotated.describe_unknown_labels(options.classes):
@@ -61,7 +61,7 @@ def annotate(clips: Manifest, folder: Path, options: ManifestOptions) -> tuple[M
     return annotated, len(set(label_of or {}) - clip_ids)
 
 
-def _check_common_clips(path: Path, kind: str, named: Collection[str], clip_ids: set[str], folder: Path) -> None:
+def _check_common_clips(path: Path, kind: str, named: Collection[str], *, clip_ids: set[str], folder: Path) -> None:
     if not clip_ids & set(named):
         raise MertoolError(
             f"{path} names {len(named)} clips with {kind}, none of which is in {folder} "

@@ -48,14 +48,13 @@ def _expand(function: Command, name: str, fixed: dict[str, Any]) -> Command:
     @wraps(function)
     def run(**values: Any) -> None:
         values.pop("config")
-        chosen = {one.name: _read(one, values.pop(one.name)) for one in options}
+        chosen = {option.name: _read(option, values.pop(option.name)) for option in options}
         function(**{argument: stage(**chosen, **fixed)}, **values)
 
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        expanded = [*map(_parameter, options), _config(options)] if parameter.name == argument else [parameter]
-        parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in expanded]
-    # Typer reads the signature and the annotations of a function.
+        parameters += [*map(_parameter, options), _config(options)] if parameter.name == argument else [parameter]
+    # Typer reads the signature and the annotations, and calls with keywords.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -65,49 +64,49 @@ def _is_stage(parameter: inspect.Parameter) -> bool:
     return isinstance(parameter.annotation, type) and issubclass(parameter.annotation, Options)
 
 
-def _parameter(one: Option) -> inspect.Parameter:
+def _parameter(option: Option) -> inspect.Parameter:
     """The parameter of the command, annotated for Typer."""
-    is_flag = one.value_types == (bool,)
+    is_flag = option.value_types == (bool,)
     decoration = typer.Option(
-        f"{one.flag}/--no-{one.flag[2:]}" if is_flag else one.flag,
-        help=one.full_help,
-        metavar=one.metavar,
-        show_default=_shown_default(one),
-        rich_help_panel=one.group,
+        f"{option.flag}/--no-{option.flag[2:]}" if is_flag else option.flag,
+        help=option.full_help,
+        metavar=option.metavar,
+        show_default=_shown_default(option),
+        rich_help_panel=option.group,
     )
-    default = one.default_text if one.parse else None if one.default == () else one.default
-    annotation = Annotated[_annotation(one), decoration]  # type: ignore[valid-type]
-    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    default = option.default_text if option.parse else None if option.default == () else option.default
+    annotation = Annotated[_annotation(option), decoration]  # type: ignore[valid-type]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _annotation(one: Option) -> Any:
+def _annotation(option: Option) -> Any:
     """The type that Typer reads: text where the option parses it itself."""
-    optional = one.default is None or one.default == ()
-    kind: Any = str if one.parse else one.value_types[0]
+    optional = option.default is None or option.default == ()
+    kind: Any = str if option.parse else option.value_types[0]
     if get_origin(kind) is tuple:
         kind = GenericAlias(list, get_args(kind)[:1])
     return kind | None if optional else kind
 
 
-def _shown_default(one: Option) -> bool | str:
-    if one.default_text is None:
-        return str(one.default_help or "") or False
+def _shown_default(option: Option) -> bool | str:
+    if option.default_text is None:
+        return str(option.default_help or "") or False
     # With spaces, because a narrow terminal would cut a long word.
-    return one.default_text.replace(",", ", ") if "," in one.default_text else True
+    return option.default_text.replace(",", ", ") if "," in option.default_text else True
 
 
-def _read(one: Option, value: Any) -> Any:
+def _read(option: Option, value: Any) -> Any:
     """The value of one option; a number outside a range with closed ends is a usage error."""
     if value is None:
-        return one.default
-    if one.parse:
-        value = one.parse(value)
-    if one.is_closed_range:
+        return option.default
+    if option.parse:
+        value = option.parse(value)
+    if option.is_closed_range:
         try:
-            one.check_range(value)
+            option.check_range(value)
         except MertoolError as error:
-            message = str(error).removeprefix(f"{one.flag} ")
-            raise typer.BadParameter(message, param_hint=f"'{one.flag}'") from error
+            message = str(error).removeprefix(f"{option.flag} ")
+            raise typer.BadParameter(message, param_hint=f"'{option.flag}'") from error
     return value
 
 

@@ -41,7 +41,7 @@ def predict(
         print_json({**asdict(result), "failed_share": result.failed_share})
     elif not quiet:
         print_result(result)
-    check_failed(result.failed_share, result.predicted, max_failed, str(result.failures))
+    check_failed(result.failed_share, result.predicted, max_failed=max_failed, reasons=str(result.failures))
 
 
 def print_result(result: Any) -> None:

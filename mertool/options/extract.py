@@ -103,9 +103,10 @@ class ExtractOptions(Options):
     overwrite: bool = shared.overwrite()
 
     def conflicts(self) -> Iterator[str]:
-        for one in options_of(ExtractOptions):
-            if one.only_for and self.modality not in one.only_for and getattr(self, one.name) != one.default:
-                yield f"{one.flag} belongs to `extract {'|'.join(one.only_for)}`"
+        for declared in options_of(ExtractOptions):
+            is_set = getattr(self, declared.name) != declared.default
+            if is_set and declared.only_for and self.modality not in declared.only_for:
+                yield f"{declared.flag} belongs to `extract {'|'.join(declared.only_for)}`"
         if self.ray_address and self.engine != "ray":
             yield "--ray-address belongs to --engine ray"
         if self.engine == "ray" and self.device.startswith("cuda:"):

@@ -68,7 +68,7 @@ class Option:
 
     @property
     def is_closed_range(self) -> bool:
-        """Whether the range includes its ends; on the command line a number outside it is a usage error."""
+        """True where the range includes its ends; on the command line a number outside it is a usage error."""
         return (self.minimum, self.maximum) != (None, None) and self.above is None and self.below is None
 
     @property
@@ -155,9 +155,9 @@ def options_of(stage: type["Options"], command: str | None = None) -> tuple[Opti
     """All options of a stage, or those of one of its commands, in the order of the fields."""
     hints = get_type_hints(stage)
     return tuple(
-        _bind(one.metadata["option"], one, hints[one.name], command)
-        for one in fields(stage)
-        if command is None or _has(one.metadata["option"], command)
+        _bind(declaration, hints[declaration.name], command)
+        for declaration in fields(stage)
+        if command is None or _has(declaration.metadata["option"], command)
     )
 
 
@@ -165,13 +165,14 @@ def _has(declared: Option, command: str) -> bool:
     return declared.on_command_line and (not declared.only_for or command in declared.only_for)
 
 
-def _bind(declared: Option, one: Field[Any], hint: Any, command: str | None) -> Option:
-    """The declaration with what the field knows: name, type and default."""
+def _bind(declaration: Field[Any], hint: Any, command: str | None) -> Option:
+    """The option of a field, with what the field knows: name, type and default."""
+    declared: Option = declaration.metadata["option"]
     default_help = declared.default_help
     if isinstance(default_help, Mapping) and command is not None:
         default_help = default_help[command]
-    default = None if one.default is MISSING else one.default
-    return replace(declared, name=one.name, type=hint, default=default, default_help=default_help)
+    default = None if declaration.default is MISSING else declaration.default
+    return replace(declared, name=declaration.name, type=hint, default=default, default_help=default_help)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,10 +185,10 @@ class Options:
 
     def __post_init__(self) -> None:
         faults = []
-        for one in options_of(type(self)):
+        for declared in options_of(type(self)):
             try:
-                # The dataclass is frozen for its users; the converted value replaces the given one just here.
-                object.__setattr__(self, one.name, one.convert(getattr(self, one.name)))
+                # The dataclass is frozen for its users; only here the converted value replaces the given one.
+                object.__setattr__(self, declared.name, declared.convert(getattr(self, declared.name)))
             except MertoolError as error:
                 faults.append(str(error))
         faults = faults or list(self.conflicts())
@@ -201,7 +202,7 @@ class Options:
     def affecting_result(self) -> dict[str, Any]:
         """Values of the options that the result depends on, by name; they are part of the key of a run."""
         values = asdict(self)
-        return {one.name: values[one.name] for one in options_of(type(self)) if one.affects_result}
+        return {declared.name: values[declared.name] for declared in options_of(type(self)) if declared.affects_result}
 
 
 def _convert(value: Any, valid: tuple[Any, ...]) -> Any:
