@@ -201,9 +201,7 @@ def _resolve_target_layer(options: FinetuneOptions, n_blocks: int) -> int | None
 
 
 def _cache_key(resolved: _ResolvedOptions, manifest: Manifest, options: FinetuneOptions) -> str:
-    keyed = {
-        name: value for name, value in options.affecting_result().items() if name not in KEYED_BY_CONTENT
-    }
+    keyed = {name: value for name, value in options.affecting_result().items() if name not in KEYED_BY_CONTENT}
     return cache_key(
         "finetune",
         keyed | {"folds": folds_option(options.folds)},

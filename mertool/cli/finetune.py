@@ -48,7 +48,7 @@ def finetune(
         return progress(title, quiet or not reports, unit)
 
     if options.compare:
-        run, reused = stage.compare(manifest, output, options.compare, options, show_progress)
+        run, reused = stage.compare(manifest, output, options, show_progress)
     else:
         run, reused = stage.finetune(manifest, output, options, show_progress)
     if not reports:
