@@ -41,8 +41,8 @@ class Interrupted(BaseException):
         self.code = code
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"mertool {__version__}")
         raise typer.Exit()
 
@@ -63,7 +63,7 @@ def main() -> None:
     try:
         try:
             app()
-        finally:  # what is left to do is to end
+        finally:  # from here on a signal only ends the process
             signal.signal(signal.SIGINT, _leave)
             signal.signal(signal.SIGTERM, _leave)
     except MertoolError as error:
@@ -71,25 +71,24 @@ def main() -> None:
         sys.exit(1)
     except Interrupted as stop:
         print(
-            "interrupted: run the same command again to go on; finished parts of an extraction are kept",
+            "interrupted: run the same command again to resume; finished parts of an extraction are kept",
             file=sys.stderr,
         )
-        # At once: everything is closed by now, and libraries with threads of their own (Ray's) may abort a process
-        # that was signalled while it takes itself apart.
+        # Without the exit handlers: everything is closed by now, and libraries with threads of their own (Ray) may
+        # abort a process that was signalled during interpreter shutdown.
         sys.stdout.flush()
         os._exit(stop.code)
 
 
 def _interrupt(number: int, _: Any) -> None:
-    # The part at hand is being kept from here on: a supervisor's second SIGTERM does not end that, a second
-    # Ctrl-C does.
+    # While the current part is saved, a second SIGTERM of a supervisor is ignored; a second Ctrl-C ends the process.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise Interrupted(128 + number)
 
 
 def _leave(number: int, _: Any) -> None:
-    # The interpreter is taking itself apart, where an exception would be a traceback and no exit code of ours.
+    # During interpreter shutdown an exception would print a traceback and lose the exit code.
     with suppress(OSError, ValueError, RuntimeError):
         sys.stdout.flush()
     os._exit(128 + number)

@@ -19,7 +19,7 @@ def config_reader(options: Sequence[Option]) -> Callable[[typer.Context, Path | 
     The values become defaults of the command: the command line takes precedence over them. Keys at the top of the file
     are for every command that reads it, those of a table such as [fuse] or [extract.audio] for that command only.
     """
-    known = {one.name: one for one in options}
+    known = {option.name: option for option in options}
 
     def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None:
@@ -45,7 +45,9 @@ def _read_values(path: Path, context: typer.Context, known: dict[str, Option]) -
             if parameter is None:
                 hint = f"{suggest(key.replace('_', '-'), parameters)}`mertool {' '.join(names)} --help` lists them"
                 raise MertoolError(f"unknown option '{key}': {hint}")
-            values[str(parameter.name)] = _convert(key, value, parameter, known.get(str(parameter.name)))
+            values[str(parameter.name)] = _convert(
+                key, value, parameter=parameter, option=known.get(str(parameter.name))
+            )
         except MertoolError as error:
             faults.append(str(error))
     if faults:
@@ -78,7 +80,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise MertoolError(f"--config {path} cannot be read ({error}): give a TOML file") from error
 
 
-def _convert(key: str, value: Any, parameter: Any, option: Option | None) -> Any:
+def _convert(key: str, value: Any, *, parameter: Any, option: Option | None) -> Any:
     """The value as the command line would give it; raises MertoolError where it is not valid."""
     if option is not None:
         converted = option.convert(value)

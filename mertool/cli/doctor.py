@@ -1,4 +1,4 @@
-"""`mertool doctor`: what this machine can run, and what is missing."""
+"""`mertool doctor`: the abilities of this machine, and missing packages."""
 
 import importlib
 import platform
@@ -13,7 +13,7 @@ from mertool.cli.arguments import Json, Quiet
 from mertool.cli.console import echo, print_json, table
 
 EXAMPLE = "Example: mertool doctor"
-NEEDED = {
+REQUIRED = {
     "torch": "torch",
     "torchvision": "torchvision",
     "transformers": "transformers",
@@ -30,9 +30,9 @@ OPTIONAL = {"decord": "decord"}
 
 
 def doctor(quiet: Quiet = False, as_json: Json = False) -> None:
-    """What this machine can run, and what is missing. Exits with 1 if something needed is."""
-    packages = {name: _look(name, module) for name, module in {**NEEDED, **OPTIONAL}.items()}
-    missing = [name for name in NEEDED if packages[name].startswith("missing")]
+    """Show what this machine can run and what is missing. Exits with 1 if a required package is missing."""
+    packages = {name: _version_or_fault(name, module) for name, module in {**REQUIRED, **OPTIONAL}.items()}
+    missing = [name for name in REQUIRED if packages[name].startswith("missing")]
     facts: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine(), **packages}
     if "torch" not in missing:
         facts |= _torch_facts()
@@ -40,7 +40,7 @@ def doctor(quiet: Quiet = False, as_json: Json = False) -> None:
     if as_json:
         print_json({"facts": facts, "missing": missing})
     elif not quiet:
-        table("This machine", ["what", "found"], [[name, found] for name, found in facts.items()])
+        table("This machine", ["what", "found"], [[name, fact] for name, fact in facts.items()])
         if facts["decord"].startswith("missing"):
             echo("decord is not here: PyAV decodes the frames, with equal results")
         echo(
@@ -52,8 +52,8 @@ def doctor(quiet: Quiet = False, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _look(name: str, module: str) -> str:
-    """The version of a package that really imports, or why it does not."""
+def _version_or_fault(name: str, module: str) -> str:
+    """The version of a package that can be imported, or why it cannot."""
     try:
         importlib.import_module(module)
         return version(name)

@@ -1,7 +1,7 @@
 """`mertool models`: the table of encoders."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,37 +10,40 @@ from mertool.cli.console import print_json, suggest_next, table
 from mertool.errors import check_choice
 
 EXAMPLE = "Example: mertool models --modality audio"
+COLUMNS = ("name", "modality", "checkpoint", "language", "size", "layers", "channels", "revision")
 
 
 def models(
-    modality: Annotated[str | None, typer.Option(help="audio, video or text; default: all.")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Only encoders of this modality: audio, video or text.", show_default="all")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """The encoders that have a short name. Any hub id or local folder of these families works too."""
+    """List the encoders that have a short name. Any hub id or local folder of these families works too."""
     from mertool.encoders import DEFAULTS, ENCODERS, FAMILIES
 
     if modality:
         check_choice("modality", modality, FAMILIES)
-    rows = [row for row in ENCODERS if modality in (None, row.modality)]
+    encoders = [encoder for encoder in ENCODERS if modality in (None, encoder.modality)]
     if as_json:
-        print_json({"encoders": [{**asdict(row), "revision": row.revision} for row in rows], "defaults": DEFAULTS})
+        described = [{**asdict(encoder), "revision": encoder.revision} for encoder in encoders]
+        print_json({"encoders": described, "defaults": DEFAULTS})
     elif not quiet:
-        table(
-            f"{len(rows)} encoders (* is the default of its modality)",
-            ["name", "modality", "checkpoint", "language", "size", "layers", "channels", "revision"],
-            [
-                [
-                    row.name + ("*" if DEFAULTS[row.modality] == row.name else ""),
-                    row.modality,
-                    row.checkpoint,
-                    row.language,
-                    row.parameters,
-                    row.layers,
-                    row.channels,
-                    (row.revision or "main")[:10],
-                ]
-                for row in rows
-            ],
-        )
+        title = f"{len(encoders)} encoders (* is the default of its modality)"
+        table(title, list(COLUMNS), [_row(encoder, set(DEFAULTS.values())) for encoder in encoders])
         suggest_next("extract", "audio", "MANIFEST", "-o", "features/audio.h5", "--encoder", "NAME")
+
+
+def _row(encoder: Any, defaults: set[str]) -> list[Any]:
+    """The cells of an encoder in the order of COLUMNS."""
+    name = encoder.name + ("*" if encoder.name in defaults else "")
+    facts = [
+        encoder.modality,
+        encoder.checkpoint,
+        encoder.language,
+        encoder.parameters,
+        encoder.layers,
+        encoder.channels,
+    ]
+    return [name, *facts, (encoder.revision or "main")[:10]]

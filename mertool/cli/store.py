@@ -1,5 +1,6 @@
-"""`mertool store ls|check|merge`: look into stores, verify them, join them."""
+"""`mertool store ls|check|merge`: list, verify and join feature stores."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,51 +11,58 @@ from mertool.cli.console import echo, print_json, table, warn
 from mertool.errors import MertoolError
 from mertool.features import format_layers
 
-app = typer.Typer(help="Look into feature stores, verify them, join them.", no_args_is_help=True)
+app = typer.Typer(help="List, verify and join feature stores.", no_args_is_help=True)
 Stores = Annotated[list[Path], typer.Argument(help="Feature stores.")]
 
 
 @app.command("ls", epilog="Example: mertool store ls features/*.h5")
 def ls(
+    *,
     stores: Stores,
     failures: Annotated[bool, typer.Option("--failures", help="List the clips without features.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """What is in each store: recipe, clips, layers, and failures by reason."""
-    from collections import Counter
+    """List the recipe, clips and layers of each store, and its failures by reason."""
+    contents = [describe_store(path, failures) for path in stores]
+    if as_json:
+        print_json({"stores": contents})
+    elif not quiet:
+        print_stores(contents)
 
+
+def describe_store(path: Path, with_failures: bool) -> dict[str, Any]:
+    """Return what is in a store; the single failures only on request, because there may be many."""
     from mertool.store import FeatureStore
 
-    found: list[dict[str, Any]] = []
-    for path in stores:
-        with FeatureStore(path) as store:
-            failed = store.failures()
-            found.append(
-                {
-                    "store": str(path),
-                    "modality": store.recipe.modality,
-                    "encoder": store.recipe.encoder,
-                    "clips": len(store),
-                    "layers": format_layers(store.recipe.layers) + (" summed" if store.recipe.layer_sum else ""),
-                    "channels": store.channels,
-                    "pool": store.recipe.pool,
-                    "adapter": bool(store.recipe.adapter),
-                    "fingerprint": store.fingerprint,
-                    "without_features": dict(Counter(failure.reason for failure in failed)),
-                    "failures": [vars(failure) for failure in failed] if failures else None,
-                }
-            )
-    if as_json:
-        print_json({"stores": found})
-    elif not quiet:
-        columns = ["store", "modality", "encoder", "clips", "layers", "channels", "pool"]
-        reasons = [", ".join(f"{n} {reason}" for reason, n in row["without_features"].items()) for row in found]
-        rows = [[*(row[c] for c in columns), why] for row, why in zip(found, reasons, strict=True)]
-        table(f"{len(found)} stores", [*columns, "without features"], rows)
-        for row in found:
-            for failure in row["failures"] or []:
-                echo(f"{row['store']}: {failure['clip']}: {failure['reason']}: {failure['message']}")
+    with FeatureStore(path) as store:
+        recipe, failures = store.recipe, store.failures()
+        return {
+            "store": str(path),
+            "modality": recipe.modality,
+            "encoder": recipe.encoder,
+            "clips": len(store),
+            "layers": format_layers(recipe.layers) + (" summed" if recipe.layer_sum else ""),
+            "channels": store.channels,
+            "pool": recipe.pool,
+            "adapter": bool(recipe.adapter),
+            "fingerprint": store.fingerprint,
+            "without_features": dict(Counter(failure.reason for failure in failures)),
+            "failures": [vars(failure) for failure in failures] if with_failures else None,
+        }
+
+
+def print_stores(contents: list[dict[str, Any]]) -> None:
+    """Print a table with one row per store, and the failures where they were read."""
+    columns = ["store", "modality", "encoder", "clips", "layers", "channels", "pool"]
+    rows = []
+    for store in contents:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in store["without_features"].items())
+        rows.append([*(store[column] for column in columns), reasons])
+    table(f"{len(contents)} stores", [*columns, "without features"], rows)
+    for store in contents:
+        for failure in store["failures"] or []:
+            echo(f"{store['store']}: {failure['clip']}: {failure['reason']}: {failure['message']}")
 
 
 @app.command("check", epilog="Example: mertool store check features/audio.h5")
@@ -62,26 +70,26 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
     """Verify stores: shapes, offsets, fingerprint, finite values. Exits with 1 if one is faulty."""
     from mertool.store import FeatureStore
 
-    faults: dict[str, list[str]] = {}
+    faults_of: dict[str, list[str]] = {}
     for path in stores:
         try:
             with FeatureStore(path) as store:
-                faults[str(path)] = store.validate()
+                faults_of[str(path)] = store.validate()
         except MertoolError as error:
-            faults[str(path)] = [str(error)]
+            faults_of[str(path)] = [str(error)]
     if as_json:
-        print_json({"faults": faults})
+        print_json({"faults": faults_of})
     elif not quiet:
-        for name, wrong in faults.items():
-            echo(f"{name}: {', '.join(wrong) or 'sound'}")
-    faulty = [name for name, wrong in faults.items() if wrong]
+        for name, faults in faults_of.items():
+            echo(f"{name}: {', '.join(faults) or 'valid'}")
+    faulty = [name for name, faults in faults_of.items() if faults]
     if faulty:
         raise MertoolError(f"{len(faulty)} of {len(stores)} stores are faulty: extract {', '.join(faulty)} again")
 
 
 @app.command("merge", epilog="Example: mertool store merge part1.h5 part2.h5 -o audio.h5")
-def merge(stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Join stores of one recipe, and the transcripts beside them; of a clip that stands in several, the last wins."""
+def merge(*, stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Join stores of one recipe, and the transcripts beside them; the last store that has a clip provides it."""
     from mertool.extraction.transcripts import read_rows, transcripts_beside, write_rows
     from mertool.files import check_writable
     from mertool.store import merge_stores

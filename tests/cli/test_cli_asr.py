@@ -1,4 +1,4 @@
-"""`extract text --asr`: clips without a transcript are heard; and a bundle made so hears new clips by itself."""
+"""`extract text --asr` transcribes clips without a transcript, and so does a bundle of such features."""
 
 import csv
 import json
@@ -14,40 +14,40 @@ from mertool.extraction.transcripts import COLUMNS
 from mertool.predictions import Predictions
 from mertool.store import FeatureStore
 
-SOUNDS = {"low": LOW, "high": HIGH, "dull": DULL, "told": LOW}
-HEARD = {"low": "good day", "high": "sad"}
+PITCHES = {"low": LOW, "high": HIGH, "dull": DULL, "told": LOW}
+TEXTS = {"low": "good day", "high": "sad"}
 
 
 @pytest.fixture
 def clips(tmp_path, write_manifest):
-    """Two clips that say something, one that does not, one with a transcript, one that cannot be read, one gone."""
+    """Two clips with speech, one without, one with a transcript, one that cannot be read, and a missing one."""
     folder = tmp_path / "media"
     folder.mkdir()
-    for number, (clip, pitch) in enumerate(SOUNDS.items(), start=10_001):
+    for number, (clip, pitch) in enumerate(PITCHES.items(), start=10_001):
         soundfile.write(folder / f"{clip}.wav", tone(pitch, 0.8, seed=number), RATE)
     (folder / "broken.wav").write_bytes(b"no sound")
-    rows = [{"clip": clip, "path": f"media/{clip}.wav"} for clip in [*SOUNDS, "broken", "gone"]]
+    rows = [{"clip": clip, "path": f"media/{clip}.wav"} for clip in [*PITCHES, "broken", "gone"]]
     rows[3]["text"] = "we lost the dog"
     return write_manifest(tmp_path / "clips.csv", rows)
 
 
 @pytest.fixture
-def text(invoke, clips, tiny_encoders, whisper, tmp_path):
-    """A function (*options) that extracts text with speech recognition; the command's result."""
+def extract_text(invoke, clips, tiny_encoders, whisper, tmp_path):
+    """A function (*options) that runs `extract text` with speech recognition; the command's result."""
 
     def run(*options, source=clips, asr=whisper, store="text.h5"):
-        given = ["--encoder", tiny_encoders["bert"], "--asr", asr, "--workers", 1, "--max-failed", 1]
-        return invoke("extract", "text", source, "-o", tmp_path / store, *given, "--storage", "float32", *options)
+        command = ["extract", "text", source, "-o", tmp_path / store, "--encoder", tiny_encoders["bert"], "--asr", asr]
+        return invoke(*command, "--workers", 1, "--max-failed", 1, "--storage", "float32", *options)
 
     return run
 
 
 @pytest.fixture
-def heard(text):
-    """Like `text`, with --json; the object."""
+def transcribe(extract_text):
+    """Like `extract_text`, for runs that must succeed; their JSON object."""
 
-    def run(*options, **given):
-        result = text("--json", *options, **given)
+    def run(*options, **changes):
+        result = extract_text("--json", *options, **changes)
         assert result.exit_code == 0, (result.exception, result.stderr)
         return json.loads(result.stdout)
 
@@ -65,34 +65,34 @@ def failures(path):
 
 
 @pytest.fixture
-def deaf(monkeypatch):
-    """From here on nothing may be heard."""
+def forbid_whisper(monkeypatch):
+    """A function: from its call on, loading a Whisper fails the test."""
     from mertool import encoders
 
     return lambda: monkeypatch.setattr(encoders, "load_recogniser", lambda *_: pytest.fail("the Whisper was loaded"))
 
 
-def test_clips_without_a_transcript_are_heard(heard, call, write_manifest, tiny_encoders, tmp_path):
-    result = heard()
+def test_asr_transcribes_clips_without_a_transcript(transcribe, call, write_manifest, tiny_encoders, tmp_path):
+    result = transcribe()
     assert (result["features"], result["missing"]) == (3, {"no_text": 1})
     assert result["failed"] == {"missing_file": 1, "unreadable": 1}
     assert failures(tmp_path / "text.h5") == {"dull": "no_text", "broken": "unreadable", "gone": "missing_file"}
     # The features are those of the same words in a manifest.
     rows = [
-        {"clip": clip, "path": "x.wav", "text": text} for clip, text in {**HEARD, "told": "we lost the dog"}.items()
+        {"clip": clip, "path": "x.wav", "text": text} for clip, text in {**TEXTS, "told": "we lost the dog"}.items()
     ]
     written = write_manifest(tmp_path / "written.csv", rows)
-    given = ["--encoder", tiny_encoders["bert"], "--storage", "float32", "-q"]
-    call("extract", "text", written, "-o", tmp_path / "written.h5", *given)
-    with FeatureStore(tmp_path / "text.h5") as found, FeatureStore(tmp_path / "written.h5") as expected:
-        assert found.ids == expected.ids
-        np.testing.assert_allclose(found.read(), expected.read(), atol=1e-5)
-        assert found.fingerprint != expected.fingerprint
+    encoder = ["--encoder", tiny_encoders["bert"], "--storage", "float32", "-q"]
+    call("extract", "text", written, "-o", tmp_path / "written.h5", *encoder)
+    with FeatureStore(tmp_path / "text.h5") as transcribed, FeatureStore(tmp_path / "written.h5") as expected:
+        assert transcribed.ids == expected.ids
+        np.testing.assert_allclose(transcribed.read(), expected.read(), atol=1e-5)
+        assert transcribed.fingerprint != expected.fingerprint
 
 
-def test_the_transcripts_are_kept_beside_the_store(heard, tmp_path):
+def test_the_transcripts_are_kept_beside_the_store(transcribe, tmp_path):
     path = tmp_path / "text.transcripts.csv"
-    assert heard()["transcripts"] == str(path)
+    assert transcribe()["transcripts"] == str(path)
     assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
     rows = rows_of(path)
     assert {clip: (row["text"], row["reason"]) for clip, row in rows.items()} == {
@@ -107,66 +107,66 @@ def test_the_transcripts_are_kept_beside_the_store(heard, tmp_path):
     assert rows["broken"]["confidence"] == ""
 
 
-def test_the_words(text, tmp_path):
-    said = text().stdout
-    assert "3 of 6 clips have text features (3 extracted now, 0 cached)" in said
-    assert "missing: 1 no_text\nfailed: 1 missing_file, 1 unreadable\n" in said
-    assert f"transcripts: {tmp_path / 'text.transcripts.csv'}\n" in said
+def test_asr_in_the_printed_report(extract_text, tmp_path):
+    printed = extract_text().stdout
+    assert "3 of 6 clips have text features (3 extracted now, 0 cached)" in printed
+    assert "missing: 1 no_text\nfailed: 1 missing_file, 1 unreadable\n" in printed
+    assert f"transcripts: {tmp_path / 'text.transcripts.csv'}\n" in printed
 
 
-def test_a_second_run_is_cached(heard, deaf, tmp_path):
+def test_a_second_run_is_cached(transcribe, forbid_whisper, tmp_path):
     (tmp_path / "media" / "gone.wav").write_bytes(b"no sound either")  # else it is tried again
-    heard()
+    transcribe()
     before = {path: path.read_bytes() for path in tmp_path.glob("text.*")}
-    deaf()
-    result = heard()
+    forbid_whisper()
+    result = transcribe()
     assert (result["extracted"], result["cached"], result["features"]) == (0, 3, 3)
     assert (result["missing"], result["failed"]) == ({"no_text": 1}, {"unreadable": 2})
     assert {path: path.read_bytes() for path in tmp_path.glob("text.*")} == before
 
 
-def test_a_corrected_text_counts(heard, tmp_path):
-    heard()
+def test_a_corrected_text_counts(transcribe, tmp_path):
+    transcribe()
     path = tmp_path / "text.transcripts.csv"
     path.write_text(path.read_text(encoding="utf-8").replace("good day", "what a day"), encoding="utf-8")
-    result = heard()
+    result = transcribe()
     assert (result["extracted"], result["cached"]) == (1, 2)
     assert rows_of(path)["low"]["text"] == "what a day"
 
 
-def test_a_file_that_came_back_is_heard(heard, tmp_path):
-    heard()
+def test_asr_transcribes_a_file_that_came_back(transcribe, tmp_path):
+    transcribe()
     shutil.copy(tmp_path / "media" / "high.wav", tmp_path / "media" / "gone.wav")
-    result = heard()
+    result = transcribe()
     assert (result["extracted"], result["cached"], result["failed"]) == (1, 3, {"unreadable": 1})
     assert rows_of(tmp_path / "text.transcripts.csv")["gone"]["text"] == "sad"
 
 
-def test_shards_have_transcripts_of_their_own(heard, tmp_path):
+def test_shards_have_transcripts_of_their_own(transcribe, tmp_path):
     for number in (1, 2):
-        heard("--shard", f"{number}/2")
-    sheets = [rows_of(tmp_path / f"text.{number}-of-2.transcripts.csv") for number in (1, 2)]
-    assert [sorted(sheet) for sheet in sheets] == [["dull", "high", "low"], ["broken", "gone"]]
+        transcribe("--shard", f"{number}/2")
+    tables = [rows_of(tmp_path / f"text.{number}-of-2.transcripts.csv") for number in (1, 2)]
+    assert [sorted(table) for table in tables] == [["dull", "high", "low"], ["broken", "gone"]]
 
 
-def test_after_shards_are_merged_nothing_is_heard_again(heard, call, deaf, tmp_path):
+def test_asr_transcribes_nothing_again_after_shards_are_merged(transcribe, call, forbid_whisper, tmp_path):
     (tmp_path / "media" / "gone.wav").write_bytes(b"no sound either")
     for number in (1, 2):
-        heard("--shard", f"{number}/2")
+        transcribe("--shard", f"{number}/2")
     parts = [tmp_path / f"text.{number}-of-2.h5" for number in (1, 2)]
     call("store", "merge", *parts, "-o", tmp_path / "text.h5", "-q")
-    deaf()
-    assert heard()["extracted"] == 0
+    forbid_whisper()
+    assert transcribe()["extracted"] == 0
 
 
-def test_where_all_have_a_transcript_there_is_no_sheet(text, write_manifest, deaf, tmp_path):
-    deaf()
-    told = write_manifest(tmp_path / "told.csv", [{"clip": "a", "path": "a.wav", "text": "what a day"}])
-    result = text(source=told)
+def test_asr_writes_no_table_where_every_clip_has_a_transcript(extract_text, write_manifest, forbid_whisper, tmp_path):
+    forbid_whisper()
+    manifest = write_manifest(tmp_path / "told.csv", [{"clip": "a", "path": "a.wav", "text": "what a day"}])
+    result = extract_text(source=manifest)
     assert result.exit_code == 0
     assert not list(tmp_path.glob("*transcripts*"))
     assert "transcripts: " not in result.stdout
-    assert json.loads(text("--json", source=told).stdout)["transcripts"] is None
+    assert json.loads(extract_text("--json", source=manifest).stdout)["transcripts"] is None
 
 
 # ---------------------------------------------------------------- errors
@@ -181,38 +181,42 @@ def test_where_all_have_a_transcript_there_is_no_sheet(text, write_manifest, dea
         ("roberta-large", "unknown speech recogniser 'roberta-large' (--asr): valid: whisper-base"),
     ],
 )
-def test_what_is_no_whisper(asr, words, text, tiny_encoders, tmp_path):
-    result = text(asr=tiny_encoders["bert"] if asr == "bert" else asr)
+def test_asr_models_that_are_not_whisper(asr, words, extract_text, tiny_encoders, tmp_path):
+    result = extract_text(asr=tiny_encoders["bert"] if asr == "bert" else asr)
     assert isinstance(result.exception, MertoolError)
     assert words in str(result.exception)
     assert len(str(result.exception).splitlines()) == 1
     assert not list(tmp_path.glob("text.*"))
 
 
-def test_a_store_of_another_recipe_is_refused_before_anything_is_heard(text, heard, call, clips, tiny_encoders, deaf):
-    """A store without recognised texts is another recipe; to hear thousands of clips takes hours."""
+def test_asr_does_not_start_before_a_store_of_another_recipe_is_refused(
+    extract_text, transcribe, call, clips, tiny_encoders, forbid_whisper
+):
+    """A store without recognised texts is another recipe; to transcribe thousands of clips takes hours."""
     store = clips.with_name("text.h5")
     call("extract", "text", clips, "-o", store, "--encoder", tiny_encoders["bert"], "-q", "--max-failed", 1)
-    deaf()
-    assert "was made by another recipe" in str(text().exception)
+    forbid_whisper()
+    assert "was made by another recipe" in str(extract_text().exception)
 
 
 # ---------------------------------------------------------------- predict
 
 
-def test_a_bundle_hears_new_clips_by_itself(text, invoke, workspace, write_manifest, demo_rows, make_bundle, tmp_path):
+def test_a_bundle_with_asr_transcribes_new_clips(
+    extract_text, invoke, workspace, write_manifest, demo_rows, make_bundle, tmp_path
+):
     rows = [demo_rows[clip] for clip in workspace.clips if clip in demo_rows]
     labelled = write_manifest(tmp_path / "labelled.csv", [row for row in rows if row["label"] and row["text"]])
-    assert text("-q", source=labelled).exit_code == 0
+    assert extract_text("-q", source=labelled).exit_code == 0
     make_bundle(tmp_path / "run", [tmp_path / "text.h5"])
     # A folder has no transcripts at all.
-    given = ["predict", tmp_path / "run", tmp_path / "media", "-o", tmp_path / "p.csv", "--max-failed", 1, "--json"]
-    result = invoke(*given)
+    command = ["predict", tmp_path / "run", tmp_path / "media", "-o", tmp_path / "p.csv", "--max-failed", 1, "--json"]
+    result = invoke(*command)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert json.loads(result.stdout)["modalities"] == {"text": 3}
     assert Predictions.read(tmp_path / "p.csv").clips == ("high", "low", "told")
-    (sheet,) = (tmp_path / "p.csv.features").glob("transcripts-*.csv")
-    heard = {clip: row["text"] for clip, row in rows_of(sheet).items()}
-    assert heard == {**HEARD, "told": "good day", "dull": "", "broken": ""}
+    (table,) = (tmp_path / "p.csv.features").glob("transcripts-*.csv")
+    texts = {clip: row["text"] for clip, row in rows_of(table).items()}
+    assert texts == {**TEXTS, "told": "good day", "dull": "", "broken": ""}
     reasons = {clip: row["reason"] for clip, row in rows_of(tmp_path / "p.failures.csv").items()}
     assert reasons == {"broken": "unreadable", "dull": "no_text"}

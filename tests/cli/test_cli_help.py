@@ -131,7 +131,7 @@ def test_doctor_says_all_is_well(invoke):
 def test_doctor_names_what_is_missing(invoke, monkeypatch):
     from mertool.cli import doctor
 
-    monkeypatch.setitem(doctor.NEEDED, "no-such-package", "no_such_module")
+    monkeypatch.setitem(doctor.REQUIRED, "no-such-package", "no_such_module")
     result = invoke("doctor")
     assert result.exit_code == 1
     assert "pip install no-such-package" in result.stdout

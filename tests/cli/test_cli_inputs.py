@@ -1,4 +1,4 @@
-"""What a command reads is never written over, and what it is given is checked before it is used."""
+"""Commands never write over their inputs, and check their inputs before they use them."""
 
 import numpy as np
 import pytest
@@ -29,8 +29,8 @@ def test_evaluate_does_not_write_over_its_inputs(name, scored, invoke):
 def test_overwrite_leaves_a_file_that_is_no_store_alone(demo, tiny_encoders, tmp_path, invoke):
     diary = tmp_path / "diary.txt"
     diary.write_text("dear diary")
-    given = ["--encoder", tiny_encoders["bert"], "--overwrite"]
-    result = invoke("extract", "text", demo / "manifest.csv", "-o", diary, *given)
+    command_options = ["--encoder", tiny_encoders["bert"], "--overwrite"]
+    result = invoke("extract", "text", demo / "manifest.csv", "-o", diary, *command_options)
     assert "not a feature store" in str(result.exception)
     assert diary.read_text() == "dear diary"
 

@@ -1,4 +1,4 @@
-"""What a long stage tells on the way: lines where there is no terminal, rates, the time that is left."""
+"""Progress of a long stage: lines where there is no terminal, rates, remaining time."""
 
 import pytest
 
@@ -60,20 +60,20 @@ def test_sizes_in_words(count, words):
         (1, 1, 4.0, "1 failed"),
     ],
 )
-def test_the_pace_counts_from_the_first_clip(done, failed, media, words, clock):
-    """What comes before it is loading, and says nothing about the rest."""
-    pace = RateEstimator("clips")
+def test_the_rate_counts_from_the_first_clip(done, failed, media, words, clock):
+    """Loading comes before it, and says nothing about the rest."""
+    estimator = RateEstimator("clips")
     clock[0] += 100
-    assert pace.describe(1, 101, 0, min(media, 4.0)) == ""
+    assert estimator.describe(1, 101, 0, min(media, 4.0)) == ""
     clock[0] += 10
-    assert pace.describe(done, 101, failed, media) == words
+    assert estimator.describe(done, 101, failed, media) == words
 
 
 def test_the_time_left_is_that_of_what_is_left(clock):
-    pace = RateEstimator("epochs")
-    pace.describe(0, 100, 0, 0.0)
+    estimator = RateEstimator("epochs")
+    estimator.describe(0, 100, 0, 0.0)
     clock[0] += 600
-    assert pace.describe(10, 100, 0, 0.0) == "0.0 epochs/s, 1 h 30 min left"
+    assert estimator.describe(10, 100, 0, 0.0) == "0.0 epochs/s, 1 h 30 min left"
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock, capsys):
@@ -122,8 +122,8 @@ def test_another_unit(clock, capsys):
     assert capsys.readouterr().err == "fuse: 10 of 20 epochs, 0.5 epochs/s, 20 s left\n"
 
 
-def test_each_part_of_a_stage_has_a_pace_of_its_own(clock, capsys):
-    """Predict does one modality after the other, and `extract text --asr` listens before it encodes."""
+def test_each_part_of_a_stage_has_a_rate_of_its_own(clock, capsys):
+    """Predict does one modality after the other, and `extract text --asr` transcribes before it encodes."""
     with progress("predict", quiet=False) as update:
         for second in range(1, 101):
             clock[0] += 1
