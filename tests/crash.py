@@ -1,12 +1,12 @@
-"""Extractions disturbed a hundred times: killed, interrupted, out of disk; nothing finished is lost, no value changes.
+"""Extractions that are killed, interrupted or run out of disk: nothing finished is lost, and no value changes.
 
     .venv/bin/python tests/crash.py --kills 100 --seed 0
 
 Rounds of `mertool extract audio` and `extract faces`: a run is disturbed at a random moment and started again by the
-same command, until it is through; then the next round begins with another store. What must hold after every single
-disturbance is in `Round.disturb`, and in the end a store equals that of an undisturbed run in every value, id and
-failure. Parts are of three clips, so that there are many. A full disk is a small tmpfs that somebody else fills up;
-without the right to mount one, a limit on the size of files.
+same command until it ends; then the next round begins with another store. `Round.disturb` lists what must be true
+after every disturbance; in the end a store equals that of an undisturbed run in every value, id and failure. Parts
+have three clips, so that there are many. A full disk is a small tmpfs that another process fills, or a limit on the
+size of files where a tmpfs cannot be mounted.
 """
 
 import argparse
@@ -34,38 +34,42 @@ from mertool.errors import MertoolError
 from mertool.store import FeatureStore, parts_folder
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
-FAULTY = ("spk04_011", "spk01_014", "spk05_001")  # without sound, without a face, broken
-ROOM = 256 << 20  # bytes of the disk that can be filled up
-LIMIT = 90  # seconds in which a run must end after SIGTERM, SIGINT or a full disk
-# Of 100 disturbances: how, and what it is that they wait for. The merge is short: chance alone would hardly meet it.
-HOW = {"kill": 66, "full disk": 20, "SIGTERM": 7, "SIGINT": 7}
-WHEN = {"any moment": 50, "a part": 20, "the merge": 30}
+FAULTY = ("spk04_011", "spk01_014", "spk05_001")  # without audio, without a face, broken
+DISK_BYTES = 256 << 20  # of the small disk
+LIMIT_SECONDS = 90  # a run must end within these after SIGTERM, SIGINT or a full disk
+# Of 100 disturbances: the kind, and the event they wait for. The merge is too short to be met often by chance.
+KINDS = {"kill": 66, "full disk": 20, "SIGTERM": 7, "SIGINT": 7}
+EVENTS = {"any moment": 50, "a part": 20, "the merge": 30}
 SIGNALS = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 CODES = {"kill": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130, "full disk": 1}
 
 
 class ViolationError(Exception):
-    """Something that must hold does not."""
+    """A condition that must always be true is not."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A command without its output, the store of an undisturbed run, one of the first clips, the seconds it took."""
+    """A command to disturb.
+
+    arguments: without the output. undisturbed: the content of the store of an undisturbed run, which took `seconds`.
+    first_clips: a store of the first clips.
+    """
 
     name: str
     arguments: list[str]
-    calm: dict[str, object]
-    known: Path
+    undisturbed: dict[str, object]
+    first_clips: Path
     seconds: float
 
 
 @dataclass
 class Tally:
-    """What was done: disturbances by kind and by the phase they met, and how the next run went on."""
+    """Counts of disturbances, and of runs that resumed after them, by kind of disturbance and phase of the run."""
 
     disturbances: Counter[tuple[str, str]] = field(default_factory=Counter)
     resumed: Counter[tuple[str, str]] = field(default_factory=Counter)
-    too_late: int = 0  # the run was over
+    too_late: int = 0  # the run had ended before
     noisy: int = 0  # a helper process, stopped while it was starting, printed a traceback
     rounds: int = 0
 
@@ -76,9 +80,9 @@ class Tally:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[bool]:
-    """A file system of its own at `folder`, if that can be had; whether it could."""
+    """Mount a small file system at `folder`, and yield whether that was possible."""
     folder.mkdir(parents=True)
-    options = ["-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)]
+    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
     mounted = sys.platform == "linux" and subprocess.run(["mount", *options], capture_output=True).returncode == 0
     try:
         yield mounted
@@ -88,7 +92,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
 
 
 def make_tasks(warm: Warm, work: Path, clips: dict[str, int]) -> list[Task]:
-    """Commands over the demo's clips, as many as are named; what is wrong with some of them comes along."""
+    """Return commands over so many clips of the demo per modality, including faulty ones."""
     spec = importlib.util.spec_from_file_location("make_encoders", DEMO / "make_encoders.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -100,15 +104,33 @@ def make_tasks(warm: Warm, work: Path, clips: dict[str, int]) -> list[Task]:
         folder = work / modality
         chosen = list(dict.fromkeys(["spk01_001", *FAULTY, *all_clips(DEMO)]))[:count]
         full, first = manifest_of(folder, DEMO, chosen), manifest_of(folder, DEMO, chosen[: count // 4])
-        given = ["extract", modality, str(full), *options[modality], "--max-failed", "1", "--workers", "1", "--quiet"]
-        seconds = warm.done(*given, "-o", folder / "calm.h5")
-        warm.done("extract", modality, first, *given[3:], "-o", folder / "known.h5")
-        tasks.append(Task(modality, given, content(folder / "calm.h5"), folder / "known.h5", seconds))
+        arguments = [
+            "extract",
+            modality,
+            str(full),
+            *options[modality],
+            "--max-failed",
+            "1",
+            "--workers",
+            "1",
+            "--quiet",
+        ]
+        seconds = warm.done(*arguments, "-o", folder / "undisturbed.h5")
+        warm.done("extract", modality, first, *arguments[3:], "-o", folder / "first.h5")
+        tasks.append(
+            Task(
+                name=modality,
+                arguments=arguments,
+                undisturbed=content(folder / "undisturbed.h5"),
+                first_clips=folder / "first.h5",
+                seconds=seconds,
+            )
+        )
     return tasks
 
 
 def clips_done(path: Path) -> set[str]:
-    """Clips with features or a reason, in a sound store and in whole parts; anything else is a violation."""
+    """Return the clips with features or a reason; a store or a part that is not valid is a violation."""
     done: set[str] = set()
     if path.exists():
         try:
@@ -133,22 +155,22 @@ def clips_done(path: Path) -> set[str]:
 class Round:
     """One store, from its first run to the last."""
 
-    def __init__(self, warm: Warm, task: Task, folder: Path, disk: bool, rng: random.Random, begun: bool):
+    def __init__(self, *, warm: Warm, task: Task, folder: Path, disk: bool, rng: random.Random, begun: bool):
         self.warm, self.task, self.disk, self.rng = warm, task, disk, rng
         self.path = folder / "store.h5"
         self.command = [*task.arguments, "-o", str(self.path)]
         shutil.rmtree(parts_folder(self.path), ignore_errors=True)
         self.path.unlink(missing_ok=True)
         if begun:
-            shutil.copy(task.known, self.path)
+            shutil.copy(task.first_clips, self.path)
         self.done, self.noisy = clips_done(self.path), False
         self.leftovers: set[Path] = set()
 
-    def disturb(self, how: str, when: str) -> str | None:
-        """Start the command and disturb it; the phase it was met in, None if it was over by then.
+    def disturb(self, kind: str, when: str) -> str | None:
+        """Start the command and disturb it; return the phase it was in, None if it had ended by then.
 
-        What must hold: it ends in time, with the exit code of that disturbance and leaving no process behind; the
-        store is absent or sound, every part is whole, no clip that was done is lost.
+        It must end in time, with the exit code of that disturbance and leaving no process behind; the store must be
+        absent or valid, every part complete, and no finished clip lost.
         """
         inode, self.leftovers = self._inode(), self._temporaries()
         begun = time.monotonic()
@@ -157,17 +179,17 @@ class Round:
         self._await(when, begun)
         phase = self._phase(inode)
         over = self.warm.over.exists()
-        code = self._strike(how, group)
+        code = self._strike(kind, group)
         log = self.warm.log.read_text(errors="replace")
-        if code not in (0, CODES[how]):
-            raise ViolationError(f"{how} while {phase}: exit code {code}, not {CODES[how]}; it said: {log[-1500:]}")
-        if code and how == "full disk" and "the disk is full" not in log:
-            raise ViolationError(f"{how} while {phase}: it said {log!r}")
-        if left := processes_of(group):
-            raise ViolationError(f"{how} while {phase}: processes are left behind: {left}")
+        if code not in (0, CODES[kind]):
+            raise ViolationError(f"{kind} while {phase}: exit code {code}, not {CODES[kind]}; its log: {log[-1500:]}")
+        if code and kind == "full disk" and "the disk is full" not in log:
+            raise ViolationError(f"{kind} while {phase}: its log: {log!r}")
+        if orphans := processes_of(group):
+            raise ViolationError(f"{kind} while {phase}: processes are left behind: {orphans}")
         done = clips_done(self.path)
         if lost := self.done - done:
-            raise ViolationError(f"{how} while {phase}: {len(lost)} finished clips are lost: {sorted(lost)[:9]}")
+            raise ViolationError(f"{kind} while {phase}: {len(lost)} finished clips are lost: {sorted(lost)[:9]}")
         self.done, self.noisy = done, "Traceback" in log
         return None if over or code == 0 else phase
 
@@ -178,20 +200,20 @@ class Round:
         if code != 0:
             raise ViolationError(f"undisturbed at last, but exit code {code}: {log[-1500:]}")
         clips_done(self.path)
-        found = content(self.path)
-        if wrong := [name for name in self.task.calm if found.get(name) != self.task.calm[name]]:
+        tables = content(self.path)
+        if wrong := [name for name in self.task.undisturbed if tables.get(name) != self.task.undisturbed[name]]:
             raise ViolationError(f"{self.path} differs from an undisturbed run in {', '.join(wrong)}")
-        if left := [p.name for p in self.path.parent.iterdir() if p != self.path]:
-            raise ViolationError(f"files are left behind: {left}")
+        if leftovers := [path.name for path in self.path.parent.iterdir() if path != self.path]:
+            raise ViolationError(f"files are left behind: {leftovers}")
 
     def _await(self, when: str, begun: float) -> None:
         """Wait for the moment of the disturbance, or until the run is over."""
-        share = 1 - len(self.done) / len(self.task.calm["failures"] + self.task.calm["clips/id"][1])
+        share = 1 - len(self.done) / len(self.task.undisturbed["failures"] + self.task.undisturbed["clips/id"][1])
         pause = self.rng.uniform(0.02, 0.3 + self.task.seconds * share)
         if when != "any moment":
             pause = self.rng.uniform(0, 0.02)
             known = set(parts_of(self.path))
-            while not self.warm.over.exists() and time.monotonic() - begun < LIMIT:
+            while not self.warm.over.exists() and time.monotonic() - begun < LIMIT_SECONDS:
                 if self._merging() or (when == "a part" and set(parts_of(self.path)) - known):
                     break
                 time.sleep(0.0005)
@@ -199,11 +221,11 @@ class Round:
         while time.monotonic() - begun < pause and not self.warm.over.exists():
             time.sleep(0.001)
 
-    def _strike(self, how: str, group: int) -> int:
-        """Disturb; the exit code."""
-        if how != "full disk":
+    def _strike(self, kind: str, group: int) -> int:
+        """Disturb the run and return its exit code."""
+        if kind != "full disk":
             with suppress(ProcessLookupError):
-                os.killpg(group, SIGNALS[how])
+                os.killpg(group, SIGNALS[kind])
             return self._wait()
         if not self.disk:
             with suppress(ProcessLookupError):
@@ -221,11 +243,11 @@ class Round:
             filler.unlink()
 
     def _wait(self) -> int:
-        """The exit code, once the run is over by itself."""
-        end = time.monotonic() + LIMIT
+        """Return the exit code when the run has ended by itself."""
+        end = time.monotonic() + LIMIT_SECONDS
         while not self.warm.over.exists():
             if time.monotonic() > end:
-                raise ViolationError(f"not over after {LIMIT} s")
+                raise ViolationError(f"not over after {LIMIT_SECONDS} s")
             time.sleep(0.002)
         return self.warm.wait()
 
@@ -250,7 +272,7 @@ class Round:
 
 
 def await_handlers(pid: int) -> None:
-    """Wait until the command has set its handlers: what the interpreter does with a signal before is its own."""
+    """Wait until the command has set its signal handlers: before, the interpreter ends it in its own way."""
     status, term = Path(f"/proc/{pid}/status"), 1 << (signal.SIGTERM - 1)
     with suppress(OSError, StopIteration):
         while not term & int(next(w for w in status.read_text().splitlines() if w.startswith("SigCgt")).split()[1], 16):
@@ -258,40 +280,42 @@ def await_handlers(pid: int) -> None:
 
 
 def processes_of(group: int, patience: float = 5) -> list[str]:
-    """Command lines of what still runs in a process group a while after its leader ended."""
+    """Return command lines of processes of a group that still run a while after its leader ended."""
     end = time.monotonic() + patience
     while True:
-        left = []
+        running = []
         for process in psutil.process_iter(["status"]):
             with suppress(psutil.Error, ProcessLookupError):
                 if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                    left.append(" ".join(process.cmdline())[:200])
-        if not left or time.monotonic() > end:
-            return left
+                    running.append(" ".join(process.cmdline())[:200])
+        if not running or time.monotonic() > end:
+            return running
         time.sleep(0.05)
 
 
 def draw(rng: random.Random, kills: int) -> list[str]:
-    """Kinds of disturbance by their shares, in random order."""
-    drawn = [how for how, share in HOW.items() for _ in range(round(kills * share / 100))]
+    """Return kinds of disturbance by their shares, in random order."""
+    drawn = [kind for kind, share in KINDS.items() for _ in range(round(kills * share / 100))]
     drawn = [*drawn, *["kill"] * kills][:kills]
     rng.shuffle(drawn)
     return drawn
 
 
-def crash(work: Path, kills: int, seed: int, clips: dict[str, int]) -> Tally:
-    """Disturb `kills` runs below `work`; raises ViolationError at the first thing that does not hold."""
+def crash(work: Path, *, kills: int, seed: int, clips: dict[str, int]) -> Tally:
+    """Disturb `kills` runs below `work`; raise ViolationError at the first violation."""
     rng, tally = random.Random(seed), Tally()
-    how = draw(rng, kills)
+    kinds = draw(rng, kills)
     warm = Warm(work)
     try:
         tasks = make_tasks(warm, work, clips)
         with small_disk(work / "disk") as disk:
             while tally.total < kills:
                 task = tasks[tally.rounds % len(tasks)]
-                round_ = Round(warm, task, work / "disk", disk, rng, begun=tally.rounds % 4 >= 2)
+                round_ = Round(
+                    warm=warm, task=task, folder=work / "disk", disk=disk, rng=rng, begun=tally.rounds % 4 >= 2
+                )
                 tally.rounds += 1
-                disturb_until_over(round_, how, rng, tally)
+                disturb_until_over(round_, kinds, rng=rng, tally=tally)
     finally:
         with suppress(ProcessLookupError):
             warm.process.stdin.close()
@@ -299,11 +323,11 @@ def crash(work: Path, kills: int, seed: int, clips: dict[str, int]) -> Tally:
     return tally
 
 
-def disturb_until_over(round_: Round, how: list[str], rng: random.Random, tally: Tally) -> None:
+def disturb_until_over(round_: Round, kinds: list[str], *, rng: random.Random, tally: Tally) -> None:
     last = None
-    while tally.total < len(how):
-        kind = how[tally.total]
-        phase = round_.disturb(kind, rng.choices([*WHEN], [*WHEN.values()])[0])
+    while tally.total < len(kinds):
+        kind = kinds[tally.total]
+        phase = round_.disturb(kind, rng.choices([*EVENTS], [*EVENTS.values()])[0])
         tally.noisy += round_.noisy
         if last:
             tally.resumed[last] += 1
@@ -314,7 +338,7 @@ def disturb_until_over(round_: Round, how: list[str], rng: random.Random, tally:
         last = (kind, phase)
         tally.disturbances[last] += 1
         if tally.total % 10 == 0:
-            print(f"{tally.total} of {len(how)} disturbances", file=sys.stderr)
+            print(f"{tally.total} of {len(kinds)} disturbances", file=sys.stderr)
     round_.finish()
     if last:
         tally.resumed[last] += 1
@@ -323,7 +347,7 @@ def disturb_until_over(round_: Round, how: list[str], rng: random.Random, tally:
 def table(tally: Tally) -> Iterator[str]:
     phases = ["before any part", "between parts", "writing a part", "merging", "tidying up"]
     yield f"{'disturbed: resumed fine':24}" + "".join(f"{phase:>17}" for phase in phases) + f"{'all':>12}"
-    for kind in HOW:
+    for kind in KINDS:
         cells = [(tally.disturbances[kind, phase], tally.resumed[kind, phase]) for phase in phases]
         cells.append((sum(n for n, _ in cells), sum(n for _, n in cells)))
         yield f"{kind:24}" + "".join(
@@ -343,9 +367,9 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="mertool-crash-"))
     began = time.monotonic()
     try:
-        tally = crash(work, options.kills, options.seed, {"audio": 48, "faces": 15})
+        tally = crash(work, kills=options.kills, seed=options.seed, clips={"audio": 48, "faces": 15})
     except ViolationError as error:
-        sys.exit(f"violated: {error}\nwhat was made is in {work}, but for what lay on its disk")
+        sys.exit(f"violated: {error}\nfiles are kept in {work}, except those on the small disk")
     print("\n".join([*table(tally), f"{time.monotonic() - began:.0f} s"]))
     shutil.rmtree(work)
 

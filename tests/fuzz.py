@@ -1,10 +1,10 @@
-"""Damaged media by the thousand: whatever a file holds, an extraction ends well and accounts for every clip.
+"""Extraction over many damaged media files: whatever a file holds, the run ends well and accounts for every clip.
 
     .venv/bin/python tests/fuzz.py --count 1000 --seed 0
 
-Files are made from the demo's clips and from small ones encoded here: cut, flipped, shuffled, with lying numbers
-in their headers, of extreme sizes, not media at all. `mertool extract` runs over the folder for sound and for
-faces, and untouched clips lie between the damaged ones. What must hold is in `check`. The same seed and count
+Files are made from the demo's clips and from small ones encoded here: cut, flipped, shuffled, with false numbers
+in their headers, of extreme sizes, not media at all. `mertool extract` runs over the folder for audio and for
+faces; between the damaged clips are untouched ones. `check` lists what must be true. The same seed and count
 make the same files, and the number in a file's name is enough to make that one again.
 """
 
@@ -38,7 +38,14 @@ from mertool.manifest import Manifest
 from mertool.store import FeatureStore
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
-CHOSEN = ("spk01_009", "spk02_011", "spk03_011", "spk04_009", "spk04_011", "spk06_010")  # the smallest of each speaker
+DEMO_CLIPS = (
+    "spk01_009",
+    "spk02_011",
+    "spk03_011",
+    "spk04_009",
+    "spk04_011",
+    "spk06_010",
+)  # the smallest of each speaker
 CLIP_TIMEOUT = 10
 MODALITIES = ("audio", "faces")
 MP4 = (".mp4", ".m4a", ".mov")
@@ -47,11 +54,12 @@ RIFF = (".wav", ".avi")
 av.logging.set_level(av.logging.PANIC)
 
 
-# ---------------------------------------------------------------- what the mutants are made of
+# ---------------------------------------------------------------- source files
 
 
 def encode(
     path: Path,
+    *,
     video: str | None = None,
     audio: str | None = None,
     frames: int = 20,
@@ -62,43 +70,43 @@ def encode(
     times: Callable[[int], int] = lambda number: number,
     pictures: list[np.ndarray] | None = None,
 ) -> Path:
-    """A small file with the streams that are named: noise under a sine, grey pictures or those given."""
+    """Write a small file with streams of the named codecs: a sine with noise, and grey frames or `pictures`."""
     with av.open(str(path), "w") as out:
         if video:
             fps = 25 if video == "mpeg1video" else 15  # MPEG-1 knows no 15
-            shown = out.add_stream(video, rate=fps)
-            shown.width, shown.height = size
-            shown.pix_fmt = "yuvj420p" if video == "mjpeg" else "yuv420p"
+            video_stream = out.add_stream(video, rate=fps)
+            video_stream.width, video_stream.height = size
+            video_stream.pix_fmt = "yuvj420p" if video == "mjpeg" else "yuv420p"
         if audio:
-            heard = out.add_stream(audio, rate=rate, layout=layout)
+            audio_stream = out.add_stream(audio, rate=rate, layout=layout)
         out.start_encoding()  # so that a file without frames has its header
         if video:
             grey = np.full((size[1], size[0], 3), 90, np.uint8)
             for number in range(frames):
                 picture = pictures[number % len(pictures)] if pictures else grey
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(*size, format=shown.pix_fmt)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(*size, format=video_stream.pix_fmt)
                 frame.pts, frame.time_base = times(number), Fraction(1, fps)
-                out.mux(shown.encode(frame))
-            out.mux(shown.encode(None) if frames else [])
+                out.mux(video_stream.encode(frame))
+            out.mux(video_stream.encode(None) if frames else [])
         if audio:
             rng = np.random.default_rng(0)
-            wave_ = 0.3 * np.sin(np.arange(samples) / 6) + 0.05 * rng.normal(size=samples)
-            frame = av.AudioFrame.from_ndarray((wave_[None] * 32767).astype(np.int16), format="s16", layout="mono")
+            waveform = 0.3 * np.sin(np.arange(samples) / 6) + 0.05 * rng.normal(size=samples)
+            frame = av.AudioFrame.from_ndarray((waveform[None] * 32767).astype(np.int16), format="s16", layout="mono")
             frame.sample_rate = rate
-            resampler = av.AudioResampler(format=heard.format, layout=layout, rate=rate)
+            resampler = av.AudioResampler(format=audio_stream.format, layout=layout, rate=rate)
             fifo = av.AudioFifo()
             for piece in resampler.resample(frame) if samples else []:
                 fifo.write(piece)
-            while block := fifo.read(heard.frame_size or 1024, partial=True):
-                out.mux(heard.encode(block))
-            out.mux(heard.encode(None) if samples else [])
+            while block := fifo.read(audio_stream.frame_size or 1024, partial=True):
+                out.mux(audio_stream.encode(block))
+            out.mux(audio_stream.encode(None) if samples else [])
     return path
 
 
 def make_sources(folder: Path) -> list[Path]:
-    """Clips of the demo, and the same face in other containers and codecs, as far as this PyAV can write them."""
+    """Copy clips of the demo, and encode their faces in other containers and codecs that this PyAV can write."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = [Path(shutil.copy(DEMO / "clips" / f"{clip}.mp4", folder)) for clip in CHOSEN]
+    made = [Path(shutil.copy(DEMO / "clips" / f"{clip}.mp4", folder)) for clip in DEMO_CLIPS]
     with av.open(str(made[0])) as container:
         faces = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)][:20]
     for name, video, audio, rate in (
@@ -120,25 +128,28 @@ def make_sources(folder: Path) -> list[Path]:
         ("plain.ogg", None, "libopus", 48_000),
     ):
         with suppress(av.error.FFmpegError, av.codec.codec.UnknownCodecError, ValueError):
-            made.append(encode(folder / name, video, audio, rate=rate, pictures=faces))
+            made.append(encode(folder / name, video=video, audio=audio, rate=rate, pictures=faces))
     return [path for path in made if path.exists() and path.stat().st_size]
 
 
 # ---------------------------------------------------------------- kinds of mutation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
-    """`make` writes the file at the path it is given and returns where the clip lies (mostly just there).
+    """A kind of damage.
 
-    suffix: of the file; of its source where there is none. At most `most` of a run's files are of this kind.
+    make: writes the file at a path and returns the path of the clip, which is mostly the same.
+    sources: suffixes of the files it can be made from; None for all.
+    suffix: of the damaged file; None for that of its source.
+    max_files: so many files of a run at most are of this kind.
     """
 
     name: str
     make: Callable[[random.Random, Path, Path], Path]
     sources: tuple[str, ...] | None
     suffix: str | None
-    most: int
+    max_files: int
 
 
 KINDS: dict[str, Kind] = {}
@@ -146,39 +157,49 @@ Damage = Callable[[random.Random, bytes], bytes]
 
 
 def damage(*sources: str) -> Callable[[Damage], Damage]:
-    """A kind that makes bytes of a source's bytes; of sources with these suffixes only."""
+    """Register a kind that changes the bytes of a source; of sources with these suffixes only."""
 
     def add(change: Damage) -> Damage:
         def make(rng: random.Random, source: Path, path: Path) -> Path:
             path.write_bytes(change(rng, source.read_bytes()))
             return path
 
-        KINDS[change.__name__] = Kind(change.__name__, make, sources or None, None, sys.maxsize)
+        KINDS[change.__name__] = Kind(
+            name=change.__name__, make=make, sources=sources or None, suffix=None, max_files=sys.maxsize
+        )
         return change
 
     return add
 
 
-def special(suffix: str | None = None, most: int = sys.maxsize, possible: bool = True) -> Callable:
-    """A kind that makes its file by itself: `(rng, source, path)`."""
+def special(suffix: str | None = None, max_files: int = sys.maxsize, possible: bool = True) -> Callable:
+    """Register a kind that makes its file by itself: `(rng, source, path)`."""
 
     def add(make: Callable[[random.Random, Path, Path], Path | None]) -> Callable:
         if possible:
-            KINDS[make.__name__] = Kind(make.__name__, lambda *a: make(*a) or a[2], None, suffix, most)
+            KINDS[make.__name__] = Kind(
+                name=make.__name__,
+                make=lambda *args: make(*args) or args[2],
+                sources=None,
+                suffix=suffix,
+                max_files=max_files,
+            )
         return make
 
     return add
 
 
 def header_of(data: bytes) -> tuple[int, int]:
-    """Where the index of an MP4 lies, or the first bytes of anything else."""
+    """Return the start and end of the index of an MP4, or of the first bytes of anything else."""
     at = data.find(b"moov") - 4
     if at >= 0 and data[4:8] == b"ftyp":
         return at, min(len(data), at + max(16, int.from_bytes(data[at : at + 4], "big")))
     return 0, min(len(data), 600)
 
 
-def flip(rng: random.Random, data: bytes, start: int, end: int, count: int) -> bytes:
+def flip(rng: random.Random, data: bytes, span: tuple[int, int], *, count: int) -> bytes:
+    """Flip `count` random bits between two positions."""
+    start, end = span
     changed = bytearray(data)
     for _ in range(count):
         changed[rng.randrange(start, max(start + 1, end))] ^= 1 << rng.randrange(8)
@@ -186,7 +207,7 @@ def flip(rng: random.Random, data: bytes, start: int, end: int, count: int) -> b
 
 
 def block_of(rng: random.Random, data: bytes) -> tuple[int, int]:
-    """A random stretch, of a few bytes up to a fifth of the file."""
+    """Return a random span of a few bytes up to a fifth of the file."""
     start = rng.randrange(len(data))
     return start, min(len(data), start + rng.randrange(1, max(2, len(data) // rng.choice([5, 50, 500]))))
 
@@ -218,24 +239,24 @@ def cut_to_nothing(rng: random.Random, data: bytes) -> bytes:
 
 @damage()
 def flip_few(rng: random.Random, data: bytes) -> bytes:
-    return flip(rng, data, 0, len(data), rng.randrange(1, 9))
+    return flip(rng, data, (0, len(data)), count=rng.randrange(1, 9))
 
 
 @damage()
 def flip_many(rng: random.Random, data: bytes) -> bytes:
-    return flip(rng, data, 0, len(data), max(1, len(data) // rng.choice([20, 100, 1000])))
+    return flip(rng, data, (0, len(data)), count=max(1, len(data) // rng.choice([20, 100, 1000])))
 
 
 @damage()
 def flip_header(rng: random.Random, data: bytes) -> bytes:
-    return flip(rng, data, *header_of(data), rng.randrange(1, 30))
+    return flip(rng, data, header_of(data), count=rng.randrange(1, 30))
 
 
 @damage()
 def flip_payload(rng: random.Random, data: bytes) -> bytes:
     start, end = header_of(data)
-    ranges = [(48, start), (end, len(data))]
-    return flip(rng, data, *max(ranges, key=lambda r: r[1] - r[0]), max(1, len(data) // rng.choice([50, 500, 5000])))
+    payload = max([(48, start), (end, len(data))], key=lambda span: span[1] - span[0])
+    return flip(rng, data, payload, count=max(1, len(data) // rng.choice([50, 500, 5000])))
 
 
 @damage()
@@ -280,7 +301,7 @@ def swap_bytes(rng: random.Random, data: bytes) -> bytes:
 
 @damage(*MP4)
 def lose_a_box(rng: random.Random, data: bytes) -> bytes:
-    """Without the table, or with one of an unknown name in its place."""
+    """Rename a table, so that it is missing."""
     present = [b for b in (*BOXES, b"moov", b"mdat", b"trak", b"stbl", b"avc1", b"mp4a", b"avcC", b"esds") if b in data]
     return data.replace(rng.choice(present), bytes(rng.choices(b"abcdefgh", k=4)))
 
@@ -297,7 +318,7 @@ def box_sizes(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-# Numbers in headers: what stands before them, how far after its beginning, how many bytes.
+# Numbers in headers: the bytes before them, the offset from the beginning of those, the size in bytes.
 BOXES = (b"mvhd", b"tkhd", b"mdhd", b"elst", b"stts", b"ctts", b"stsz", b"stco", b"stsc", b"stss", b"stsd", b"hdlr")
 Field = tuple[bytes, int, int]
 DURATIONS: list[Field] = [
@@ -336,7 +357,7 @@ OTHERS: list[Field] = [
 
 
 def lie(rng: random.Random, data: bytes, fields: list[Field]) -> bytes:
-    """One to four numbers of those named, replaced by extreme or random ones."""
+    """Replace one to four of the numbers by extreme or random ones."""
     changed = bytearray(data)
     present = [f for f in fields if f[0] in data]
     for token, offset, size in rng.choices(present, k=rng.randrange(1, 5)) if present else []:
@@ -393,16 +414,17 @@ def no_streams(rng: random.Random, data: bytes) -> bytes:
 @special()
 def other_magic(rng: random.Random, source: Path, path: Path) -> None:
     """The first bytes of one container before the rest of another."""
-    other = rng.choice(sorted(p for p in source.parent.iterdir() if p.suffix != source.suffix)).read_bytes()
+    donors = sorted(path for path in source.parent.iterdir() if path.suffix != source.suffix)
+    donor = rng.choice(donors).read_bytes()
     count = rng.choice([4, 12, 48, 600])
-    path.write_bytes(other[:count] + source.read_bytes()[count:])
+    path.write_bytes(donor[:count] + source.read_bytes()[count:])
 
 
 @special()
 def two_joined(rng: random.Random, source: Path, path: Path) -> None:
-    other = rng.choice(sorted(source.parent.iterdir())).read_bytes()
+    second = rng.choice(sorted(source.parent.iterdir())).read_bytes()
     data = source.read_bytes()
-    path.write_bytes(data + other if rng.random() < 0.4 else data[: len(data) // 2] + other[len(other) // 2 :])
+    path.write_bytes(data + second if rng.random() < 0.4 else data[: len(data) // 2] + second[len(second) // 2 :])
 
 
 @special()
@@ -418,7 +440,7 @@ def noise(rng: random.Random, source: Path, path: Path) -> None:
 
 @special()
 def not_media(rng: random.Random, source: Path, path: Path) -> Path:
-    """What a failed download or a wrong copy leaves: a page, a text, JSON, an archive, a picture, a table."""
+    """The result of a failed download or a wrong copy: a page, a text, JSON, an archive, a picture, a table."""
     packed, picture = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.write(source, source.name)
@@ -427,7 +449,7 @@ def not_media(rng: random.Random, source: Path, path: Path) -> Path:
         stream.width = stream.height = 64
         stream.pix_fmt = "rgb24"
         out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
-    found = {
+    contents = {
         "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
         "text": b"To whom it may concern\n" * rng.randrange(1, 2000),
         "json": b"{}",
@@ -437,15 +459,15 @@ def not_media(rng: random.Random, source: Path, path: Path) -> Path:
         "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n",
         "zeros": bytes(rng.choice([2, 100, 70_000])),
     }
-    kind = rng.choice(sorted(found))
+    kind = rng.choice(sorted(contents))
     path = path.with_name(f"{path.stem}-{kind}{rng.choice(['.mp4', '.wav', '.mp3', '.mkv', '.flac'])}")
-    path.write_bytes(found[kind])
+    path.write_bytes(contents[kind])
     return path
 
 
 @special(".mp4")
 def playlist(rng: random.Random, source: Path, path: Path) -> None:
-    """Text that FFmpeg takes for a list of other files, itself among them, or for an address to listen at."""
+    """Text that FFmpeg reads as a list of files, itself among them, or as the address of a stream."""
     names = [str(source), source.name, path.name, "http://127.0.0.1:9/a.mp4", "/dev/zero", "concat:a.mp4|b.mp4"]
     name = rng.choice(names)
     path.write_text(
@@ -464,18 +486,18 @@ def playlist(rng: random.Random, source: Path, path: Path) -> None:
 
 
 @special(".mp4")
-def only_sound(rng: random.Random, source: Path, path: Path) -> None:
+def only_audio(rng: random.Random, source: Path, path: Path) -> None:
     encode(path, audio="aac", layout=rng.choice(["mono", "stereo", "5.1"]), rate=rng.choice([8000, 44_100, 96_000]))
 
 
 @special(".mp4")
-def only_picture(rng: random.Random, source: Path, path: Path) -> None:
+def only_video(rng: random.Random, source: Path, path: Path) -> None:
     encode(path, video=rng.choice(["libx264", "mpeg4", "mjpeg"]), frames=rng.randrange(1, 9))
 
 
 @special(".mkv")
 def no_frames(rng: random.Random, source: Path, path: Path) -> None:
-    """Streams that are announced and hold nothing."""
+    """Streams that the header lists and that are empty."""
     frames, samples = rng.choice([(0, 0), (0, 8000), (3, 0)])
     encode(path, video="mjpeg", audio="pcm_s16le", frames=frames, samples=samples)
 
@@ -498,7 +520,7 @@ def odd_sizes(rng: random.Random, source: Path, path: Path) -> None:
     encode(path, video=video, frames=3, size=rng.choice(sizes))
 
 
-@special(".mkv", most=3)
+@special(".mkv", max_files=3)
 def huge_frames(rng: random.Random, source: Path, path: Path) -> None:
     encode(path, video="mjpeg", frames=2, size=rng.choice([(7680, 4320), (16_000, 100), (64, 16_000)]))
 
@@ -521,13 +543,13 @@ def odd_wav(rng: random.Random, source: Path, path: Path) -> None:
         out.writeframes(rng.choice([bytes(16_800), b"\xff\x7f" * 8400, rng.randbytes(16_800)]))
 
 
-@special(".flac", most=2)
-def long_sound(rng: random.Random, source: Path, path: Path) -> None:
+@special(".flac", max_files=2)
+def long_audio(rng: random.Random, source: Path, path: Path) -> None:
     """Twenty minutes in a small file."""
     encode(path, audio="flac", samples=16_000 * 1200)
 
 
-@special(most=20)
+@special(max_files=20)
 def odd_name(rng: random.Random, source: Path, path: Path) -> Path:
     number = path.stem.split("-")[0]
     name = rng.choice(
@@ -551,46 +573,46 @@ def odd_name(rng: random.Random, source: Path, path: Path) -> Path:
     return Path(shutil.copy(source, target.with_name(target.name + source.suffix)))
 
 
-@special(most=4, possible=sys.platform == "linux")
+@special(max_files=4, possible=sys.platform == "linux")
 def name_not_utf8(rng: random.Random, source: Path, path: Path) -> Path:
     """A name in GBK, as old archives hold them."""
     name = path.stem.encode() + "测试".encode("gbk") + source.suffix.encode()
     return Path(shutil.copy(source, os.path.join(path.parent, os.fsdecode(name))))
 
 
-@special(most=4, possible=hasattr(os, "geteuid") and os.geteuid() != 0)
+@special(max_files=4, possible=hasattr(os, "geteuid") and os.geteuid() != 0)
 def no_permission(rng: random.Random, source: Path, path: Path) -> None:
     shutil.copy(source, path)
     path.chmod(0)
 
 
-@special(".mp4", most=4)
+@special(".mp4", max_files=4)
 def folder_in_the_way(rng: random.Random, source: Path, path: Path) -> Path:
-    """A folder called like a film, with a good clip in it."""
+    """A folder with the name of a video, and a good clip in it."""
     path.mkdir()
     return Path(shutil.copy(source, path / f"{path.stem}-inside{source.suffix}"))
 
 
-@special(".mp4", most=4)
+@special(".mp4", max_files=4)
 def broken_link(rng: random.Random, source: Path, path: Path) -> None:
     path.symlink_to(rng.choice([path, path.with_name("nowhere.mp4")]))
 
 
-@special(".wav", most=4, possible=Path("/dev/zero").exists())
+@special(".wav", max_files=4, possible=Path("/dev/zero").exists())
 def device(rng: random.Random, source: Path, path: Path) -> None:
     path.symlink_to(rng.choice(["/dev/zero", "/dev/null", "/dev/urandom"]))
 
 
-@special(most=3)
+@special(max_files=3)
 def sparse(rng: random.Random, source: Path, path: Path) -> None:
     """A good beginning and gigabytes of nothing."""
     shutil.copy(source, path)
     os.truncate(path, 3 << 30)
 
 
-@special(".mp4", most=2, possible=hasattr(os, "mkfifo"))
+@special(".mp4", max_files=2, possible=hasattr(os, "mkfifo"))
 def fifo(rng: random.Random, source: Path, path: Path) -> None:
-    """A pipe that nobody writes to: opening it never returns."""
+    """A pipe without a writer: opening it never returns."""
     os.mkfifo(path)
 
 
@@ -599,22 +621,25 @@ def fifo(rng: random.Random, source: Path, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Folder:
-    """Where the files lie; the kind of each damaged clip by its id; the ids of the untouched clips."""
+    """A folder of clips.
+
+    kinds: the kind of each damaged clip, by its id. originals: ids of the untouched clips. paths: of all clips, by id.
+    """
 
     path: Path
     kinds: dict[str, str]
     originals: list[str]
-    where: dict[str, Path]
+    paths: dict[str, Path]
 
 
-def make_folder(folder: Path, sources: list[Path], count: int, seed: int, originals: int) -> Folder:
-    """`count` damaged files, every kind once before any stands twice, and `originals` untouched clips between."""
+def make_folder(folder: Path, sources: list[Path], *, count: int, seed: int, originals: int) -> Folder:
+    """Make `count` damaged files, every kind once before any is made twice, and `originals` untouched clips."""
     folder.mkdir(parents=True)
     counts: Counter[str] = Counter()
     kind_of: dict[Path, str] = {}
     for number in range(count):
-        free = [kind for kind in KINDS.values() if counts[kind.name] < kind.most]
-        kind = min(free, key=lambda k: counts[k.name])
+        available = [kind for kind in KINDS.values() if counts[kind.name] < kind.max_files]
+        kind = min(available, key=lambda kind: counts[kind.name])
         counts[kind.name] += 1
         rng = random.Random(f"{seed}-{number}")
         fitting = [path for path in sources if kind.sources is None or path.suffix in kind.sources]
@@ -637,9 +662,9 @@ def make_folder(folder: Path, sources: list[Path], count: int, seed: int, origin
 # ---------------------------------------------------------------- running and checking
 
 
-@dataclass
-class Ran:
-    """One extraction: its exit code (None: it was stopped at the limit), what it printed, what it took."""
+@dataclass(kw_only=True)
+class CommandRun:
+    """One command: its exit code (None: it was stopped at the limit), the JSON it printed, its errors and its cost."""
 
     code: int | None
     result: dict
@@ -649,14 +674,14 @@ class Ran:
 
 
 @dataclass
-class Checked:
-    """The outcome of every clip (`features` or a reason) per modality, and what is wrong."""
+class Findings:
+    """The outcome of every clip (`features` or a reason) per modality, the faults, and the files at fault."""
 
     outcomes: dict[str, dict[str, str]] = field(default_factory=dict)
     messages: dict[str, dict[str, str]] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     offending: set[Path] = field(default_factory=set)
-    ran: dict[str, Ran] = field(default_factory=dict)
+    runs: dict[str, CommandRun] = field(default_factory=dict)
 
 
 def tiny_hubert(folder: Path) -> Path:
@@ -668,7 +693,7 @@ def tiny_hubert(folder: Path) -> Path:
     return module.make_encoders(folder)["tiny-random-hubert"]
 
 
-def run(arguments: list[object], log: Path, limit: float) -> Ran:
+def run(arguments: list[object], log: Path, limit: float) -> CommandRun:
     """`python -m mertool ARGUMENTS` in a process group of its own, which is killed at the limit."""
     began, peak, code = time.monotonic(), 0, None
     with open(log.with_suffix(".out"), "w+b") as out, open(log.with_suffix(".err"), "w+b") as err:
@@ -692,7 +717,8 @@ def run(arguments: list[object], log: Path, limit: float) -> Ran:
         result = json.loads(printed)
     except ValueError:
         result = {}
-    return Ran(code, result, log.with_suffix(".err").read_text(errors="replace"), time.monotonic() - began, peak)
+    errors = log.with_suffix(".err").read_text(errors="replace")
+    return CommandRun(code=code, result=result, errors=errors, seconds=time.monotonic() - began, peak=peak)
 
 
 def resident(pid: int) -> int:
@@ -705,70 +731,73 @@ def resident(pid: int) -> int:
     return total
 
 
-def extract(modality: str, folder: Path, output: Path, hubert: Path, limit: float) -> Ran:
-    given: list[object] = ["extract", modality, folder, "-o", output, "--clip-timeout", CLIP_TIMEOUT]
-    given += ["--max-failed", 1, "--json", "--quiet"]
-    given += ["--encoder", hubert, "--storage", "float32"] if modality == "audio" else ["--fps", 1]
-    return run(given, output, limit)
+def extract(modality: str, folder: Path, output: Path, *, hubert: Path, limit: float) -> CommandRun:
+    arguments: list[object] = ["extract", modality, folder, "-o", output, "--clip-timeout", CLIP_TIMEOUT]
+    arguments += ["--max-failed", 1, "--json", "--quiet"]
+    arguments += ["--encoder", hubert, "--storage", "float32"] if modality == "audio" else ["--fps", 1]
+    return run(arguments, output, limit)
 
 
-def check(work: Path, damaged: Folder, calm: Folder, hubert: Path, limit: float) -> Checked:
-    """Extract both folders, and compare what must hold; `calm` has the same untouched clips alone.
+def check(work: Path, damaged: Folder, undamaged: Folder, *, hubert: Path, limit: float) -> Findings:
+    """Extract both folders and check the results; `undamaged` holds only the untouched clips.
 
-    The command ends in time with exit code 0 and without a traceback; every clip stands either in the store or
-    among its failures, with a documented reason; the store is sound and finite; untouched clips have the same
-    features as without the others around.
+    The command ends in time with exit code 0 and without a traceback; every clip is either in the store or among
+    its failures, with a documented reason; the store is valid and finite; untouched clips have the same features in
+    both folders.
     """
-    found = Checked()
+    findings = Findings()
     for modality in MODALITIES:
-        path, quiet_path = work / f"{modality}.h5", work / f"calm-{modality}.h5"
-        quiet = extract(modality, calm.path, quiet_path, hubert, limit)
-        if quiet.code != 0:
-            found.wrong.append(f"{modality} of the untouched clips alone: exit {quiet.code}: {quiet.errors[-600:]}")
+        path, reference_path = work / f"{modality}.h5", work / f"undamaged-{modality}.h5"
+        reference = extract(modality, undamaged.path, reference_path, hubert=hubert, limit=limit)
+        if reference.code != 0:
+            findings.faults.append(f"{modality} of untouched clips: exit {reference.code}: {reference.errors[-600:]}")
             continue
-        ran = found.ran[modality] = extract(modality, damaged.path, path, hubert, limit)
-        if ran.code is None:
-            found.wrong.append(f"{modality}: not over after {limit:.0f} s")
-        elif ran.code != 0:
-            found.wrong.append(f"{modality}: exit {ran.code}")
-        if "Traceback" in ran.errors or (ran.code and ran.errors):
-            found.wrong.append(f"{modality}: standard error ends with {ran.errors[-1200:]}")
+        extraction = findings.runs[modality] = extract(modality, damaged.path, path, hubert=hubert, limit=limit)
+        if extraction.code is None:
+            findings.faults.append(f"{modality}: not over after {limit:.0f} s")
+        elif extraction.code != 0:
+            findings.faults.append(f"{modality}: exit {extraction.code}")
+        if "Traceback" in extraction.errors or (extraction.code and extraction.errors):
+            findings.faults.append(f"{modality}: standard error ends with {extraction.errors[-1200:]}")
         try:
-            with FeatureStore(path) as store, FeatureStore(quiet_path) as alone:
-                check_store(modality, store, alone, damaged, found)
+            with FeatureStore(path) as store, FeatureStore(reference_path) as alone:
+                check_store(modality, store, alone, damaged=damaged, findings=findings)
         except MertoolError as error:
-            found.wrong.append(f"{modality}: {error}")
-    stores = [work / f"{modality}.h5" for modality in found.outcomes]
+            findings.faults.append(f"{modality}: {error}")
+    stores = [work / f"{modality}.h5" for modality in findings.outcomes]
     checked = run(["store", "check", *stores], work / "check", 120)
     if stores and checked.code != 0:
-        found.wrong.append(f"mertool store check: exit {checked.code}: {checked.errors}")
-    return found
+        findings.faults.append(f"mertool store check: exit {checked.code}: {checked.errors}")
+    return findings
 
 
-def check_store(modality: str, store: FeatureStore, alone: FeatureStore, damaged: Folder, found: Checked) -> None:
+def check_store(
+    modality: str, store: FeatureStore, alone: FeatureStore, *, damaged: Folder, findings: Findings
+) -> None:
+    """Check one store; `alone` is the store of only the untouched clips."""
     failures = {failure.clip: failure for failure in store.failures()}
     outcomes = dict.fromkeys(store.ids, "features") | {clip: failure.reason for clip, failure in failures.items()}
-    found.outcomes[modality] = outcomes
-    found.messages[modality] = {clip: failure.message for clip, failure in failures.items()}
+    findings.outcomes[modality] = outcomes
+    findings.messages[modality] = {clip: failure.message for clip, failure in failures.items()}
     clips = {**damaged.kinds, **dict.fromkeys(damaged.originals, "untouched")}
 
-    def blame(what: str, names: list[str]) -> None:
+    def report(fault: str, names: list[str]) -> None:
         if names:
-            found.wrong.append(f"{modality}: {what}: {', '.join(names[:20])}")
-            found.offending.update(damaged.where[name] for name in names if name in damaged.where)
+            findings.faults.append(f"{modality}: {fault}: {', '.join(names[:20])}")
+            findings.offending.update(damaged.paths[name] for name in names if name in damaged.paths)
 
-    blame("in the store and among the failures", [clip for clip in store.ids if clip in failures])
-    blame("lost", [clip for clip in clips if clip not in outcomes])
-    blame("nobody's", [clip for clip in outcomes if clip not in clips])
-    blame("no documented reason", [clip for clip, failure in failures.items() if failure.reason not in REASONS])
-    blame("nothing said", [clip for clip, failure in failures.items() if not failure.message])
-    found.wrong += [f"{modality}: {fault}" for fault in store.validate()]
-    blame("not finite", [clip for clip in store.ids if not np.isfinite(values_of(store, clip)).all()])
+    report("in the store and among the failures", [clip for clip in store.ids if clip in failures])
+    report("lost", [clip for clip in clips if clip not in outcomes])
+    report("unknown", [clip for clip in outcomes if clip not in clips])
+    report("no documented reason", [clip for clip, failure in failures.items() if failure.reason not in REASONS])
+    report("without a message", [clip for clip, failure in failures.items() if not failure.message])
+    findings.faults += [f"{modality}: {fault}" for fault in store.validate()]
+    report("not finite", [clip for clip in store.ids if not np.isfinite(values_of(store, clip)).all()])
     same = dict(zip(sorted(damaged.originals), sorted([*alone.ids, *(f.clip for f in alone.failures())]), strict=True))
     expected = dict.fromkeys(alone.ids, "features") | {failure.clip: failure.reason for failure in alone.failures()}
-    blame("untouched, but another outcome", [c for c in same if outcomes.get(c) != expected[same[c]]])
+    report("untouched, but another outcome", [c for c in same if outcomes.get(c) != expected[same[c]]])
     read = [clip for clip in same if outcomes.get(clip) == expected[same[clip]] == "features"]
-    blame(
+    report(
         "untouched, but other features",
         [clip for clip in read if not np.array_equal(values_of(store, clip), values_of(alone, same[clip]))],
     )
@@ -778,21 +807,21 @@ def values_of(store: FeatureStore, clip: str) -> np.ndarray:
     return store.read([clip]) if store.pooled else store.frames(clip)
 
 
-def fuzz(work: Path, count: int, seed: int, originals: int, limit: float) -> tuple[Folder, Checked]:
+def fuzz(work: Path, *, count: int, seed: int, originals: int, limit: float) -> tuple[Folder, Findings]:
     """Make the files below `work`, run the extractions, check them."""
     sources = make_sources(work / "sources")
     hubert = tiny_hubert(work / "encoders")
-    damaged = make_folder(work / "damaged", sources, count, seed, originals)
-    calm = make_folder(work / "calm", sources, 0, seed, originals)
-    return damaged, check(work, damaged, calm, hubert, limit)
+    damaged = make_folder(work / "damaged", sources, count=count, seed=seed, originals=originals)
+    undamaged = make_folder(work / "undamaged", sources, count=0, seed=seed, originals=originals)
+    return damaged, check(work, damaged, undamaged, hubert=hubert, limit=limit)
 
 
 # ---------------------------------------------------------------- the report
 
 
-def table(damaged: Folder, found: Checked) -> Iterator[str]:
-    """Kind of mutation by outcome, then what the extractions took."""
-    for modality, outcomes in found.outcomes.items():
+def table(damaged: Folder, findings: Findings) -> Iterator[str]:
+    """Yield lines of a table of kinds by outcome, and of the cost of the extractions."""
+    for modality, outcomes in findings.outcomes.items():
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for clip, kind in [*damaged.kinds.items(), *((clip, "(untouched)") for clip in damaged.originals)]:
             counts[kind][outcomes.get(clip, "LOST")] += 1
@@ -801,10 +830,10 @@ def table(damaged: Folder, found: Checked) -> Iterator[str]:
         yield f"{modality:20}" + "".join(f"{column:>14}" for column in columns)
         for kind, row in [*sorted(counts.items()), *total.items()]:
             yield f"{kind:20}" + "".join(f"{row[column] or '.':>14}" for column in columns)
-        ran = found.ran[modality]
+        extraction = findings.runs[modality]
         crashes, timeouts = total["all"]["crashed"], total["all"]["timeout"]
         yield (
-            f"{modality}: {ran.seconds:.0f} s, peak {ran.peak / 2**30:.1f} GiB in all processes, "
+            f"{modality}: {extraction.seconds:.0f} s, peak {extraction.peak / 2**30:.1f} GiB in all processes, "
             f"{crashes} crashes of decoder processes, {timeouts} timeouts"
         )
         yield ""
@@ -818,13 +847,17 @@ def main() -> None:
     options = parser.parse_args()
     work = options.keep or Path(tempfile.mkdtemp(prefix="mertool-fuzz-"))
     work.mkdir(parents=True, exist_ok=True)
-    damaged, found = fuzz(
-        work, options.count, options.seed, originals=max(5, options.count // 25), limit=120 + 1.5 * options.count
+    damaged, findings = fuzz(
+        work,
+        count=options.count,
+        seed=options.seed,
+        originals=max(5, options.count // 25),
+        limit=120 + 1.5 * options.count,
     )
-    print("\n".join(table(damaged, found)))
-    if found.wrong:
-        print(f"{len(found.wrong)} checks failed; everything is kept in {work}")
-        print("\n".join([*found.wrong, *map(ascii, sorted(found.offending))]))
+    print("\n".join(table(damaged, findings)))
+    if findings.faults:
+        print(f"{len(findings.faults)} checks failed; everything is kept in {work}")
+        print("\n".join([*findings.faults, *map(ascii, sorted(findings.offending))]))
         sys.exit(1)
     print(f"{len(damaged.kinds)} damaged files of {len(set(damaged.kinds.values()))} kinds: every check holds")
     if not options.keep:

@@ -13,7 +13,7 @@ def test_a_few_disturbances(tmp_path):
     tally = crash.crash(tmp_path, kills=4, seed=0, clips={"audio": 24})
     assert tally.total == 4
     assert sum(tally.resumed.values()) == 4
-    assert {how for how, _ in tally.disturbances} >= {"kill", "full disk"}
+    assert {kind for kind, _ in tally.disturbances} >= {"kill", "full disk"}
     lines = list(crash.table(tally))
     assert lines[-1].startswith("4 disturbances in ")
 
@@ -41,8 +41,8 @@ def test_a_torn_store_and_a_torn_part_are_seen(tmp_path):
 
 
 def test_the_shares_of_a_hundred():
-    assert sum(crash.HOW.values()) == sum(crash.WHEN.values()) == 100
-    assert set(crash.CODES) == set(crash.HOW)
+    assert sum(crash.KINDS.values()) == sum(crash.EVENTS.values()) == 100
+    assert set(crash.CODES) == set(crash.KINDS)
     drawn = crash.draw(random.Random(0), 100)
-    assert {how: drawn.count(how) for how in crash.HOW} == crash.HOW
+    assert {kind: drawn.count(kind) for kind in crash.KINDS} == crash.KINDS
     assert {"kill", "full disk"} <= set(crash.draw(random.Random(0), 4))

@@ -1,6 +1,7 @@
-"""A full disk: one clear line, exit 1, what was there stays, and the same command finishes once there is room.
+"""A full disk: one line of error, exit 1, existing files stay, and the same command finishes once there is room.
 
-The stand-ins: a limit on the size of a file (EFBIG from the kernel, for HDF5 too), and calls that raise ENOSPC.
+A full disk is simulated by a limit on the size of a file (EFBIG from the kernel, for HDF5 too), and by calls that
+raise ENOSPC.
 """
 
 import errno
@@ -29,7 +30,7 @@ FULL = r"^the disk is full: "
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes."""
+    """Limit the size of every file of this process to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))  # Python ignores SIGXFSZ, so writes fail with EFBIG
     try:
@@ -51,7 +52,7 @@ def features(recipe: Recipe, clip: str) -> ClipFeatures:
 
 
 def extract(path: Path, recipe: Recipe, clips: list[str]) -> None:
-    """What a run does to its store."""
+    """Write a store as a run of `extract` does."""
     with StoreWriter(path, recipe, {}) as out:
         for clip in clips:
             if clip not in out.done:
@@ -78,24 +79,24 @@ def recipe(request) -> Recipe:
 
 
 @pytest.fixture
-def calm(tmp_path, recipe) -> dict[str, list]:
-    """What an undisturbed run writes."""
-    extract(tmp_path / "calm" / "store.h5", recipe, CLIPS)
-    return content(tmp_path / "calm" / "store.h5")
+def undisturbed(tmp_path, recipe) -> dict[str, list]:
+    """The content of a store of an undisturbed run."""
+    extract(tmp_path / "undisturbed" / "store.h5", recipe, CLIPS)
+    return content(tmp_path / "undisturbed" / "store.h5")
 
 
-def test_no_room_for_a_part(tmp_path, recipe, calm):
+def test_no_room_for_a_part(tmp_path, recipe, undisturbed):
     path = tmp_path / "store.h5"
     with largest_file(8_000), pytest.raises(MertoolError, match=FULL + r"cannot write .*store\.h5\.parts/part-"):
         extract(path, recipe, CLIPS)
     assert not path.exists()
     assert [p.name for p in tmp_path.rglob("*") if "tmp-" in p.name] == []
     extract(path, recipe, CLIPS)
-    assert content(path) == calm
+    assert content(path) == undisturbed
 
 
 def in_a_process(action: str, *arguments: object) -> tuple[int, list[str]]:
-    """Run a function of this file by itself, because HDF5 may take the process down with it; code and lines."""
+    """Run a function of this file in a process, because HDF5 may crash; return the exit code and the printed lines."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_disk_full as here; from mertool.errors import MertoolError\n"
@@ -118,29 +119,28 @@ def merge_into(size: str, *paths: str) -> None:
         merge_stores([Path(path) for path in paths[:-1]], Path(paths[-1]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("more", [2_000, 20_000])
-def test_no_room_for_the_merge(more, tmp_path, recipe, calm):
+def test_no_room_for_the_merge(more, tmp_path, recipe, undisturbed):
     path = tmp_path / "store.h5"
     extract(path, recipe, CLIPS[:6])
     before = path.read_bytes()
     kind = next(kind for kind, value in RECIPES.items() if value == recipe)
     code, lines = in_a_process("extract_into", len(before) + more, path, kind)
-    assert code == 1, "a crash of HDF5 (-11, -6) is no way to end"
+    assert code == 1, "HDF5 crashed (-11, -6)"
     assert len(lines) == 1
     assert lines[0].startswith(f"the disk is full: cannot write {path}")
     assert path.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["calm", "store.h5", "store.h5.parts"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store.h5", "store.h5.parts", "undisturbed"]
     with StoreWriter(path, recipe, {}) as out:
-        assert set(out.done) == set(CLIPS), "what was finished is kept"
+        assert set(out.done) == set(CLIPS), "finished clips are lost"
     extract(path, recipe, CLIPS)
-    assert content(path) == calm
+    assert content(path) == undisturbed
     assert not parts_folder(path).exists()
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_every_single_write_may_fail(call, tmp_path, recipe, calm, monkeypatch):
-    """Whichever call it is: the old store stays or the new one is whole, and the next run ends the work."""
+def test_every_single_write_may_fail(call, tmp_path, recipe, undisturbed, monkeypatch):
+    """Whichever call fails, the old store stays or the new one is complete, and the next run finishes it."""
     real = getattr(os, call)
     failed = 0
     for number in range(40):
@@ -160,39 +160,38 @@ def test_every_single_write_may_fail(call, tmp_path, recipe, calm, monkeypatch):
             if next(calls) <= number:
                 break  # fewer calls than that: none failed
         failed += 1
-        assert content(path) in (before, calm)
+        assert content(path) in (before, undisturbed)
         assert not list(tmp_path.glob(".*tmp-*"))
         extract(path, recipe, CLIPS)
-        assert content(path) == calm
+        assert content(path) == undisturbed
         assert not parts_folder(path).exists()
     assert 4 <= failed < 40
 
 
-@pytest.mark.slow
 def test_no_room_for_a_merged_store(tmp_path, recipe):
     stores = [tmp_path / "1.h5", tmp_path / "2.h5"]
     extract(stores[0], recipe, CLIPS[:6])
     extract(stores[1], recipe, CLIPS[6:])
     code, lines = in_a_process("merge_into", 80_000, *stores, tmp_path / "both.h5")
-    assert code == 1, "a crash of HDF5 (-11, -6) is no way to end"
+    assert code == 1, "HDF5 crashed (-11, -6)"
     assert len(lines) == 1
     assert lines[0].startswith("the disk is full: cannot write")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.h5", "2.h5"]
 
 
-def test_no_room_for_a_store_in_one_go(tmp_path):
+def test_no_room_for_a_store_that_is_written_at_once(tmp_path):
     with largest_file(8_000), pytest.raises(MertoolError, match=FULL):
         write_store(tmp_path / "store.h5", POOLED, {}, features=[features(POOLED, clip) for clip in CLIPS])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_the_command_says_it_in_one_line_and_ends_with_1(tmp_path, demo, tiny_encoders, call):
+def test_the_command_prints_one_line_and_exits_with_1(tmp_path, demo, tiny_encoders, call):
     rows = (demo / "manifest.csv").read_text(encoding="utf-8").splitlines()[:16]
     (tmp_path / "clips.csv").write_text("\n".join(rows), encoding="utf-8")
-    given = ["extract", "text", tmp_path / "clips.csv", "--encoder", tiny_encoders["bert"], "--pool", "none", "-o"]
+    arguments = ["extract", "text", tmp_path / "clips.csv", "--encoder", tiny_encoders["bert"], "--pool", "none", "-o"]
     limited = ["bash", "-c", 'ulimit -S -f 20; exec "$@"', "bash", sys.executable, "-m", "mertool"]
-    command = [*limited, *map(str, given), str(tmp_path / "text.h5"), "-q"]
+    command = [*limited, *map(str, arguments), str(tmp_path / "text.h5"), "-q"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}  # threads fight on a busy machine
     stopped = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert stopped.returncode == 1
@@ -201,6 +200,6 @@ def test_the_command_says_it_in_one_line_and_ends_with_1(tmp_path, demo, tiny_en
     assert line.endswith("free some space and run the same command again")
     assert stopped.stdout == ""
     assert not (tmp_path / "text.h5").exists()
-    for name in ("text.h5", "calm.h5"):
-        call(*given, tmp_path / name, "-q")
-    assert content(tmp_path / "text.h5") == content(tmp_path / "calm.h5")
+    for name in ("text.h5", "undisturbed.h5"):
+        call(*arguments, tmp_path / name, "-q")
+    assert content(tmp_path / "text.h5") == content(tmp_path / "undisturbed.h5")

@@ -1,4 +1,4 @@
-"""Faces: which track is the clip's face, how it is cut out, and what MTCNN finds in a demo clip."""
+"""Faces: which track is the main face of a clip, how it is cropped, and detection by MTCNN in a demo clip."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from mertool.faces import CROP_SIDE, FaceTrack, find_face, overlap, resize, squa
 from mertool.media import read_frames
 
 
-def box(left: float, top: float, side: float) -> np.ndarray:
-    return np.array([left, top, left + side, top + side], np.float64)
+def box(x: float, y: float, side: float) -> np.ndarray:
+    return np.array([x, y, x + side, y + side], np.float64)
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -19,27 +19,27 @@ def colour(number: int) -> tuple[int, int, int]:
 
 @pytest.fixture
 def scene(monkeypatch):
-    """A function that plays a list of frames, each a list of (person, box, probability), to `find_face`.
+    """A function that passes a list of frames, each a list of (person, box, probability), to `find_face`.
 
-    A person is a square of the person's own colour; the detector is told where they are.
+    A person is a square of a colour of its own; detection is replaced by the boxes of the list.
     """
 
-    def play(script: list) -> FaceTrack:
+    def track_scene(script: list) -> FaceTrack:
         pictures = []
         for people in script:
             frame = np.full((240, 320, 3), 128, np.uint8)
-            for person, place, _ in people:
-                left, top, right, bottom = place.astype(int)
-                frame[max(0, top) : bottom, max(0, left) : right] = colour(person)
+            for person, position, _ in people:
+                x, y, right, bottom = position.astype(int)
+                frame[max(0, y) : bottom, max(0, x) : right] = colour(person)
             pictures.append(frame)
-        found = {id(frame): people for frame, people in zip(pictures, script, strict=True)}
+        people_of = {id(frame): people for frame, people in zip(pictures, script, strict=True)}
 
         def detect(frames: list[np.ndarray]) -> list[list[tuple[np.ndarray, float]]]:
             return [
                 [
-                    (place, probability)
-                    for _, place, probability in sorted(
-                        found[id(frame)], key=lambda item: -np.prod(item[1][2:] - item[1][:2])
+                    (position, probability)
+                    for _, position, probability in sorted(
+                        people_of[id(frame)], key=lambda item: -np.prod(item[1][2:] - item[1][:2])
                     )
                 ]
                 for frame in frames
@@ -48,11 +48,11 @@ def scene(monkeypatch):
         monkeypatch.setattr(faces, "_detect", detect)
         return find_face((number / 4, frame) for number, frame in enumerate(pictures))
 
-    return play
+    return track_scene
 
 
 def people_in(track: FaceTrack) -> list[int]:
-    """Who is in the middle of each crop."""
+    """Return the person in the middle of each crop."""
     return [round(int(crop[CROP_SIDE // 2, CROP_SIDE // 2, 0]) / 40) for crop in track.crops]
 
 
@@ -84,9 +84,9 @@ def test_a_face_that_jumps_is_another_track(scene):
     assert (track.frames_seen, track.share) == (5, 0.6)
 
 
-def test_a_face_that_comes_back_goes_on_with_its_track(scene):
-    there = [(1, box(100, 60, 80), 1.0)]
-    track = scene([there, [], [], there, there])
+def test_a_face_that_comes_back_continues_its_track(scene):
+    visible = [(1, box(100, 60, 80), 1.0)]
+    track = scene([visible, [], [], visible, visible])
     assert people_in(track) == [1, 1, 1]
     assert (track.frames_seen, track.share, track.seconds) == (5, 0.6, 1.0)
 
@@ -129,10 +129,10 @@ def test_a_crop_is_square_with_the_margin_around_the_middle():
     assert columns.mean() == pytest.approx((CROP_SIDE - 1) / 2, abs=1)
 
 
-@pytest.mark.parametrize("place", [box(-30, -30, 80), box(280, 200, 80), box(-50, -50, 500), box(5.4, 3.2, 0.3)])
-def test_a_crop_beyond_the_edge_repeats_it(place):
+@pytest.mark.parametrize("position", [box(-30, -30, 80), box(280, 200, 80), box(-50, -50, 500), box(5.4, 3.2, 0.3)])
+def test_a_crop_beyond_the_edge_repeats_it(position):
     frame = np.full((240, 320, 3), 77, np.uint8)
-    crop = square_crop(frame, place)
+    crop = square_crop(frame, position)
     assert crop.shape == (CROP_SIDE, CROP_SIDE, 3)
     assert np.all(crop == 77)
 
@@ -163,11 +163,11 @@ def test_mtcnn_finds_none_in_the_demo_clip_without_one(demo):
 
 def test_a_detect_in_batches_box_is_in_pixels_of_the_frame_whatever_its_size(demo):
     _, frame = next(iter(read_frames(demo / "clips" / "spk01_001.mp4", 1, 1)))
-    ((place, probability), *_), *_ = faces._detect([frame])
+    ((position, probability), *_), *_ = faces._detect([frame])
     large = resize(frame, 4 * frame.shape[0], 4 * frame.shape[1])
-    ((large_place, _), *_), *_ = faces._detect([large])
+    ((large_position, _), *_), *_ = faces._detect([large])
     assert probability >= 0.9
-    assert overlap(place, large_place / 4) > 0.75
+    assert overlap(position, large_position / 4) > 0.75
 
 
 @pytest.mark.parametrize("shape", [(10, 10, 3), (39, 900, 3), (64, 64, 3)])
@@ -176,20 +176,20 @@ def test_small_and_empty_frames_have_no_face(shape):
 
 
 def test_frames_detect_in_batches_together_have_the_faces_they_have_alone(demo):
-    """Also where some of them have none, which MTCNN's own batches are known to fail on."""
+    """Also if some of them have none, where batches of MTCNN itself fail."""
     frames_seen = [frame for _, frame in read_frames(demo / "clips" / "spk01_001.mp4", 2, 4)]
     empty = np.zeros_like(frames_seen[0])
     frames = [frames_seen[0], empty, *frames_seen[1:], empty]
     together = faces._detect(frames)
-    assert [len(found) for found in together] == [1 if frame.any() else 0 for frame in frames]
-    for found, frame in zip(together, frames, strict=True):
-        for (place, probability), (alone, certain) in zip(found, faces._detect([frame])[0], strict=True):
-            np.testing.assert_allclose(place, alone, atol=0.01)
-            assert probability == pytest.approx(certain, abs=1e-4)
+    assert [len(detections) for detections in together] == [1 if frame.any() else 0 for frame in frames]
+    for detections, frame in zip(together, frames, strict=True):
+        for (position, probability), single in zip(detections, faces._detect([frame])[0], strict=True):
+            np.testing.assert_allclose(position, single[0], atol=0.01)
+            assert probability == pytest.approx(single[1], abs=1e-4)
 
 
 def test_frames_of_different_sizes_are_detect_in_batches_apart(demo):
     frames = list(read_frames(demo / "clips" / "spk01_001.mp4", 1, 2))
     moment, frame = frames[0]
     mixed = [(moment, frame), (moment, frame[:-10]), (moment, frame)]
-    assert [len(found) for _, _, found in faces._detect_in_batches(mixed)] == [1, 1, 1]
+    assert [len(detections) for _, _, detections in faces._detect_in_batches(mixed)] == [1, 1, 1]

@@ -13,14 +13,14 @@ from mertool.store import FeatureStore
 @pytest.mark.slow
 def test_every_kind_of_damage_once(tmp_path, monkeypatch):
     monkeypatch.delitem(fuzz.KINDS, "sparse")  # takes decoders to their timeout, which is a matter of half a minute
-    damaged, found = fuzz.fuzz(tmp_path, len(fuzz.KINDS) + 10, seed=0, originals=5, limit=300)
-    assert found.wrong == []
+    damaged, findings = fuzz.fuzz(tmp_path, count=len(fuzz.KINDS) + 10, seed=0, originals=5, limit=300)
+    assert findings.faults == []
     assert set(damaged.kinds.values()) == set(fuzz.KINDS)
     for modality in fuzz.MODALITIES:
         with FeatureStore(tmp_path / f"{modality}.h5") as store:
             assert len(store) >= 5
             assert len(store) + len(store.failures()) == len(damaged.kinds) + len(damaged.originals)
-    report = "\n".join(fuzz.table(damaged, found))
+    report = "\n".join(fuzz.table(damaged, findings))
     assert "(untouched)" in report
     assert "LOST" not in report
 
@@ -32,9 +32,9 @@ def sources(tmp_path_factory) -> list[Path]:
 
 def test_the_same_seed_makes_the_same_files(sources, tmp_path):
     def files(name: str, count: int, seed: int) -> dict[str, bytes]:
-        made = fuzz.make_folder(tmp_path / name, sources, count, seed, originals=2)
+        made = fuzz.make_folder(tmp_path / name, sources, count=count, seed=seed, originals=2)
         by_bytes = [clip for clip, kind in made.kinds.items() if fuzz.KINDS[kind].sources]
-        return {clip: made.where[clip].read_bytes() for clip in by_bytes}
+        return {clip: made.paths[clip].read_bytes() for clip in by_bytes}
 
     first, again, other = files("a", 24, 3), files("b", 24, 3), files("c", 24, 4)
     assert len(first) > 5
@@ -44,18 +44,18 @@ def test_the_same_seed_makes_the_same_files(sources, tmp_path):
 
 def test_a_check_that_fails_names_the_files(sources, tmp_path, monkeypatch):
     """The checks themselves: a clip that is lost, and one whose features changed."""
-    damaged = fuzz.make_folder(tmp_path / "damaged", sources, 3, 0, originals=2)
-    found = fuzz.Checked()
+    damaged = fuzz.make_folder(tmp_path / "damaged", sources, count=3, seed=0, originals=2)
+    findings = fuzz.Findings()
     stores = [FakeStore(damaged.originals, 1.0), FakeStore(damaged.originals, 2.0)]
-    fuzz.check_store("audio", *stores, damaged, found)
-    lost, changed = found.wrong
+    fuzz.check_store("audio", *stores, damaged=damaged, findings=findings)
+    lost, changed = findings.faults
     assert lost.startswith("audio: lost: 00000-cut_anywhere")
     assert changed.startswith(f"audio: untouched, but other features: {damaged.originals[0]}")
-    assert found.offending == set(damaged.where.values())
+    assert findings.offending == set(damaged.paths.values())
 
 
 class FakeStore:
-    """As much of a store as the checks look at."""
+    """The part of a store that the checks use."""
 
     pooled = True
 

@@ -1,4 +1,4 @@
-"""Reading media: sound at 16 kHz mono and true to level, frames equal in both decoders, reasons of failures."""
+"""Reading media: audio at 16 kHz mono with its level, equal frames from both decoders, reasons of failures."""
 
 import os
 import shutil
@@ -20,13 +20,13 @@ WIDTH, HEIGHT, FPS = 96, 64, 15
 
 
 def sine(seconds: float, rate: int = RATE, level: float = 0.5) -> np.ndarray:
-    """440 Hz, (2, n) float32, the same in both channels."""
+    """Return 440 Hz, (2, n) float32, the same in both channels."""
     wave = level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
     return np.stack([wave, wave]).astype(np.float32)
 
 
 def picture(number: int) -> np.ndarray:
-    """A frame that names its number by its grey, with a corner to tell up from down."""
+    """Return a frame whose grey encodes its number, with a red top left corner."""
     frame = np.full((HEIGHT, WIDTH, 3), 8 * (number % 30), np.uint8)
     frame[:16, :16] = (250, 20, 20)
     return frame
@@ -40,30 +40,30 @@ def make(
     options: dict[str, str] | None = None,
     rotation: int = 0,
 ) -> Path:
-    """A small file with the streams that are named."""
+    """Write a small file with streams of the named codecs."""
     with av.open(str(path), "w", options=options or {}) as out:
         if video:
-            pictures = out.add_stream(video, rate=FPS)
-            pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            video_stream = out.add_stream(video, rate=FPS)
+            video_stream.width, video_stream.height, video_stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         if audio:
-            sound = out.add_stream(audio, rate=RATE, layout="stereo")
+            audio_stream = out.add_stream(audio, rate=RATE, layout="stereo")
         if video:
             for number in range(round(seconds * FPS)):
                 frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
                 frame.pts, frame.time_base = number, Fraction(1, FPS)
-                out.mux(pictures.encode(frame))
-            out.mux(pictures.encode(None))
+                out.mux(video_stream.encode(frame))
+            out.mux(video_stream.encode(None))
         if audio:
             wave = sine(seconds)
-            resampler = av.AudioResampler(format=sound.format, layout="stereo", rate=RATE)
+            resampler = av.AudioResampler(format=audio_stream.format, layout="stereo", rate=RATE)
             frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
             frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
             fifo = av.AudioFifo()
             for piece in resampler.resample(frame):
                 fifo.write(piece)
-            while block := fifo.read(sound.frame_size or 1024, partial=True):
-                out.mux(sound.encode(block))
-            out.mux(sound.encode(None))
+            while block := fifo.read(audio_stream.frame_size or 1024, partial=True):
+                out.mux(audio_stream.encode(block))
+            out.mux(audio_stream.encode(None))
     return path
 
 
@@ -73,7 +73,7 @@ def frames_of(path: Path, decoder: str, fps: float = FPS, **more) -> tuple[list[
 
 
 def level_of(wave: np.ndarray) -> float:
-    """Amplitude of a sine, from the middle where no codec fades."""
+    """Return the amplitude of a sine, from the middle, where no codec fades."""
     middle = wave[len(wave) // 4 : 3 * len(wave) // 4]
     return float(np.sqrt(2) * middle.std())
 
@@ -90,7 +90,7 @@ def mp4(tmp_path_factory) -> Path:
     return make(tmp_path_factory.mktemp("media") / "测试 clip.mp4")
 
 
-# ---------------------------------------------------------------- sound
+# ---------------------------------------------------------------- audio
 
 
 @pytest.mark.parametrize(
@@ -103,18 +103,18 @@ def mp4(tmp_path_factory) -> Path:
         ("a.mp4", "aac", 1100),
     ],
 )
-def test_sound_is_16_khz_mono_at_its_level(name, codec, slack, tmp_path):
+def test_audio_is_16_khz_mono_at_its_level(name, codec, slack, tmp_path):
     path = make(tmp_path / name, video="libx264" if name.endswith(".mp4") else None, audio=codec)
     wave = read_audio(path)
     assert (wave.ndim, wave.dtype) == (1, np.float32)
     assert abs(len(wave) - 2 * 16_000) <= slack
-    # LAME itself is 5 % quieter: the level that counts is the file's own.
+    # The LAME encoder reduces the level by 5 %, so the level of the decoded file is compared.
     assert level_of(wave) == pytest.approx(level_of(decoded(path)), rel=0.01)
     assert level_of(wave) == pytest.approx(0.5, rel=0.06)
 
 
 def decoded(path: Path) -> np.ndarray:
-    """The left channel as it comes out of the codec."""
+    """Return the left channel as decoded, without resampling."""
     with av.open(str(path)) as container:
         wave = np.concatenate(
             [
@@ -123,8 +123,8 @@ def decoded(path: Path) -> np.ndarray:
             ]
         )
         packed = not container.streams.audio[0].format.is_planar
-    left = wave[::2] if packed else wave
-    return left / np.iinfo(left.dtype).max if left.dtype.kind == "i" else left
+    channel = wave[::2] if packed else wave
+    return channel / np.iinfo(channel.dtype).max if channel.dtype.kind == "i" else channel
 
 
 def test_the_pitch_stays(mp4):
@@ -145,22 +145,22 @@ def test_both_readers_of_16_khz_agree(name, tmp_path, monkeypatch):
 
 
 def test_stereo_at_16_khz_is_the_mean_of_its_channels(tmp_path, monkeypatch):
-    left, right = sine(1, 16_000)[0], np.zeros(16_000, np.float32)
-    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 16_000)
+    channels = [sine(1, 16_000)[0], np.zeros(16_000, np.float32)]
+    soundfile.write(tmp_path / "a.wav", np.stack(channels, 1), 16_000)
     quick = read_audio(tmp_path / "a.wav")
     assert level_of(quick) == pytest.approx(0.25, rel=0.01)
     monkeypatch.setattr("mertool.media._read_soundfile", lambda _: None)
     np.testing.assert_allclose(read_audio(tmp_path / "a.wav"), quick, atol=2 / 32768)
 
 
-def test_a_part_of_the_sound(mp4):
-    whole = read_audio(mp4)
-    np.testing.assert_array_equal(read_audio(mp4, 0.5, 1.25), whole[8_000:20_000])
-    np.testing.assert_array_equal(read_audio(mp4, start=1.5), whole[24_000:])
-    np.testing.assert_array_equal(read_audio(mp4, end=0.5), whole[:8_000])
+def test_a_segment_of_the_audio(mp4):
+    samples = read_audio(mp4)
+    np.testing.assert_array_equal(read_audio(mp4, 0.5, 1.25), samples[8_000:20_000])
+    np.testing.assert_array_equal(read_audio(mp4, start=1.5), samples[24_000:])
+    np.testing.assert_array_equal(read_audio(mp4, end=0.5), samples[:8_000])
 
 
-def test_a_part_beyond_the_end_is_too_short(mp4):
+def test_a_segment_beyond_the_end_is_too_short(mp4):
     assert reason_of(read_audio, mp4, 60, 61) == "too_short"
 
 
@@ -189,7 +189,7 @@ def test_frames_are_the_ones_of_their_moments(mp4):
         assert abs(int(frame[-8:, -8:].mean()) - 8 * (number % 30)) <= 4
 
 
-def test_a_part_of_the_frames(mp4):
+def test_a_segment_of_the_frames(mp4):
     times, _ = frames_of(mp4, "pyav", start=1.0, end=1.4)
     assert times == pytest.approx([n / FPS for n in range(15, 21)])
 
@@ -200,7 +200,7 @@ def test_rotation_metadata_is_applied(decoder, tmp_path):
         pytest.importorskip("decord")
     path = rotated(make(tmp_path / "flat.mp4", 0.5, audio=None), tmp_path / "turned.mp4")
     with av.open(str(path)) as container:
-        assert next(container.decode(video=0)).rotation != 0, "the stand-in for a phone's video is not rotated"
+        assert next(container.decode(video=0)).rotation != 0, "the test file is not rotated"
     _, frames = frames_of(path, decoder)
     assert frames.shape[1:] == (WIDTH, HEIGHT, 3)
     red = frames[0].astype(int)[..., 0] - frames[0][..., 1]
@@ -214,7 +214,7 @@ def test_rotation_metadata_is_applied(decoder, tmp_path):
 
 
 def rotated(path: Path, target: Path) -> Path:
-    """The same file, to be shown turned by a quarter clockwise: the matrix in its track header says so."""
+    """Write the same file with a matrix in its track header that rotates it by 90 degrees clockwise."""
     data = bytearray(path.read_bytes())
     box = data.index(b"tkhd")
     matrix = box + 4 + 4 + 20 + 8 + 8  # version and flags, times and id and duration, reserved, layer to volume
@@ -227,7 +227,7 @@ def rotated(path: Path, target: Path) -> Path:
     return target
 
 
-def test_a_cover_is_no_video(tmp_path):
+def test_a_cover_image_is_not_a_video(tmp_path):
     path = make(tmp_path / "song.m4a", 1.0, video=None)
     covered = tmp_path / "covered.m4a"
     with av.open(str(path)) as source, av.open(str(covered), "w", format="mp4") as out:
@@ -243,7 +243,7 @@ def test_a_cover_is_no_video(tmp_path):
         out.mux(cover.encode(frame))
         out.mux(cover.encode(None))
     with av.open(str(covered)) as container:
-        assert container.streams.video, "the stand-in has no cover"
+        assert container.streams.video, "the test file has no cover"
     assert reason_of(read_frames, covered, 4, 256) == "no_video"
     assert len(read_audio(covered)) > 15_000
 
@@ -256,7 +256,7 @@ def test_frame_table_of_a_file(mp4):
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
 def test_an_edit_list_hides_frames(decoder, tmp_path):
-    """Cutting without encoding keeps frames that an edit list says not to show."""
+    """A cut without re-encoding keeps frames that an edit list hides."""
     source, path = make(tmp_path / "whole.mp4", 2.0, audio=None, video="libx264"), tmp_path / "cut.mp4"
     first = cut_by_edit_list(source, path, 10)
     times, _ = frame_table(path)
@@ -267,7 +267,7 @@ def test_an_edit_list_hides_frames(decoder, tmp_path):
 
 
 def cut_by_edit_list(source: Path, target: Path, first: int) -> int:
-    """The same file with its edit list's media time moved to frame `first`."""
+    """Write the same file with an edit list that begins at frame `first`; return `first`."""
     data = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
         stream = container.streams.video[0]
@@ -283,7 +283,7 @@ def cut_by_edit_list(source: Path, target: Path, first: int) -> int:
 # ---------------------------------------------------------------- which frames
 
 
-def test_sampled_frames_are_in_the_middle_of_equal_parts():
+def test_sampled_frames_are_in_the_middle_of_equal_intervals():
     times = [n / 10 for n in range(40)]  # 4 s
     assert sample_frames(times, 1, 256) == [5, 15, 25, 35]
     assert sample_frames(times, 10, 256) == list(range(40))
@@ -295,16 +295,16 @@ def test_sampling_faster_than_the_video_repeats_no_frame():
 
 
 def test_sampling_follows_the_times_of_a_variable_rate():
-    times = [0.0, 0.1, 0.2, 0.3, 3.0]  # frame 3 stands on the screen for 2.7 s
+    times = [0.0, 0.1, 0.2, 0.3, 3.0]  # frame 3 is on the screen for 2.7 s
     assert sample_frames(times, 1, 256) == [3, 4]
 
 
-def test_one_frame_and_the_shortest_part_give_one():
+def test_one_frame_and_the_shortest_segment_give_one():
     assert sample_frames([0.0], 4, 256) == [0]
     assert sample_frames([n / 10 for n in range(40)], 4, 256, start=2.0, end=2.01) == [20]
 
 
-def test_a_part_after_the_end_is_too_short():
+def test_sampling_after_the_end_is_too_short():
     assert reason_of(sample_frames, [n / 10 for n in range(40)], 4, 256, start=9.0) == "too_short"
 
 
@@ -321,7 +321,7 @@ def test_a_missing_file(read, tmp_path):
     "content", [b"", b"To whom it may concern\n" * 99, b"\0" * 5000], ids=["empty", "text", "zeros"]
 )
 @pytest.mark.parametrize("name", ["a.mp4", "a.wav"])
-def test_what_is_no_media_is_unreadable(read, content, name, tmp_path):
+def test_a_file_that_is_not_media_is_unreadable(read, content, name, tmp_path):
     (tmp_path / name).write_bytes(content)
     assert reason_of(read, tmp_path / name) == "unreadable"
 
@@ -334,8 +334,8 @@ def test_a_truncated_file_without_its_index_is_unreadable(read, mp4, tmp_path):
 
 @pytest.mark.parametrize("decoder", ["auto", "pyav"])
 def test_a_file_whose_last_frames_are_lost_is_unreadable_with_either_decoder(decoder, tmp_path):
-    whole = make(tmp_path / "whole.mp4", audio=None, options={"movflags": "faststart"})
-    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+    intact = make(tmp_path / "intact.mp4", audio=None, options={"movflags": "faststart"})
+    (tmp_path / "half.mp4").write_bytes(intact.read_bytes()[: intact.stat().st_size * 3 // 4])
     assert reason_of(frames_of, tmp_path / "half.mp4", decoder) == "unreadable"
 
 
@@ -353,14 +353,14 @@ def test_no_video_stream(name, tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_audio, lambda path: read_frames(path, 4, 256)], ids=["audio", "frames"])
-def test_a_folder_is_no_file(read, tmp_path):
+def test_a_folder_is_not_a_file(read, tmp_path):
     with pytest.raises(ClipError, match="is not a file") as caught:
         list(read(tmp_path))
     assert caught.value.reason == "missing_file"
 
 
-def test_sound_at_an_impossible_rate_is_unreadable(tmp_path):
-    """Damage in a header: a second of sound would become hours, or the resampler take gigabytes."""
+def test_audio_at_an_impossible_rate_is_unreadable(tmp_path):
+    """A damaged header: a second of audio would become hours, or resampling take gigabytes."""
     for rate in (1, 200_000_000):
         soundfile.write(tmp_path / "a.wav", np.zeros(RATE), rate)
         with pytest.raises(ClipError, match=f"a sample rate of {rate} Hz is not one of audio") as caught:
@@ -368,7 +368,7 @@ def test_sound_at_an_impossible_rate_is_unreadable(tmp_path):
         assert caught.value.reason == "unreadable"
 
 
-# ---------------------------------------------------------------- what must not cost a clip
+# ---------------------------------------------------------------- unusual but valid files
 
 
 def test_a_title_in_another_encoding_does_not_matter(tmp_path):
@@ -402,7 +402,7 @@ def test_a_name_in_another_encoding_does_not_matter(mp4, tmp_path):
     assert len(read_audio(named.with_suffix(".wav"))) == 16_000
 
 
-# ---------------------------------------------------------------- real files, where they are
+# ---------------------------------------------------------------- real files, if they are there
 
 
 def shared_media() -> list[Path]:
@@ -425,7 +425,7 @@ def test_decoders_agree_on_real_files(path):
 
 
 @needs_media
-def test_a_real_file_without_sound():
+def test_a_real_file_without_audio():
     assert reason_of(read_audio, SHARED / "media" / "fer_test.mp4") == "no_audio"
 
 

@@ -20,7 +20,7 @@ def wave(seed, seconds=1.0, loud=0.1):
 
 
 def reader(sounds):
-    """Stands in for `read_audio`; what is missing cannot be read."""
+    """Return a stand-in for `read_audio`; other files cannot be read."""
 
     def read(path):
         if path.name not in sounds:
@@ -40,14 +40,14 @@ def decibels(clean, noisy):
 
 @pytest.mark.parametrize("snr", [5.0, 10.0])
 @pytest.mark.parametrize("seconds", [0.3, 4.0])
-def test_the_ratio_is_the_one_asked_for(snr, seconds):
+def test_the_snr_is_the_requested_one(snr, seconds):
     clean = wave(0)
     noisy = add_noise(clean, mixture("n", start=0.5, snr=snr), reader({"n": wave(1, seconds, loud=3.0)}))
     assert noisy.dtype == np.float32 and noisy.shape == clean.shape
     assert decibels(clean, noisy) == pytest.approx(snr, abs=0.01)
 
 
-def test_several_voices_are_heard_at_the_same_level():
+def test_several_voices_have_the_same_level():
     loud, soft = wave(1, loud=0.5), wave(2, loud=0.01)
     clean = wave(0)
     both = add_noise(clean, mixture("a", "b", count=2), reader({"a": loud, "b": soft})) - clean
@@ -55,7 +55,7 @@ def test_several_voices_are_heard_at_the_same_level():
     assert shares == pytest.approx([np.sqrt(0.5)] * 2, abs=0.02)
 
 
-def test_files_without_sound_are_passed_over():
+def test_files_without_audio_are_skipped():
     sounds = {"silent": np.zeros(RATE, np.float32), "n": wave(1)}
     clean = wave(0)
     noisy = add_noise(clean, mixture("gone", "silent", "n"), reader(sounds))
@@ -69,7 +69,7 @@ def test_silence_stays_silence():
     np.testing.assert_array_equal(add_noise(silence, mixture("n"), reader({"n": wave(1)})), silence)
 
 
-def test_what_would_clip_is_made_softer():
+def test_a_sum_that_would_clip_is_scaled_down():
     clean = np.clip(wave(0, loud=0.9), -1, 1)
     noisy = add_noise(clean, mixture("n"), reader({"n": wave(1)}))
     assert np.abs(noisy).max() == pytest.approx(1.0)
@@ -86,7 +86,7 @@ def corpus(tmp_path):
     return Manifest(tuple(clips), tmp_path)
 
 
-def test_what_a_clip_gets_does_not_depend_on_the_others(corpus):
+def test_the_noise_of_a_clip_does_not_depend_on_the_other_clips(corpus):
     whole, part = (NoiseCorruption.babble(manifest, seed=3) for manifest in (corpus, Manifest(corpus.clips, Path("x"))))
     for clip in corpus.clips:
         assert whole.audio_settings(clip) == part.audio_settings(clip)
@@ -117,7 +117,7 @@ def test_blurs_are_those_of_the_challenge():
     assert counts.min() > 70
 
 
-def test_features_depend_on_the_sounds_and_the_seed_but_not_on_where_they_lie(corpus, tmp_path):
+def test_features_depend_on_the_audio_and_the_seed_but_not_on_paths(corpus, tmp_path):
     noise = NoiseCorruption.from_folder(corpus.source)
     copy = tmp_path / "elsewhere"
     copy.mkdir()

@@ -11,6 +11,7 @@ from mertool.extraction.batching import (
     bucket_batches,
     default_budget,
 )
+from mertool.features import MODALITIES
 
 
 def costs(seed: int, count: int) -> list[tuple[int, float]]:
@@ -114,4 +115,4 @@ def test_batches_are_smaller_once_one_did_not_fit():
 def test_a_cpu_takes_one_clip_at_a_time_but_several_texts():
     assert default_budget("audio", "cpu") == default_budget("video", "cpu") == 0.0
     assert default_budget("text", "cpu") > 0
-    assert all(default_budget(modality, "cuda") > 0 for modality in ("audio", "video", "text"))
+    assert all(default_budget(modality, "cuda") > 0 for modality in MODALITIES)

@@ -1,4 +1,4 @@
-"""`extract --dry-run`: what would be done, measured on a sample; nothing is written."""
+"""`extract --dry-run`: estimates from a measured sample; nothing is written."""
 
 import json
 
@@ -26,7 +26,7 @@ KEYS = [
 
 @pytest.fixture
 def texts(tmp_path, write_manifest):
-    """A function (count) that writes a manifest of so many transcripts, all alike in length."""
+    """A function (count) that writes a manifest of so many transcripts of one length."""
 
     def write(count):
         rows = [{"clip": f"c{n}", "path": f"c{n}.mp4", "text": "we lost the dog again " * 8} for n in range(count)]
@@ -40,15 +40,15 @@ def text(invoke, tiny_encoders, tmp_path):
     """A function (manifest, *options) that extracts frames of text; the command's result."""
 
     def run(manifest, *options, encoder=tiny_encoders["bert"]):
-        given = ["-o", tmp_path / "out" / "text.h5", "--encoder", encoder, "--pool", "none"]
-        return invoke("extract", "text", manifest, *given, *options)
+        arguments = ["-o", tmp_path / "out" / "text.h5", "--encoder", encoder, "--pool", "none"]
+        return invoke("extract", "text", manifest, *arguments, *options)
 
     return run
 
 
 @pytest.fixture
 def dry(text):
-    """Like `text`, with --dry-run and --json; the object."""
+    """Like `text`, with --dry-run and --json; returns the object."""
 
     def run(manifest, *options):
         result = text(manifest, "--dry-run", "--json", *options)
@@ -59,20 +59,20 @@ def dry(text):
 
 
 def files(folder):
-    """All files and folders with their contents' sizes and times."""
+    """Return all files and folders with their sizes and times."""
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
 def test_nothing_is_written(dry, text, texts, tmp_path):
     manifest = texts(6)
     before = files(tmp_path)
-    found = dry(manifest)
+    estimated = dry(manifest)
     text(manifest, "--dry-run")
     assert files(tmp_path) == before
-    assert list(found) == KEYS
-    assert (found["clips"], found["cached"], found["todo"], found["sample_failed"]) == (6, 0, 6, 0)
-    assert found["store"] == str(tmp_path / "out" / "text.h5")
-    assert found["disk_free"] > 0
+    assert list(estimated) == KEYS
+    assert (estimated["clips"], estimated["cached"], estimated["todo"], estimated["sample_failed"]) == (6, 0, 6, 0)
+    assert estimated["store"] == str(tmp_path / "out" / "text.h5")
+    assert estimated["disk_free"] > 0
 
 
 @pytest.mark.parametrize(("count", "sample"), [(1, 1), (4, 4), (5, 1), (36, 32), (40, 32)])
@@ -84,16 +84,16 @@ def test_the_sample(count, sample, dry, texts):
 def test_a_half_filled_store(dry, text, texts, tmp_path):
     assert text(texts(4), "-q").exit_code == 0
     before = files(tmp_path / "out")
-    found = dry(texts(10))
-    assert (found["clips"], found["cached"], found["todo"]) == (10, 4, 6)
+    estimated = dry(texts(10))
+    assert (estimated["clips"], estimated["cached"], estimated["todo"]) == (10, 4, 6)
     assert files(tmp_path / "out") == before
 
 
 def test_a_finished_store(dry, text, texts, tmp_path):
     text(texts(4), "-q")
     before = files(tmp_path / "out")
-    found = dry(texts(4))
-    assert {key: found[key] for key in ("cached", "todo", "sample", "media_hours", "disk", "seconds")} == {
+    estimated = dry(texts(4))
+    assert {key: estimated[key] for key in ("cached", "todo", "sample", "media_hours", "disk", "seconds")} == {
         "cached": 4,
         "todo": 0,
         "sample": 0,
@@ -120,22 +120,22 @@ def test_parts_of_a_killed_run_count_as_cached_and_stay(dry, text, texts, tmp_pa
     parts.mkdir()
     store.rename(parts / "part-00000000000000000001-aaaaaaaa.h5")
     before = {path: path.read_bytes() for path in parts.glob("part-*")}
-    found = dry(texts(10))
-    assert (found["cached"], found["todo"]) == (4, 6)
+    estimated = dry(texts(10))
+    assert (estimated["cached"], estimated["todo"]) == (4, 6)
     assert {path: path.read_bytes() for path in parts.glob("part-*")} == before
     assert not store.exists()
 
 
-def test_overwrite_does_all_again(dry, text, texts):
+def test_overwrite_extracts_all_clips_again(dry, text, texts):
     text(texts(4), "-q")
-    found = dry(texts(4), "--overwrite")
-    assert (found["cached"], found["todo"]) == (0, 4)
+    estimated = dry(texts(4), "--overwrite")
+    assert (estimated["cached"], estimated["todo"]) == (0, 4)
 
 
-def test_of_a_shard_it_is_the_shard_that_counts(dry, texts, tmp_path):
-    found = dry(texts(10), "--shard", "2/3")
-    assert (found["clips"], found["todo"]) == (3, 3)
-    assert found["store"] == str(tmp_path / "out" / "text.2-of-3.h5")
+def test_an_estimate_of_a_shard(dry, texts, tmp_path):
+    estimated = dry(texts(10), "--shard", "2/3")
+    assert (estimated["clips"], estimated["todo"]) == (3, 3)
+    assert estimated["store"] == str(tmp_path / "out" / "text.2-of-3.h5")
 
 
 def test_the_disk_that_is_needed(dry, text, texts, tmp_path):
@@ -167,11 +167,11 @@ def test_time_and_media_grow_with_the_clips(dry, texts, monkeypatch):
             return ExtractionStats(len(items), bad, media_seconds=3.0 * len(items), wall=0.5 * len(items))
 
     monkeypatch.setattr(estimate, "ExtractionWorker", Measured)
-    found = dry(texts(7200))
-    assert (found["seconds"], found["media_hours"], found["sample_failed"]) == (3600.0, 6.0, 3)
+    estimated = dry(texts(7200))
+    assert (estimated["seconds"], estimated["media_hours"], estimated["sample_failed"]) == (3600.0, 6.0, 3)
 
 
-def test_the_words(text, texts, monkeypatch):
+def test_the_printed_lines(text, texts, monkeypatch):
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5_000_000_000}))
     lines = text(texts(10), "--dry-run").stdout.splitlines()
     assert lines[0] == "10 clips: 0 cached, 10 to do; nothing was written"
@@ -183,7 +183,7 @@ def test_the_words(text, texts, monkeypatch):
     assert len(lines) == 5
 
 
-def test_a_disk_that_is_too_small_is_told(text, texts, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported(text, texts, monkeypatch):
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert "note: that does not fit on the disk" in text(texts(10), "--dry-run").stderr
     assert text(texts(10), "--dry-run", "-q").stdout == ""
@@ -235,15 +235,15 @@ def test_speech_recognition_is_not_measured(text, texts, write_manifest, tiny_en
 # ---------------------------------------------------------------- media
 
 
-def test_sound(invoke, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path):
+def test_audio(invoke, demo_rows, write_manifest, tiny_encoders, clip_names, tmp_path):
     rows = [demo_rows[clip] for clip in [*clip_names.labelled[:7], clip_names.broken]]
     manifest = write_manifest(tmp_path / "clips.csv", rows)
-    given = ["extract", "audio", manifest, "-o", tmp_path / "a.h5", "--encoder", tiny_encoders["hubert_group"]]
-    given += ["--pool", "none", "--workers", 1, "--max-failed", 1, "--json"]
-    guess = json.loads(invoke(*given, "--dry-run").stdout)
+    arguments = ["extract", "audio", manifest, "-o", tmp_path / "a.h5", "--encoder", tiny_encoders["hubert_group"]]
+    arguments += ["--pool", "none", "--workers", 1, "--max-failed", 1, "--json"]
+    guess = json.loads(invoke(*arguments, "--dry-run").stdout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.csv"]
     assert (guess["todo"], guess["sample"]) == (8, 4)
-    result = json.loads(invoke(*given).stdout)
+    result = json.loads(invoke(*arguments).stdout)
     assert guess["disk"] / 2 < (tmp_path / "a.h5").stat().st_size < 2 * guess["disk"]
     assert 0.5 < 3600 * guess["media_hours"] / result["media_seconds"] < 2
 
@@ -251,18 +251,18 @@ def test_sound(invoke, demo_rows, write_manifest, tiny_encoders, clip_names, tmp
 @pytest.mark.slow
 def test_video_with_its_crops(invoke, demo_rows, write_manifest, tiny_encoders, tmp_path):
     manifest = write_manifest(tmp_path / "clips.csv", [demo_rows["spk01_001"], demo_rows["spk02_004"]])
-    given = ["extract", "video", manifest, "-o", tmp_path / "v.h5", "--encoder", tiny_encoders["clip"]]
-    given += ["--fps", 1, "--workers", 1, "--json"]
-    guess = json.loads(invoke(*given, "--dry-run").stdout)
+    arguments = ["extract", "video", manifest, "-o", tmp_path / "v.h5", "--encoder", tiny_encoders["clip"]]
+    arguments += ["--fps", 1, "--workers", 1, "--json"]
+    guess = json.loads(invoke(*arguments, "--dry-run").stdout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.csv"]
-    assert json.loads(invoke(*given).stdout)["features"] == 2
+    assert json.loads(invoke(*arguments).stdout)["features"] == 2
     taken = sum((tmp_path / name).stat().st_size for name in ("v.h5", "faces.h5"))
     assert guess["faces"] == str(tmp_path / "faces.h5")
     grown = guess["disk"] + guess["faces_disk"]
     assert grown / 2 < taken < 2 * grown
     before = files(tmp_path)
-    given[given.index(tmp_path / "v.h5")] = tmp_path / "w.h5"
-    again = json.loads(invoke(*given, "--dry-run").stdout)
+    arguments[arguments.index(tmp_path / "v.h5")] = tmp_path / "w.h5"
+    again = json.loads(invoke(*arguments, "--dry-run").stdout)
     assert again["todo"] == 2
     assert (again["disk"], again["faces_disk"]) == (guess["disk"], 0)  # the crops are there already
     assert files(tmp_path) == before

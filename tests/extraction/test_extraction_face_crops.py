@@ -1,7 +1,7 @@
-"""Face crops are found once: kept beside the output, read by the next encoder, completed where they lack clips.
+"""Face crops are detected once: stored beside the output, read by the next encoder, completed if clips are missing.
 
-Finding is replaced by a function that draws crops from the bytes of a file and notes that it was called;
-one test finds real faces.
+Detection is replaced by a function that draws crops from the bytes of a file and logs its calls; one test detects
+real faces.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ FACELESS = "c"
 
 
 def draw_crops(path, start, end, fps, max_frames, decoder="auto"):
-    """Stands in for `decode_faces` in the worker processes."""
+    """Stand in for `decode_faces` in the worker processes."""
     if not path.exists():
         raise ClipError("missing_file")
     content = path.read_bytes()
-    with open(path.parent / "found", "a") as log:
+    with open(path.parent / "detected.log", "a") as log:
         log.write(f"{path.stem}\n")
     if content.startswith(b"nobody"):
         raise ClipError("no_face", "nobody in 4 frames")
@@ -37,7 +37,7 @@ def draw_crops(path, start, end, fps, max_frames, decoder="auto"):
 
 @pytest.fixture
 def media(tmp_path, write_manifest, monkeypatch):
-    """A manifest of four clips; nobody is in the third."""
+    """A manifest of four clips; the third has no face."""
     monkeypatch.setattr("mertool.extraction.worker.decode_faces", draw_crops)
     for name in NAMES:
         (tmp_path / f"{name}.mp4").write_bytes(b"nobody" if name == FACELESS else f"picture {name}".encode())
@@ -45,11 +45,11 @@ def media(tmp_path, write_manifest, monkeypatch):
 
 
 @pytest.fixture
-def found(tmp_path):
-    """A function that gives the clips whose faces were looked for since the last call, sorted."""
+def detected(tmp_path):
+    """A function that returns the clips whose faces were detected since the last call, sorted."""
 
     def since() -> list[str]:
-        log = tmp_path / "found"
+        log = tmp_path / "detected.log"
         names = sorted(log.read_text().split()) if log.exists() else []
         log.unlink(missing_ok=True)
         return names
@@ -62,8 +62,8 @@ def video(invoke, media, tiny_encoders, tmp_path):
     """A function (*options) that extracts video; the command's result."""
 
     def run(*options, source=media, encoder="vit", store="video.h5"):
-        given = ["--encoder", tiny_encoders[encoder], "--fps", 1, "--storage", "float32", "--workers", 1, "--json"]
-        return invoke("extract", "video", source, "-o", tmp_path / store, *given, *options)
+        arguments = ["--encoder", tiny_encoders[encoder], "--fps", 1, "--storage", "float32", "--workers", 1, "--json"]
+        return invoke("extract", "video", source, "-o", tmp_path / store, *arguments, *options)
 
     return run
 
@@ -72,8 +72,8 @@ def video(invoke, media, tiny_encoders, tmp_path):
 def done(video):
     """Like `video`, for runs that must succeed; their JSON object."""
 
-    def run(*options, **given):
-        result = video(*options, **given)
+    def run(*options, **arguments):
+        result = video(*options, **arguments)
         assert result.exit_code == 0, (result.exception, result.stderr)
         return json.loads(result.stdout)
 
@@ -98,26 +98,26 @@ def same(one, other):
 # ---------------------------------------------------------------- beside the output
 
 
-def test_crops_are_kept_beside_the_output(done, found, media, invoke, tmp_path):
+def test_crops_are_kept_beside_the_output(done, detected, media, invoke, tmp_path):
     result = done()
     assert (result["features"], result["missing"]) == (3, {"no_face": 1})
     assert result["seconds"]["faces"] == 1.5
-    assert found() == list(NAMES)
+    assert detected() == list(NAMES)
     assert not (tmp_path / "faces.h5.parts").exists()
     result = invoke("extract", "faces", media, "-o", tmp_path / "faces.h5", "--fps", 1, "--json")
     assert json.loads(result.stdout)["cached"] == 3, "they are not those of `extract faces`"
-    assert found() == []
+    assert detected() == []
 
 
-def test_a_second_encoder_finds_no_face_again(done, found, monkeypatch):
+def test_a_second_encoder_detects_no_face_again(done, detected, monkeypatch):
     done()
-    found()
-    monkeypatch.setattr("mertool.extraction.worker.decode_faces", lambda *_: pytest.fail("looked for a face"))
+    detected()
+    monkeypatch.setattr("mertool.extraction.worker.decode_faces", lambda *_: pytest.fail("a face was detected"))
     result = done(encoder="dinov2", store="dino.h5")
     assert (result["extracted"], result["missing"], result["failed"]) == (3, {"no_face": 1}, {})
     assert (result["seconds"]["faces"], result["seconds"]["decode"]) == (0, 0)
     assert result["media_seconds"] == 6.0
-    assert found() == []
+    assert detected() == []
 
 
 def test_a_failure_comes_from_the_crops_with_its_words(done, tmp_path):
@@ -129,13 +129,13 @@ def test_a_failure_comes_from_the_crops_with_its_words(done, tmp_path):
 def test_values_and_facts_do_not_depend_on_where_crops_come_from(done, media, call, tmp_path):
     call("extract", "faces", media, "-o", tmp_path / "apart" / "own.h5", "--fps", 1, "-q")
     for store, options in (
-        ("found.h5", ["--no-keep-faces"]),
+        ("detected.h5", ["--no-keep-faces"]),
         ("kept.h5", []),
         ("read.h5", []),
         ("given.h5", ["--faces", tmp_path / "apart" / "own.h5"]),
     ):
         done(*options, store=store)
-    expected = values(tmp_path / "found.h5")
+    expected = values(tmp_path / "detected.h5")
     assert list(expected) == ["a", "b", "d"]
     for name in ("kept", "read", "given"):
         assert same(values(tmp_path / f"{name}.h5"), expected), name
@@ -149,70 +149,70 @@ def test_values_of_real_faces_do_not_depend_on_where_they_come_from(
     invoke, demo_rows, write_manifest, tiny_encoders, tmp_path
 ):
     manifest = write_manifest(tmp_path / "m.csv", [demo_rows["spk01_001"]])
-    given = ["--encoder", tiny_encoders["clip"], "--fps", 1, "--storage", "float32", "--workers", 1, "--json"]
-    for name in ("found", "read"):
-        result = invoke("extract", "video", manifest, "-o", tmp_path / f"{name}.h5", *given)
-        assert (json.loads(result.stdout)["seconds"]["faces"] > 0) == (name == "found")
-    assert same(values(tmp_path / "found.h5"), values(tmp_path / "read.h5"))
+    arguments = ["--encoder", tiny_encoders["clip"], "--fps", 1, "--storage", "float32", "--workers", 1, "--json"]
+    for name in ("detected", "read"):
+        result = invoke("extract", "video", manifest, "-o", tmp_path / f"{name}.h5", *arguments)
+        assert (json.loads(result.stdout)["seconds"]["faces"] > 0) == (name == "detected")
+    assert same(values(tmp_path / "detected.h5"), values(tmp_path / "read.h5"))
 
 
-def test_crops_need_not_be_kept(done, found, tmp_path):
+def test_crops_need_not_be_kept(done, detected, tmp_path):
     done("--no-keep-faces")
-    assert found() == list(NAMES)
+    assert detected() == list(NAMES)
     assert not list(tmp_path.glob("faces*"))
 
 
-def test_another_fps_has_crops_of_its_own(done, found, tmp_path):
+def test_another_fps_has_crops_of_its_own(done, detected, tmp_path):
     done()
     before = (tmp_path / "faces.h5").read_bytes()
-    found()
+    detected()
     done("--fps", 2, store="dense.h5")
-    assert found() == list(NAMES)
+    assert detected() == list(NAMES)
     (other,) = set(tmp_path.glob("faces*.h5")) - {tmp_path / "faces.h5"}
     with FeatureStore(other) as store:
         assert other.name == f"faces-{store.fingerprint[:8]}.h5"
         assert store.recipe.media["fps"] == 2
     assert (tmp_path / "faces.h5").read_bytes() == before
     done("--fps", 2, store="denser.h5", encoder="dinov2")
-    assert found() == []
+    assert detected() == []
 
 
-def test_the_output_may_be_named_as_the_crops_are(done, found, tmp_path):
+def test_the_output_may_be_named_as_the_crops_are(done, detected, tmp_path):
     assert done(store="faces.h5")["features"] == 3
     assert len(list(tmp_path.glob("faces-*.h5"))) == 1
     assert done(store="other.h5")["features"] == 3
-    assert found() == list(NAMES)
+    assert detected() == list(NAMES)
 
 
-def test_a_changed_file_alone_is_looked_at_again(done, found, tmp_path):
+def test_only_a_changed_file_is_read_again(done, detected, tmp_path):
     done()
-    found()
+    detected()
     (tmp_path / "b.mp4").write_bytes(b"another picture")
     done()
-    assert found() == ["b"]
+    assert detected() == ["b"]
     done(store="again.h5")
-    assert found() == []
+    assert detected() == []
     assert same(values(tmp_path / "video.h5"), values(tmp_path / "again.h5"))
 
 
-def test_a_file_that_came_back_is_looked_at(done, found, tmp_path):
+def test_a_file_that_came_back_is_read(done, detected, tmp_path):
     (tmp_path / "b.mp4").rename(tmp_path / "away")
     assert done("--max-failed", 1)["failed"] == {"missing_file": 1}
     (tmp_path / "away").rename(tmp_path / "b.mp4")
-    found()
+    detected()
     assert done(store="again.h5")["failed"] == {}
-    assert found() == ["b"]
+    assert detected() == ["b"]
 
 
 # ---------------------------------------------------------------- given
 
 
-def test_a_given_store_that_lacks_clips_is_completed(done, found, media, write_manifest, call, tmp_path):
+def test_a_given_store_that_lacks_clips_is_completed(done, detected, media, write_manifest, call, tmp_path):
     half = write_manifest(tmp_path / "half.csv", [{"clip": name, "path": f"{name}.mp4"} for name in "ac"])
     call("extract", "faces", half, "-o", tmp_path / "own.h5", "--fps", 1, "-q")
-    found()
+    detected()
     done("--faces", tmp_path / "own.h5")
-    assert found() == ["b", "d"]
+    assert detected() == ["b", "d"]
     assert not list(tmp_path.glob("faces*"))
     with FeatureStore(tmp_path / "own.h5") as store:
         assert (store.ids, store.validate()) == (["a", "b", "d"], [])
@@ -221,7 +221,7 @@ def test_a_given_store_that_lacks_clips_is_completed(done, found, media, write_m
 
 
 def test_a_given_store_that_has_all_is_not_written(done, media, call, tmp_path):
-    """So that several runs may share it, also where it may not be written."""
+    """So that several runs may share it, also on a read-only disk."""
     own = tmp_path / "own"
     call("extract", "faces", media, "-o", own / "f.h5", "--fps", 1, "-q")
     before = (own / "f.h5").stat()
@@ -258,7 +258,7 @@ def test_a_store_of_crops_that_does_not_fit(case, words, video, media, call, mak
 # ---------------------------------------------------------------- interrupted
 
 
-def test_crops_of_an_interrupted_run_are_kept(video, done, found, tmp_path, monkeypatch):
+def test_crops_of_an_interrupted_run_are_kept(video, done, detected, tmp_path, monkeypatch):
     from mertool.encoders.vision import ImageEncoder
 
     real, calls = ImageEncoder.encode_prepared, []
@@ -274,10 +274,10 @@ def test_crops_of_an_interrupted_run_are_kept(video, done, found, tmp_path, monk
         assert video().exit_code != 0
     assert list((tmp_path / "faces.h5.parts").glob("part-*.h5"))
     assert not (tmp_path / "faces.h5").exists()
-    first = found()
+    first = detected()
     assert len(first) >= 2
     assert done()["features"] == 3
-    again = found()
+    again = detected()
     assert len(again) < len(NAMES)
     assert set(first) | set(again) == set(NAMES)
     assert not (tmp_path / "faces.h5.parts").exists()
@@ -285,48 +285,48 @@ def test_crops_of_an_interrupted_run_are_kept(video, done, found, tmp_path, monk
         assert (store.ids, store.validate()) == (["a", "b", "d"], [])
 
 
-def test_parts_that_a_killed_run_left_are_joined_and_read(done, found, media, write_manifest, call, tmp_path):
+def test_parts_of_a_killed_run_are_merged_and_read(done, detected, media, write_manifest, call, tmp_path):
     half = write_manifest(tmp_path / "half.csv", [{"clip": name, "path": f"{name}.mp4"} for name in "ac"])
     call("extract", "faces", half, "-o", tmp_path / "faces.h5", "--fps", 1, "-q")
     parts = tmp_path / "faces.h5.parts"
     parts.mkdir()
     (tmp_path / "faces.h5").rename(parts / "part-00000000000000000001-aaaaaaaa.h5")
-    found()
+    detected()
     done()
-    assert found() == ["b", "d"]
+    assert detected() == ["b", "d"]
     assert not parts.exists()
     with FeatureStore(tmp_path / "faces.h5") as store:
         assert store.ids == ["a", "b", "d"]
 
 
-def test_parts_are_joined_though_no_crop_is_wanting(done, found, media, call, tmp_path):
+def test_parts_are_merged_though_no_crop_is_missing(done, detected, media, call, tmp_path):
     call("extract", "faces", media, "-o", tmp_path / "faces.h5", "--fps", 1, "-q")
     parts = tmp_path / "faces.h5.parts"
     parts.mkdir()
     shutil.copy(tmp_path / "faces.h5", parts / "part-00000000000000000001-aaaaaaaa.h5")
-    found()
+    detected()
     done()
-    assert found() == []
+    assert detected() == []
     assert not parts.exists()
 
 
 # ---------------------------------------------------------------- shards
 
 
-def test_each_shard_has_crops_of_its_own(done, found, tmp_path):
+def test_each_shard_has_crops_of_its_own(done, detected, tmp_path):
     done()
     expected = values(tmp_path / "video.h5")
     (tmp_path / "faces.h5").unlink()
-    found()
+    detected()
     done("--shard", "1/2", store="v.h5")
-    assert found() == ["a", "b"]
+    assert detected() == ["a", "b"]
     done("--shard", "2/2", store="v.h5")
-    assert found() == ["c", "d"]
+    assert detected() == ["c", "d"]
     assert sorted(path.name for path in tmp_path.glob("faces*")) == ["faces.1-of-2.h5", "faces.2-of-2.h5"]
     both = values(tmp_path / "v.1-of-2.h5") | values(tmp_path / "v.2-of-2.h5")
     assert same(both, expected)
     done("--shard", "2/2", store="w.h5", encoder="dinov2")
-    assert found() == []
+    assert detected() == []
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)])
@@ -338,20 +338,20 @@ def test_crops_of_a_shard_are_never_those_of_another_fps(order, done, tmp_path):
         assert {clip: len(frames) for clip, frames in found.items()} == {"a": 2 * fps, "b": 2 * fps}
 
 
-def test_crops_of_shards_can_be_merged(done, found, call, tmp_path):
+def test_crops_of_shards_can_be_merged(done, detected, call, tmp_path):
     for number in (1, 2):
         done("--shard", f"{number}/2")
     parts = [tmp_path / f"faces.{number}-of-2.h5" for number in (1, 2)]
     call("store", "merge", *parts, "-o", tmp_path / "faces.h5", "-q")
-    found()
+    detected()
     assert done(store="whole.h5")["missing"] == {"no_face": 1}
-    assert found() == []
+    assert detected() == []
 
 
-def test_shards_may_share_a_given_store(done, found, media, call, tmp_path):
+def test_shards_may_share_a_given_store(done, detected, media, call, tmp_path):
     call("extract", "faces", media, "-o", tmp_path / "own.h5", "--fps", 1, "-q")
-    found()
+    detected()
     for number in (1, 2):
         done("--shard", f"{number}/2", "--faces", tmp_path / "own.h5")
-    assert found() == []
+    assert detected() == []
     assert not list(tmp_path.glob("faces*"))
