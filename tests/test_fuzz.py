@@ -68,7 +68,7 @@ class FakeStore:
     def failures(self) -> list:
         return []
 
-    def faults(self) -> list[str]:
+    def validate(self) -> list[str]:
         return []
 
 
