@@ -24,7 +24,7 @@ from mertool.adapters.setup import UNLABELLED, Adapter, AdapterConfig, AdapterSe
 from mertool.devices import seed_everything
 from mertool.learning.early_stopping import EarlyStopping, check_finite
 from mertool.learning.lr_schedule import set_learning_rate, warmup_cosine
-from mertool.probing.linear import STRENGTH
+from mertool.probing.linear import INVERSE_PENALTY
 
 MAX_HEAD_LEARNING_RATE = 2e-4  # the head starts at its optimum, from which large steps only lead away
 MAX_GRADIENT_NORM = 1.0
@@ -134,7 +134,7 @@ def _training_step(
             loss = n_processes * (label_loss + setup.config.mask_weight * mask_loss)
             if is_last:
                 # L2 penalty of the head, the one of the probe that it starts from.
-                loss = loss + adapter.model.head.weight.square().sum() / (2 * STRENGTH * adapter.n_training_clips)
+                loss = loss + adapter.model.head.weight.square().sum() / (2 * INVERSE_PENALTY * adapter.n_training_clips)
             accelerator.backward(loss)
         losses += torch.stack([label_loss, mask_loss]).detach()
     accelerator.clip_grad_norm_(list(adapter.trainable_parameters.values()), MAX_GRADIENT_NORM)

@@ -103,7 +103,7 @@ def probe_gain(
     """
     truth, groups = examples.labels, speaker_groups(examples)
     before, after = (
-        cross_validate(features, truth, folds.fold_of, classes=classes, device=torch.device("cpu")).argmax(1)
+        cross_validate(features, truth, folds.fold_of, n_classes=classes, device=torch.device("cpu")).argmax(1)
         for features in (unaligned, aligned)
     )
     return {

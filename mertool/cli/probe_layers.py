@@ -42,7 +42,9 @@ def probe_layers(
     check_stores(store)
     from mertool.probe_layers import probe_layers as run_stage
 
-    run, reused = run_stage(store, labelled, output, options, lambda title, unit: progress(title, quiet, unit))
+    run, reused = run_stage(
+        store, labelled, output, options=options, progress=lambda title, unit: progress(title, quiet, unit)
+    )
     if as_json:
         print_json({"run": str(output), "reused": reused, **run.metrics})
         return

@@ -1,1 +1,1 @@
-"""Probes of frozen features: one classifier per layer, under cross-validation, and the window of layers to adapt."""
+"""Probes of frozen features: one classifier per layer under cross-validation, and the window of layers to adapt."""

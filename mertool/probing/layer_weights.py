@@ -1,7 +1,10 @@
-"""Learned layer weights: one classifier on a weighted sum of all layers, as SUPERB reads encoders (Yang et al., 2021).
+"""Learned layer weights: one linear classifier on a weighted sum of all layers.
 
-The weights are a softmax over layers; each layer is standardised by a member's own training clips first, so that a
-weight compares what layers say and not how large their values are. A linear layer follows.
+SUPERB reads encoders in this way (Yang et al., 2021, "SUPERB: Speech processing Universal PERformance Benchmark"). The
+weights are a softmax over layers. Unlike in SUPERB, each layer is first standardised by the training clips, so that
+a weight compares what layers contribute and not how large their values are.
+
+Shapes: M members, L layers, N clips, D channels, C classes.
 """
 
 from collections.abc import Callable
@@ -10,83 +13,117 @@ from typing import Any
 
 import torch
 
-from mertool.probing.mlp import batches, mean_entropy
-from mertool.probing.product import product
-from mertool.probing.standardize import deviation_of
+from mertool.probing.minibatch import count_steps, mean_cross_entropy, random_batches
+from mertool.probing.standardize import safe_std
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeightsConfig:
+    """Hyperparameters of AdamW with a cosine schedule; `min_steps` grows to ten passes over the clips.
+
+    `layer_learning_rate` is that of the layer weights, which have no weight decay.
+    """
+
+    min_steps: int = 300
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    layer_learning_rate: float = 2e-2
+    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)
-class WeightSchedule:
-    """AdamW with a cosine schedule and a fixed number of steps (at least ten passes over the clips)."""
+class _Model:
+    """M members: classifier weight (M, C, D), bias (M, C), layer logits (M, L), and the standardisation (M, L, D)."""
 
-    steps: int = 300
-    batch: int = 256
-    learning_rate: float = 2e-3
-    layer_rate: float = 2e-2
-    weight_decay: float = 0.01
+    weight: torch.Tensor
+    bias: torch.Tensor
+    layer_logits: torch.Tensor
+    mean: torch.Tensor
+    inv_std: torch.Tensor
 
-    def steps_for(self, clips: int) -> int:
-        """At least `steps`, at least ten passes."""
-        return max(self.steps, 10 * -(-clips // self.batch))
+    @classmethod
+    def initialise(
+        cls, values: torch.Tensor, train_masks: torch.Tensor, *, n_classes: int, seeds: list[int]
+    ) -> "_Model":
+        """Draw small classifier weights for each seed; all layers begin with equal weights."""
+        _, n_layers, n_channels = values.shape
+        drawn = [0.01 * torch.randn(n_classes, n_channels, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return cls(
+            torch.stack(drawn).to(values.device).requires_grad_(),
+            values.new_zeros(len(seeds), n_classes, requires_grad=True),
+            values.new_zeros(len(seeds), n_layers, requires_grad=True),
+            *_standardization(values, train_masks),
+        )
+
+    def parameter_groups(self, config: LayerWeightsConfig) -> list[dict[str, Any]]:
+        """Return the parameters as torch's optimisers take them."""
+        return [
+            {"params": [self.weight, self.bias], "weight_decay": config.weight_decay},
+            {"params": [self.layer_logits], "lr": config.layer_learning_rate, "weight_decay": 0.0},
+        ]
+
+    def layer_weights(self) -> torch.Tensor:
+        """Return the weights of the layers (M, L), which sum to 1."""
+        return self.layer_logits.softmax(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (M, C, n) of raw features (n, L, D).
+
+        Standardisation and weighted sum are linear, so they are folded into the classifier: one product instead of a
+        standardised copy of the features for each member.
+        """
+        scaled = (self.layer_weights()[..., None] * self.inv_std)[:, None] * self.weight[:, :, None]  # (M, C, L, D)
+        shift = self.bias - (scaled * self.mean[:, None]).sum((2, 3))
+        logits = scaled.flatten(0, 1).flatten(1) @ x.flatten(1).T
+        return logits.view(*self.bias.shape, -1) + shift[..., None]
 
 
 def train_layer_weights(
     values: torch.Tensor,
     labels: torch.Tensor,
-    trains: torch.Tensor,
-    classes: int,
+    train_masks: torch.Tensor,
+    *,
+    n_classes: int,
     seeds: list[int],
-    schedule: WeightSchedule,
+    config: LayerWeightsConfig,
     progress: Callable[[int, int], None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights of the layers (M, L), each row of sum 1, and logits (M, C, N) of all clips, of M members at once.
+    """Train M members and return their layer weights (M, L) and the logits (M, C, N) of all clips.
 
-    values (N, L, D) as stored; labels (N,); trains (M, N) is 1 where a clip is in a member's training part.
+    values (N, L, D) as stored; labels (N,); train_masks (M, N) is 1 where a clip is in a member's training set.
     """
-    clips, layers, channels = values.shape
-    centre, rate = _standards(values, trains)
-    turns = [torch.Generator().manual_seed(seed) for seed in seeds]
-    weight = torch.stack([0.01 * torch.randn(classes, channels, generator=turn) for turn in turns]).to(values.device)
-    weight.requires_grad_()
-    bias = values.new_zeros(len(seeds), classes, requires_grad=True)
-    mix = values.new_zeros(len(seeds), layers, requires_grad=True)
-    groups: list[dict[str, Any]] = [
-        {"params": [weight, bias], "weight_decay": schedule.weight_decay},
-        {"params": [mix], "lr": schedule.layer_rate, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
-    steps = schedule.steps_for(clips)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        # Standardisation and mixture are linear: they join the classifier, and one product is left.
-        scaled = (mix.softmax(1)[..., None] * rate)[:, None] * weight[:, :, None]  # (M, C, L, D)
-        shift = bias - (scaled * centre[:, None]).sum((2, 3))
-        logits = product(scaled.flatten(0, 1).flatten(1)[None], x.flatten(1)[None])
-        return logits.view(len(seeds), classes, -1) + shift[..., None]
-
+    n_clips = len(values)
+    model = _Model.initialise(values, train_masks, n_classes=n_classes, seeds=seeds)
+    optimizer = torch.optim.AdamW(model.parameter_groups(config), lr=config.learning_rate)
+    steps = count_steps(n_clips, config.batch_size, config.min_steps)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = torch.Generator().manual_seed(seeds[0])
-    for step, rows in enumerate(batches(clips, min(schedule.batch, clips), steps, order)):
+    batch_size = min(config.batch_size, n_clips)
+    for step, rows in enumerate(random_batches(n_clips, batch_size, steps, generator=order)):
         rows = rows.to(values.device)
-        loss = mean_entropy(forward(values[rows]), labels[rows], trains[:, rows]).sum()
+        loss = mean_cross_entropy(model.forward(values[rows]), labels[rows], train_masks[:, rows]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        cosine.step()
+        scheduler.step()
         progress(step + 1, steps)
     with torch.no_grad():
-        return mix.softmax(1), forward(values)
+        return model.layer_weights(), model.forward(values)
 
 
-def _standards(values: torch.Tensor, trains: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and inverse deviation (M, L, D) of each member's training clips."""
-    share = trains / trains.sum(1, keepdim=True)
+def _standardization(values: torch.Tensor, train_masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and inverse standard deviation (M, L, D) of each member's training clips.
+
+    Layer by layer, since a shifted copy of all features would double the memory. The shift by the mean of all clips
+    keeps the digits of sums of squares in float32.
+    """
+    sample_weight = train_masks / train_masks.sum(1, keepdim=True)
     shift = values.mean(0)
-    centre, square = [], []
+    means, squares = [], []
     for layer in range(values.shape[1]):
         x = values[:, layer] - shift[layer]
-        centre.append(share @ x)
-        square.append(share @ x.square())
-    centres = torch.stack(centre, 1)
-    rate = deviation_of(torch.stack(square, 1) - centres.square(), centres + shift).reciprocal()
-    return centres + shift, rate
+        means.append(sample_weight @ x)
+        squares.append(sample_weight @ x.square())
+    mean = torch.stack(means, 1)
+    inv_std = safe_std(torch.stack(squares, 1) - mean.square(), mean + shift).reciprocal()
+    return mean + shift, inv_std

@@ -1,111 +1,105 @@
 """A small multilayer perceptron as a probe: layers x folds x seeds as stacked weights, trained at once.
 
-One hidden layer, ReLU, dropout, AdamW with a cosine schedule and a fixed number of steps, so that nothing is
-chosen on held-out clips. Every member sees the same batches and leaves out of its loss what it must not
-see; a member's start, batches and dropout depend on its seed and not on what is trained beside it.
+One hidden layer, ReLU, dropout, AdamW with a cosine schedule and a fixed number of steps, so that nothing is chosen on
+held-out clips. Every member sees the same batches; clips outside its training set have no weight in its loss. The
+initial weights, batches and dropout of a member depend on its seed and not on the members and layers beside it.
+
+Shapes: B layers, M members, N clips, D channels, H hidden units, C classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from mertool.probing.product import product
-from mertool.probing.standardize import StandardizedFeatures, scale
+from mertool.probing.minibatch import count_steps, mean_cross_entropy, random_batches
+from mertool.probing.standardize import StandardizedFeatures, standardize
 
 
-@dataclass(frozen=True)
-class MlpSchedule:
-    """`steps` is a least number: it is ten passes over the clips where these are more."""
+@dataclass(frozen=True, kw_only=True)
+class MlpConfig:
+    """Hyperparameters of the perceptron; `min_steps` grows to ten passes over the clips where these are more."""
 
     hidden: int = 64
     dropout: float = 0.2
-    steps: int = 200
-    batch: int = 256
+    min_steps: int = 200
+    batch_size: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
 
-    def steps_for(self, clips: int) -> int:
-        """At least `steps`, at least ten passes."""
-        return max(self.steps, 10 * -(-clips // self.batch))
+
+@dataclass(frozen=True)
+class _Weights:
+    """Weights of M perceptrons on each of B layers: (B, M, H, D), (B, M, H), (B, M, C, H), (B, M, C)."""
+
+    hidden: torch.Tensor
+    hidden_bias: torch.Tensor
+    output: torch.Tensor
+    output_bias: torch.Tensor
+
+    @classmethod
+    def initialise(cls, features: torch.Tensor, seeds: list[int], *, hidden: int, n_classes: int) -> "_Weights":
+        """Draw weights uniformly, as torch.nn.Linear does; one draw per seed serves every layer."""
+        n_layers, _, n_channels = features.shape
+        shapes = [(hidden, n_channels), (hidden,), (n_classes, hidden), (n_classes,)]
+        fan_in = [n_channels, n_channels, hidden, hidden]
+        drawn: list[list[torch.Tensor]] = [[] for _ in shapes]
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for tensors, shape, fan in zip(drawn, shapes, fan_in, strict=True):
+                tensors.append((2 * torch.rand(shape, generator=generator) - 1) / fan**0.5)
+        stacked = (torch.stack(tensors).to(features.device) for tensors in drawn)
+        return cls(*(tensor.expand(n_layers, *tensor.shape).clone().requires_grad_() for tensor in stacked))
 
 
 def train_mlp(
     features: torch.Tensor,
     labels: torch.Tensor,
-    trains: torch.Tensor,
-    classes: int,
+    train_masks: torch.Tensor,
+    *,
+    n_classes: int,
     seeds: list[int],
-    schedule: MlpSchedule,
+    config: MlpConfig,
     progress: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """Logits (B, M, C, N) of all clips by M members on each of B layers.
+    """Train M members on each layer and return the logits (B, M, C, N) of all clips.
 
-    features (B, N, D); labels (N,); trains (M, N) is 1 where a clip is in a member's training part; seeds (M,).
+    features (B, N, D); labels (N,); train_masks (M, N) is 1 where a clip is in a member's training set; seeds (M,).
     """
-    scaled = scale(features, trains)
-    layers, clips, channels = features.shape
-    weights = _start(layers, channels, classes, seeds, schedule, features.device)
-    steps, batch = schedule.steps_for(clips), min(schedule.batch, clips)
-    optimizer = torch.optim.AdamW(weights, lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    scaled, n_clips = standardize(features, train_masks), features.shape[1]
+    weights = _Weights.initialise(features, seeds, hidden=config.hidden, n_classes=n_classes)
+    batch_size = min(config.batch_size, n_clips)
+    steps = count_steps(n_clips, config.batch_size, config.min_steps)
+    optimizer = torch.optim.AdamW(
+        list(vars(weights).values()), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = torch.Generator().manual_seed(seeds[0])
-    drops = torch.Generator(features.device).manual_seed(seeds[0])
-    for step, rows in enumerate(batches(clips, batch, steps, order)):
+    dropout_generator = torch.Generator(features.device).manual_seed(seeds[0])
+    for step, rows in enumerate(random_batches(n_clips, batch_size, steps, generator=order)):
         rows = rows.to(features.device)
-        kept = torch.rand(len(seeds), schedule.hidden, batch, device=features.device, generator=drops)
-        kept = (kept >= schedule.dropout).float() / (1 - schedule.dropout)
-        logits = _forward(weights, scaled, scaled.x[:, rows], kept)
-        loss = mean_entropy(logits, labels[rows], trains[:, rows]).sum()
+        # One mask per member for all layers, so that layers are compared under the same dropout.
+        uniform = torch.rand(len(seeds), config.hidden, batch_size, device=features.device, generator=dropout_generator)
+        dropout_mask = (uniform >= config.dropout).float() / (1 - config.dropout)
+        logits = _forward(weights, scaled, scaled.x[:, rows], dropout_mask=dropout_mask)
+        # The sum over members: each has its own weights, so their gradients do not mix.
+        loss = mean_cross_entropy(logits, labels[rows], train_masks[:, rows]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        cosine.step()
+        scheduler.step()
         progress(step + 1, steps)
     with torch.no_grad():
-        return _forward(weights, scaled, scaled.x, None)
-
-
-def _start(
-    layers: int, channels: int, classes: int, seeds: list[int], schedule: MlpSchedule, device: torch.device
-) -> list[torch.Tensor]:
-    """Weights (B, M, H, D), (B, M, H), (B, M, C, H), (B, M, C): uniform as torch's Linear, alike for every layer."""
-    sizes = [(schedule.hidden, channels), (schedule.hidden,), (classes, schedule.hidden), (classes,)]
-    bounds = [channels, channels, schedule.hidden, schedule.hidden]
-    made: list[list[torch.Tensor]] = [[] for _ in sizes]
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        for found, size, fan in zip(made, sizes, bounds, strict=True):
-            found.append((2 * torch.rand(size, generator=generator) - 1) / fan**0.5)
-    stacked = (torch.stack(found).to(device) for found in made)
-    return [one.expand(layers, *one.shape).clone().requires_grad_() for one in stacked]
+        return _forward(weights, scaled, scaled.x, dropout_mask=None)
 
 
 def _forward(
-    weights: list[torch.Tensor], scaled: StandardizedFeatures, x: torch.Tensor, kept: torch.Tensor | None
+    weights: _Weights, scaled: StandardizedFeatures, x: torch.Tensor, *, dropout_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Logits (B, M, C, n) of features x (B, n, D); `kept` (M, H, n) scales hidden units."""
-    first, first_bias, second, second_bias = weights
-    weight, bias = scaled.fold_in(first, first_bias)
-    hidden = (product(weight.flatten(1, 2), x) + bias.flatten(1)[..., None]).relu()
-    hidden = hidden.view(*first_bias.shape, -1)
-    if kept is not None:
-        hidden = hidden * kept
-    return second @ hidden + second_bias[..., None]
-
-
-def batches(clips: int, batch: int, steps: int, order: torch.Generator) -> Iterator[torch.Tensor]:
-    """`steps` batches of row numbers (batch,); each pass goes over the clips in a new order."""
-    left = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(left) < batch:
-            left = torch.randperm(clips, generator=order)
-        yield left[:batch]
-        left = left[batch:]
-
-
-def mean_entropy(logits: torch.Tensor, labels: torch.Tensor, trains: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy (..., M) of logits (..., M, C, n) over the clips that `trains` (M, n) marks."""
-    true = labels.expand(*logits.shape[:-2], 1, -1)
-    entropy = logits.logsumexp(-2) - logits.gather(-2, true)[..., 0, :]
-    return (entropy * trains).sum(-1) / trains.sum(-1).clamp_min(1)
+    """Return logits (B, M, C, n) of features x (B, n, D); `dropout_mask` (M, H, n) multiplies the hidden units."""
+    weight, bias = scaled.fold_into_linear(weights.hidden, weights.hidden_bias)
+    hidden = (weight.flatten(1, 2) @ x.mT + bias.flatten(1)[..., None]).relu()
+    hidden = hidden.view(*weights.hidden_bias.shape, -1)
+    if dropout_mask is not None:
+        hidden = hidden * dropout_mask
+    return weights.output @ hidden + weights.output_bias[..., None]

@@ -1,138 +1,194 @@
-"""All probes of all layers under the same folds: linear, perceptrons, learned layer weights, speakers."""
+"""All probes of all layers under the same folds: linear, perceptrons, learned layer weights, speakers.
+
+Shapes: R repetitions, S of them with different folds, M members (one for each fold of each repetition), L layers,
+N clips, D channels.
+"""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 
 from mertool.learning.folds import Folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.probing.layer_weights import WeightSchedule, train_layer_weights
-from mertool.probing.mlp import MlpSchedule, train_mlp
-from mertool.probing.nested_cv import ProbePredictions, Progress, layer_chunks, probe_linear, within
-from mertool.probing.speakers import SpeakerReadout, probe_speakers
+from mertool.probing.layer_weights import LayerWeightsConfig, train_layer_weights
+from mertool.probing.minibatch import count_steps
+from mertool.probing.mlp import MlpConfig, train_mlp
+from mertool.probing.nested_cv import layer_chunks, probe_linear
+from mertool.probing.prediction_table import ProbePredictions
+from mertool.probing.progress import ProgressSpan
+from mertool.probing.speakers import SpeakerPredictions, probe_speakers
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to fit: `members` are the folds of each repetition (the same ones, where they were given), with `seeds`."""
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """The probes to fit on every layer.
 
-    members: list[Folds]
+    Attributes:
+        repetitions: The folds of each repetition; all the same if the folds were given.
+        seeds: Seed of each repetition.
+        n_classes: Number of classes.
+        estimator: Linear probe, `logistic` or `ridge`.
+        mlp: Whether to train perceptrons, too.
+        device: Device to fit on.
+    """
+
+    repetitions: list[Folds]
     seeds: list[int]
-    classes: int
+    n_classes: int
     estimator: str
     mlp: bool
     device: torch.device
 
     @property
-    def shuffles(self) -> list[Folds]:
-        """The repetitions that differ in their folds: few speakers can be parted in few ways, or in one."""
-        found: dict[tuple[int, ...], Folds] = {}
-        for folds in self.members:
-            found.setdefault(_partition(folds), folds)
-        return list(found.values())
+    def partitions(self) -> list[Folds]:
+        """The repetitions that differ: few speakers can be divided into folds in few ways, or in one only.
+
+        Linear probes are deterministic, so that fitting equal folds again would give nothing new.
+        """
+        distinct: dict[tuple[int, ...], Folds] = {}
+        for folds in self.repetitions:
+            distinct.setdefault(_canonical_partition(folds), folds)
+        return list(distinct.values())
 
     @property
     def member_seeds(self) -> list[int]:
-        """Seed of every member: each fold of each repetition is one."""
-        return [seed for seed, folds in zip(self.seeds, self.members, strict=True) for _ in range(folds.count)]
+        """Seed (M,) of every member."""
+        return [seed for seed, folds in zip(self.seeds, self.repetitions, strict=True) for _ in range(folds.count)]
 
 
-@dataclass(frozen=True)
-class Probed:
-    """What all probes said of clips they did not train on.
+@dataclass(frozen=True, kw_only=True)
+class ProbeResults:
+    """Predictions of all probes for clips that they were not trained on.
 
-    shuffled (S, N): labels of the control. mlp (S, L, N): classes guessed. weights (M, L) and weighed (S, N): learned
-    layer weights of M members, and their guess. groups (N,): speakers.
+    Attributes:
+        linear: Linear probes.
+        control_labels: Permuted labels (S, N) that the control probes were trained on.
+        mlp: Classes (R, L, N) by the perceptrons, None without them.
+        layer_weights: Learned layer weights (M, L).
+        layer_weights_predicted: Classes (R, N) by the models with learned layer weights.
+        speakers: Speaker probes, None where speakers are not known.
+        groups: Speaker of each clip (N,), None where not all are known.
     """
 
     linear: ProbePredictions
-    shuffled: np.ndarray
+    control_labels: np.ndarray
     mlp: np.ndarray | None
-    weights: np.ndarray
-    weighed: np.ndarray
-    speakers: SpeakerReadout | None
+    layer_weights: np.ndarray
+    layer_weights_predicted: np.ndarray
+    speakers: SpeakerPredictions | None
     groups: np.ndarray | None
 
 
-def _partition(folds: Folds) -> tuple[int, ...]:
-    """Which clips stand together, whatever their folds are called."""
-    names = {fold: number for number, fold in enumerate(dict.fromkeys(folds.fold_of.tolist()))}
-    return tuple(names[fold] for fold in folds.fold_of.tolist())
-
-
-def probe_all(values: np.ndarray, examples: LabelledClips, plan: Plan, progress: Progress) -> Probed:
-    """Fit everything on values (N, L, D)."""
+def probe_all(values: np.ndarray, examples: LabelledClips, plan: ProbePlan, *, progress: ProgressSpan) -> ProbeResults:
+    """Fit all probes of a plan on features (N, L, D)."""
     labels, groups, seed = examples.labels, speaker_groups(examples), plan.seeds[0]
-    shares = _shares(values.shape, plan, groups is not None, progress)
-    random = np.random.default_rng(seed)
-    shuffled = np.stack([random.permutation(labels) for _ in plan.shuffles])
-    linear = probe_linear(values, labels, shuffled, plan.shuffles, plan.classes, plan.estimator, plan.device, shares[0])
-    mlp = _guess_mlp(values, labels, plan, shares[1]) if plan.mlp else None
-    weights, weighed = _weigh_layers(values, labels, plan, shares[2])
+    linear_span, mlp_span, weights_span, speakers_span = progress.split(
+        _estimate_costs(values.shape, plan, with_speakers=groups is not None)
+    )
+    rng = np.random.default_rng(seed)
+    control_labels = np.stack([rng.permutation(labels) for _ in plan.partitions])
+    linear = probe_linear(
+        values,
+        labels,
+        control_labels,
+        partitions=plan.partitions,
+        n_classes=plan.n_classes,
+        estimator=plan.estimator,
+        device=plan.device,
+        progress=linear_span,
+    )
+    mlp = _predict_by_mlp(values, labels, plan, progress=mlp_span) if plan.mlp else None
+    layer_weights, layer_weights_predicted = _learn_layer_weights(values, labels, plan, progress=weights_span)
     speakers = None
     if groups is not None:
-        speakers = probe_speakers(values, groups, plan.members[0].count, seed, plan.device, shares[3])
-    return Probed(linear, shuffled, mlp, weights, weighed, speakers, groups)
+        n_folds = plan.repetitions[0].count
+        speakers = probe_speakers(
+            values, groups, n_folds=n_folds, seed=seed, device=plan.device, progress=speakers_span
+        )
+    return ProbeResults(
+        linear=linear,
+        control_labels=control_labels,
+        mlp=mlp,
+        layer_weights=layer_weights,
+        layer_weights_predicted=layer_weights_predicted,
+        speakers=speakers,
+        groups=groups,
+    )
 
 
-def _shares(shape: tuple[int, ...], plan: Plan, speakers: bool, progress: Progress) -> list[Progress]:
-    """Progress in per cent of all work, for linear probes, perceptrons, layer weights and speakers, by rough cost."""
-    clips, layers, channels = shape
-    folds, members = plan.members[0].count, len(plan.member_seeds)
-    fits = 4 * folds * len(plan.shuffles)
-    mlp, weights = MlpSchedule(), WeightSchedule()
-    costs = [
-        layers * fits * (60 * 4 * clips * channels * plan.classes if plan.estimator == "logistic" else 9 * channels**3),
-        layers * mlp.steps_for(clips) * mlp.batch * channels * mlp.hidden * members * 8 * plan.mlp,
-        layers * weights.steps_for(clips) * weights.batch * channels * members * plan.classes * 8,
-        layers * (2 * clips * channels**2 + folds * channels**3) * speakers,
+def _canonical_partition(folds: Folds) -> tuple[int, ...]:
+    """Return the fold of each clip with the folds renumbered in order of appearance."""
+    fold_of = folds.fold_of.tolist()
+    numbers = {fold: number for number, fold in enumerate(dict.fromkeys(fold_of))}
+    return tuple(numbers[fold] for fold in fold_of)
+
+
+def _estimate_costs(shape: tuple[int, ...], plan: ProbePlan, *, with_speakers: bool) -> list[float]:
+    """Return rough costs (multiplications) of linear probes, perceptrons, layer weights and speaker probes."""
+    n_clips, n_layers, n_channels = shape
+    n_folds, n_members = plan.repetitions[0].count, len(plan.member_seeds)
+    n_fits = 4 * n_folds * len(plan.partitions)
+    mlp, weights = MlpConfig(), LayerWeightsConfig()
+    mlp_clips = count_steps(n_clips, mlp.batch_size, mlp.min_steps) * mlp.batch_size
+    weights_clips = count_steps(n_clips, weights.batch_size, weights.min_steps) * weights.batch_size
+    logistic, ridge = 60 * 4 * n_clips * n_channels * plan.n_classes, 9 * n_channels**3
+    return [
+        n_layers * n_fits * (logistic if plan.estimator == "logistic" else ridge),
+        n_layers * mlp_clips * n_channels * mlp.hidden * n_members * 8 * plan.mlp,
+        n_layers * weights_clips * n_channels * n_members * plan.n_classes * 8,
+        n_layers * (2 * n_clips * n_channels**2 + n_folds * n_channels**3) * with_speakers,
     ]
-    ends = [0.0, *np.cumsum(costs) / sum(costs)]
-
-    def share(begin: float, end: float) -> Progress:
-        return lambda done, total: progress(int(100 * (begin + (end - begin) * done / total)), 100)
-
-    return [share(begin, end) for begin, end in pairwise(ends)]
 
 
-def _guess_mlp(values: np.ndarray, labels: np.ndarray, plan: Plan, progress: Progress) -> np.ndarray:
-    """Class (S, L, N) of each clip by the perceptrons, layers in groups that fit the memory."""
-    clips, layers, channels = values.shape
-    trains, schedule, seeds = _train_masks(plan), MlpSchedule(), plan.member_seeds
-    numbers = len(seeds) * schedule.hidden * (6 * channels + clips + 6 * schedule.batch) + 3 * clips * channels
-    chunks = layer_chunks(layers, numbers, plan.device)
-    known, guess = torch.as_tensor(labels, device=plan.device), []
-    for number, chunk in enumerate(chunks):
-        features = torch.as_tensor(values[:, chunk], device=plan.device).transpose(0, 1).contiguous()
-        share = within(progress, number, len(chunks))
-        guess.append(_held_out(train_mlp(features, known, trains, plan.classes, seeds, schedule, share), plan))
-    return np.concatenate(guess).swapaxes(0, 1)
+def _predict_by_mlp(values: np.ndarray, labels: np.ndarray, plan: ProbePlan, *, progress: ProgressSpan) -> np.ndarray:
+    """Return the class (R, L, N) of each clip by perceptrons, in groups of layers that fit the memory."""
+    n_clips, n_layers, n_channels = values.shape
+    config, seeds = MlpConfig(), plan.member_seeds
+    floats_per_member = config.hidden * (6 * n_channels + n_clips + 6 * config.batch_size)
+    chunks = layer_chunks(n_layers, len(seeds) * floats_per_member + 3 * n_clips * n_channels, plan.device)
+    predicted = []
+    for layers, span in zip(chunks, progress.split([1] * len(chunks)), strict=True):
+        logits = train_mlp(
+            torch.as_tensor(values[:, layers], device=plan.device).transpose(0, 1).contiguous(),
+            torch.as_tensor(labels, device=plan.device),
+            _train_masks(plan),
+            n_classes=plan.n_classes,
+            seeds=seeds,
+            config=config,
+            progress=span,
+        )
+        predicted.append(_held_out_classes(logits, plan))
+    return np.concatenate(predicted).swapaxes(0, 1)
 
 
-def _weigh_layers(
-    values: np.ndarray, labels: np.ndarray, plan: Plan, progress: Progress
+def _learn_layer_weights(
+    values: np.ndarray, labels: np.ndarray, plan: ProbePlan, *, progress: ProgressSpan
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Learned weights (M, L) and guessed classes (S, N)."""
-    features, known = (torch.as_tensor(given, device=plan.device) for given in (values, labels))
-    trains, seeds, schedule = _train_masks(plan), plan.member_seeds, WeightSchedule()
-    weights, logits = train_layer_weights(features, known, trains, plan.classes, seeds, schedule, progress)
-    return weights.cpu().numpy(), _held_out(logits, plan)
+    """Return learned layer weights (M, L) and predicted classes (R, N)."""
+    weights, logits = train_layer_weights(
+        torch.as_tensor(values, device=plan.device),
+        torch.as_tensor(labels, device=plan.device),
+        _train_masks(plan),
+        n_classes=plan.n_classes,
+        seeds=plan.member_seeds,
+        config=LayerWeightsConfig(),
+        progress=progress,
+    )
+    return weights.cpu().numpy(), _held_out_classes(logits, plan)
 
 
-def _train_masks(plan: Plan) -> torch.Tensor:
-    """(M, N) of 1 where a clip trains a member."""
-    rows = [torch.as_tensor(folds.fold_of != fold) for folds in plan.members for fold in range(folds.count)]
-    return torch.stack(rows).float().to(plan.device)
+def _train_masks(plan: ProbePlan) -> torch.Tensor:
+    """Return (M, N), 1 where a clip is in the training set of a member."""
+    masks = [torch.as_tensor(folds.fold_of != fold) for folds in plan.repetitions for fold in range(folds.count)]
+    return torch.stack(masks).float().to(plan.device)
 
 
-def _held_out(logits: torch.Tensor, plan: Plan) -> np.ndarray:
-    """Class (..., S, N) of each clip by the member of its fold, from logits (..., M, C, N)."""
-    first, guess = 0, []
-    for folds in plan.members:
-        rows = torch.arange(len(folds.fold_of), device=logits.device)
-        of = torch.as_tensor(folds.fold_of, device=logits.device) + first
-        guess.append(logits.argmax(-2)[..., of, rows])
-        first += folds.count
-    return torch.stack(guess, -2).cpu().numpy()
+def _held_out_classes(logits: torch.Tensor, plan: ProbePlan) -> np.ndarray:
+    """Return the class (..., R, N) of each clip by the member that held it out, from logits (..., M, C, N)."""
+    classes, rows, first_member, predicted = logits.argmax(-2), torch.arange(logits.shape[-1]), 0, []
+    for folds in plan.repetitions:
+        members = torch.as_tensor(folds.fold_of) + first_member
+        predicted.append(classes[..., members.to(logits.device), rows.to(logits.device)])
+        first_member += folds.count
+    return torch.stack(predicted, -2).cpu().numpy()

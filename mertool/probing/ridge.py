@@ -1,97 +1,144 @@
-"""Ridge regression in closed form: every training part that leaves out some folds, and every penalty, from one Gram.
+"""Ridge regression in closed form: every training set that leaves out some folds, and every penalty, from one Gram.
 
-The objective is scikit-learn's (`Ridge(alpha=penalty)` on features standardised by the training clips): squared
-error + penalty |W|^2, the intercept free. Targets of +1 for a clip's class and -1 for the others make it
-`RidgeClassifier`. The Gram matrix of a layer is summed once, fold by fold, and those of left-out folds are
-taken off again (down-dating), so that a further training part costs no pass over the clips.
+The objective is that of scikit-learn's `Ridge(alpha=penalty)` on features standardised by the training clips: squared
+error + penalty |W|^2, the intercept without a penalty. With targets of +1 for a clip's class and -1 for the others it
+is `RidgeClassifier`. The Gram matrix X'X of a layer is summed once, fold by fold; those of left-out folds are then
+subtracted (down-dating), so that a further training set costs no pass over the clips.
+
+Shapes: B layers, N clips, D channels, T targets, P penalties.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from mertool.probing.product import gram_of, product
-from mertool.probing.standardize import condition, deviation_of
+from mertool.probing.standardize import robust_scale, safe_std
 
-# An eigen-decomposition gives all penalties at once. Of 1,024 channels it takes as long as so many Cholesky
-# factorisations, one for each penalty.
+# From so many penalties on, one eigen-decomposition is faster than a Cholesky factorisation for each (1,024 channels).
 EIGEN_FROM = {"cpu": 8, "cuda": 50}
 
 
-def class_targets(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """(N, C) of 1 for a clip's class and -1 for the others, from labels (N,)."""
-    return 2 * torch.nn.functional.one_hot(labels, classes).float() - 1
+def class_targets(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Return targets (..., C) of 1 for the class of a clip and -1 for the others, from labels (...,)."""
+    return 2 * torch.nn.functional.one_hot(labels, n_classes).float() - 1
 
 
-class Ridge:
-    """Sums by fold of features (B, N, D) with targets (N, T), for folds `fold_of` (N,) of 0 .. `count` - 1."""
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """Sums over some clips; enough to fit ridge regression on them.
 
-    def __init__(self, features: torch.Tensor, targets: torch.Tensor, fold_of: torch.Tensor, count: int):
-        self.fold_of, device = fold_of, features.device
-        # Factors are of double precision, since Gram matrices of hidden states are nearly singular.
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.x = condition(features)[0]
-        self.folds = [self._sums(self.x[:, fold_of == fold], targets[fold_of == fold]) for fold in range(count)]
-        # In double precision a fold that is taken off again leaves nothing of itself behind.
-        self.total = [part.to(self.dtype) for part in self.folds[0]]
-        for fold in self.folds[1:]:
-            for total, part in zip(self.total, fold, strict=True):
-                total += part
+    Attributes:
+        count: Number of clips, ().
+        features: Sum of the features (B, D).
+        targets: Sum of the targets (T,).
+        products: X'Y (B, D, T).
+        gram: X'X (B, D, D).
+    """
 
-    def _sums(self, x: torch.Tensor, y: torch.Tensor) -> list[torch.Tensor]:
-        """Clips (), sums of features (B, D) and targets (T,), products of features with targets (B, D, T), Gram."""
+    count: torch.Tensor
+    features: torch.Tensor
+    targets: torch.Tensor
+    products: torch.Tensor
+    gram: torch.Tensor
+
+    @classmethod
+    def over(cls, x: torch.Tensor, targets: torch.Tensor) -> "_Sums":
+        """Sum over the clips of features (B, n, D) and targets (n, T)."""
         count = torch.tensor(float(x.shape[1]), device=x.device)
-        return [count, x.sum(1), y.sum(0), x.mT @ y, gram_of(x)]
+        return cls(count=count, features=x.sum(1), targets=targets.sum(0), products=x.mT @ targets, gram=x.mT @ x)
 
-    def solve(self, without: Sequence[int], penalties: Sequence[float]) -> torch.Tensor:
-        """Weights for `x` with the intercept last (B, P, T, D + 1), trained on all folds but those of `without`."""
-        left = [total.clone() for total in self.total]
-        for fold in without:
-            for part, taken in zip(left, self.folds[fold], strict=True):
-                part -= taken
-        count, x_sum, y_sum, cross, gram = left
-        centre, target = x_sum / count, y_sum / count
-        rate = deviation_of(gram.diagonal(dim1=1, dim2=2) / count - centre.square(), centre).reciprocal()
-        gram -= count * centre[:, :, None] * centre[:, None]
-        gram *= rate[:, :, None] * rate[:, None]
-        cross = (cross - count * centre[..., None] * target) * rate[..., None]
-        weight = _solve(gram, cross, penalties) * rate[:, None, :, None]
-        bias = target - (centre[:, None, None] @ weight)[:, :, 0]
+    def copy(self, dtype: torch.dtype) -> "_Sums":
+        """Return a copy in another precision."""
+        return _Sums(**{name: value.to(dtype, copy=True) for name, value in vars(self).items()})
+
+    def add_(self, sums: "_Sums", sign: int = 1) -> None:
+        """Add the sums over further clips in place, or subtract them with `sign` -1."""
+        for name, value in vars(self).items():
+            value.add_(getattr(sums, name), alpha=sign)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ridge:
+    """Ridge regression on all folds of the clips but some, for B layers.
+
+    Attributes:
+        x: Robustly scaled features (B, N, D).
+        folds: Sums over the clips of each fold, float32.
+        total: Sums over all clips, in double precision.
+    """
+
+    x: torch.Tensor
+    folds: list[_Sums]
+    total: _Sums
+
+    @classmethod
+    def from_features(
+        cls, features: torch.Tensor, targets: torch.Tensor, fold_of: torch.Tensor, *, n_folds: int
+    ) -> "Ridge":
+        """Sum features (B, N, D) and targets (N, T) over each of the folds `fold_of` (N,), 0 to `n_folds` - 1."""
+        x = robust_scale(features)[0]
+        folds = [_Sums.over(x[:, fold_of == fold], targets[fold_of == fold]) for fold in range(n_folds)]
+        # Double precision, since Gram matrices of hidden states are nearly singular, and so that a subtracted fold
+        # leaves nothing behind. Apple's GPUs have none.
+        total = folds[0].copy(torch.float32 if features.device.type == "mps" else torch.float64)
+        for sums in folds[1:]:
+            total.add_(sums)
+        return cls(x=x, folds=folds, total=total)
+
+    def solve(self, held_out_folds: Sequence[int], penalties: Sequence[float]) -> torch.Tensor:
+        """Return weights for `x`, the intercept last (B, P, T, D + 1), trained on all but the held-out folds."""
+        train = self.total.copy(self.total.gram.dtype)
+        for fold in held_out_folds:
+            train.add_(self.folds[fold], sign=-1)
+        mean, target_mean = train.features / train.count, train.targets / train.count
+        variance = train.gram.diagonal(dim1=1, dim2=2) / train.count - mean.square()
+        inv_std = safe_std(variance, mean).reciprocal()
+        gram = train.gram.sub_(train.count * mean[:, :, None] * mean[:, None])
+        gram *= inv_std[:, :, None] * inv_std[:, None]
+        products = (train.products - train.count * mean[..., None] * target_mean) * inv_std[..., None]
+        weight = _solve(gram, products, penalties) * inv_std[:, None, :, None]
+        bias = target_mean - (mean[:, None, None] @ weight)[:, :, 0]
         return torch.cat([weight.mT, bias[..., None]], -1).to(self.x.dtype)
 
     def scores(self, weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Decision values (B, P, T, n) of some rows."""
-        values = product(weights[..., :-1].flatten(1, 2), self.x[:, rows])
+        """Return decision values (B, P, T, n) of the clips in `rows` (n,)."""
+        values = weights[..., :-1].flatten(1, 2) @ self.x[:, rows].mT
         return values.view(*weights.shape[:3], -1) + weights[..., -1:]
 
 
-def _solve(gram: torch.Tensor, cross: torch.Tensor, penalties: Sequence[float]) -> torch.Tensor:
-    """(gram + penalty I)^-1 cross for every penalty: (B, P, D, T)."""
+def _solve(gram: torch.Tensor, products: torch.Tensor, penalties: Sequence[float]) -> torch.Tensor:
+    """Return (gram + penalty I)^-1 products for every penalty, (B, P, D, T); `gram` is overwritten."""
     if len(penalties) >= EIGEN_FROM.get(gram.device.type, 8):
-        return _solve_all(gram, cross, penalties)
-    found = []
-    for before, penalty in zip([0.0, *penalties], penalties, strict=False):
-        gram.diagonal(dim1=1, dim2=2).add_(penalty - before)
-        found.append(torch.cholesky_solve(cross, torch.linalg.cholesky(gram)))
-    return torch.stack(found, 1)
+        return _solve_by_eigenvectors(gram, products, penalties)
+    weights, previous = [], 0.0
+    for penalty in penalties:
+        gram.diagonal(dim1=1, dim2=2).add_(penalty - previous)
+        weights.append(torch.cholesky_solve(products, torch.linalg.cholesky(gram)))
+        previous = penalty
+    return torch.stack(weights, 1)
 
 
-def _solve_all(gram: torch.Tensor, cross: torch.Tensor, penalties: Sequence[float]) -> torch.Tensor:
-    """The same by one eigen-decomposition: in float32, twice as fast, and refined once by its residual."""
+def _solve_by_eigenvectors(gram: torch.Tensor, products: torch.Tensor, penalties: Sequence[float]) -> torch.Tensor:
+    """Return the same by one eigen-decomposition.
+
+    It is made in float32, which takes half the time, and the solution is refined once by its residual in the precision
+    of `gram` (iterative refinement).
+    """
     values, vectors = torch.linalg.eigh(gram.float())
     penalty = torch.tensor(penalties, dtype=gram.dtype, device=gram.device)[:, None, None]
-    sizes = values.clamp_min(0)[:, None, :, None] + penalty.float()  # (B, P, D, 1)
+    eigenvalues = values.clamp_min(0)[:, None, :, None] + penalty.float()  # (B, P, D, 1)
 
-    def divide(right: torch.Tensor) -> torch.Tensor:
-        turned = _times(vectors.mT, right.float()) / sizes
-        return _times(vectors, turned).to(gram.dtype)
+    def solve(right: torch.Tensor) -> torch.Tensor:
+        rotated = _times(vectors.mT, right.float()) / eigenvalues
+        return _times(vectors, rotated).to(gram.dtype)
 
-    first = divide(cross[:, None].expand(-1, len(penalties), -1, -1))
-    return first + divide(cross[:, None] - _times(gram, first) - penalty * first)
+    first = solve(products[:, None].expand(-1, len(penalties), -1, -1))
+    return first + solve(products[:, None] - _times(gram, first) - penalty * first)
 
 
 def _times(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """A matrix (B, D, D) times (B, P, D, T), as one product for each layer."""
-    layers, penalties, channels, targets = right.shape
-    flat = right.transpose(1, 2).reshape(layers, channels, penalties * targets)
-    return (matrix @ flat).view(layers, channels, penalties, targets).transpose(1, 2)
+    """Return a matrix (B, D, D) times (B, P, D, T), as one product for each layer."""
+    n_layers, n_penalties, n_channels, n_targets = right.shape
+    flat = right.transpose(1, 2).reshape(n_layers, n_channels, n_penalties * n_targets)
+    return (matrix @ flat).view(n_layers, n_channels, n_penalties, n_targets).transpose(1, 2)

@@ -133,16 +133,18 @@ def _ours_logistic(tolerance: float, values: Any, labels: Any, fold_of: Any) -> 
     from mertool.probing.logistic import BatchedLogisticRegression
     from mertool.probing.nested_cv import layer_chunks
 
-    trains = torch.stack([(fold_of != fold).float() for fold in range(FOLDS)])
+    train_masks = torch.stack([(fold_of != fold).float() for fold in range(FOLDS)])
     clips, layers, channels = values.shape
     found = []
     for chunk in layer_chunks(layers, 4 * clips * channels, values.device):
         features = values[:, chunk].transpose(0, 1).contiguous()
-        solver = BatchedLogisticRegression(features, labels.expand(FOLDS, -1), trains, CLASSES)
+        solver = BatchedLogisticRegression.from_features(
+            features, labels.expand(FOLDS, -1), train_masks, n_classes=CLASSES
+        )
         solution = solver.solve(STRENGTH, tolerance=tolerance)
         if not bool(solution.converged.all()):
             raise SystemExit("a fit did not reach the tolerance")
-        logits = solver.logits(solution.theta)
+        logits = solver.logits(solution.weights)
         found.append(logits[:, fold_of, :, torch.arange(clips, device=values.device)].movedim(1, 0).cpu().numpy())
     return np.concatenate(found)[None]
 
@@ -159,7 +161,7 @@ def ours_ridge(penalties: tuple[float, ...]) -> Callable[[Any, Any, Any], np.nda
         found = np.zeros((len(penalties), layers, clips, CLASSES), np.float32)
         targets = class_targets(labels, CLASSES)
         for layer in range(layers):
-            ridge = Ridge(values[None, :, layer].contiguous(), targets, fold_of, FOLDS)
+            ridge = Ridge.from_features(values[None, :, layer].contiguous(), targets, fold_of, n_folds=FOLDS)
             for fold in range(FOLDS):
                 rows = torch.nonzero(fold_of == fold)[:, 0]
                 scores = ridge.scores(ridge.solve([fold], penalties), rows)[0]
@@ -272,11 +274,12 @@ def gap(model: Any, x: np.ndarray, labels: np.ndarray, strength: float, toleranc
 
     from mertool.probing.logistic import BatchedLogisticRegression
 
-    trains = torch.ones(1, len(x))
-    solver = BatchedLogisticRegression(torch.as_tensor(x)[None], torch.as_tensor(labels)[None], trains, CLASSES)
-    theta = solver.solve(strength, tolerance=tolerance).theta
-    weights = (theta[0, 0, :, :-1].numpy(), theta[0, 0, :, -1].numpy()), (model.coef_, model.intercept_)
-    values = [objective(weight, bias, x, labels, strength) for weight, bias in weights]
+    solver = BatchedLogisticRegression.from_features(
+        torch.as_tensor(x)[None], torch.as_tensor(labels)[None], torch.ones(1, len(x)), n_classes=CLASSES
+    )
+    weights = solver.solve(strength, tolerance=tolerance).weights[0, 0].numpy()
+    solutions = (weights[:, :-1], weights[:, -1]), (model.coef_, model.intercept_)
+    values = [objective(weight, bias, x, labels, strength) for weight, bias in solutions]
     return (values[0] - values[1]) / values[1]
 
 

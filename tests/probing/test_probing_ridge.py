@@ -25,7 +25,7 @@ def data():
 
 def scores(data, without, penalties=PENALTIES):
     x, labels, fold_of = data
-    fitted = Ridge(x, class_targets(labels, CLASSES), fold_of, FOLDS)
+    fitted = Ridge.from_features(x, class_targets(labels, CLASSES), fold_of, n_folds=FOLDS)
     return fitted.scores(fitted.solve(without, penalties), torch.arange(x.shape[1]))
 
 
@@ -44,8 +44,9 @@ def test_decision_values_are_scikit_learns(data, without):
 def test_down_dating_is_exact(data):
     x, labels, fold_of = data
     rows = torch.nonzero(fold_of != 2)[:, 0]
-    kept = Ridge(x[:, rows], class_targets(labels[rows], CLASSES), torch.zeros(len(rows), dtype=torch.int64), 1)
-    direct = kept.scores(kept.solve([], PENALTIES), torch.arange(len(rows)))
+    one_fold = torch.zeros(len(rows), dtype=torch.int64)
+    ridge_without_fold = Ridge.from_features(x[:, rows], class_targets(labels[rows], CLASSES), one_fold, n_folds=1)
+    direct = ridge_without_fold.scores(ridge_without_fold.solve([], PENALTIES), torch.arange(len(rows)))
     np.testing.assert_allclose(scores(data, [2])[..., rows], direct, atol=2e-4)
 
 

@@ -1,0 +1,151 @@
+"""Scores of all probes, in the form that metrics.json holds, and the window of layers that they recommend."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mertool.features import format_layers
+from mertool.learning.labelled_clips import LabelledClips
+from mertool.metrics import confusion_matrix, per_class_scores, score_json
+from mertool.probing.probes import ProbePlan, ProbeResults
+from mertool.probing.speakers import SpeakerPredictions
+from mertool.probing.window import Window, choose_nested_windows, choose_window_by_predictions, predict_by_windows
+
+Scores = dict[str, Any]
+Scorer = Callable[[np.ndarray, np.ndarray], Scores]
+
+
+def evaluate_probes(
+    results: ProbeResults,
+    plan: ProbePlan,
+    examples: LabelledClips,
+    *,
+    layers: list[int],
+    classes: tuple[str, ...],
+    width: int | None,
+) -> tuple[Scores, Window]:
+    """Return the scores of all probes, and the recommended window of `width` layers (None: chosen by the scores)."""
+    labels, groups, seed = examples.labels, results.groups, plan.seeds[0]
+
+    def scored(truth: np.ndarray, predicted: np.ndarray) -> Scores:
+        return score_json(truth, predicted, plan.n_classes, seed=seed, groups=groups)
+
+    nested = plan.repetitions[0].count > 2
+    by_layer = {
+        str(layer): _evaluate_layer(results, position, labels, classes=classes, scored=scored)
+        for position, layer in enumerate(layers)
+    }
+    window = choose_window_by_predictions(
+        layers,
+        labels,
+        results.linear.logits.argmax(-1),
+        n_classes=plan.n_classes,
+        width=width,
+        groups=groups,
+        seed=seed,
+    )
+    chosen_by_fold, predicted = _predict_nested(results, plan, labels, layers=layers, width=width)
+    penalty = "chosen for each layer and fold by inner folds without the fold's clips"
+    choice = "for each fold by probes that were trained on neither its clips nor those they were scored on"
+    two_fold_choice = (
+        "for each fold by the other fold, whose probes were trained on its clips: two folds cannot be nested"
+    )
+    metrics = {
+        "clips": len(examples),
+        "folds": plan.repetitions[0].description,
+        "seeds": len(plan.seeds),
+        "shuffles": len(plan.partitions),
+        "intervals": "speakers" if groups is not None else "clips",
+        "estimator": plan.estimator,
+        "penalty": penalty if nested else "fixed: two folds",
+        "nested": nested,
+        "unsolved": results.linear.n_unconverged,
+        "layers": by_layer,
+        "chance": _mean_over_layers([scores["control"] for scores in by_layer.values()]),
+        "window": {
+            "layers": format_layers(list(range(window.first, window.last + 1))),
+            "reason": window.reason,
+            "choice": choice if nested else two_fold_choice,
+            "chosen_by_fold": chosen_by_fold,
+            **scored(labels, predicted),
+        },
+        "layer_weights": {
+            "mean": dict(zip(map(str, layers), results.layer_weights.mean(0).tolist(), strict=True)),
+            "deviation": dict(zip(map(str, layers), results.layer_weights.std(0).tolist(), strict=True)),
+            **scored(labels, results.layer_weights_predicted),
+        },
+    }
+    if results.speakers is not None:
+        metrics["speakers"] = _evaluate_speakers(results.speakers, layers, seed)
+    return metrics, window
+
+
+def _evaluate_layer(
+    results: ProbeResults, position: int, labels: np.ndarray, *, classes: tuple[str, ...], scored: Scorer
+) -> Scores:
+    """Return the scores of one layer; recall only of classes that have clips."""
+    linear = results.linear
+    predicted = linear.logits[:, position].argmax(-1)
+    matrix = confusion_matrix(labels, predicted, len(classes)).sum(0)
+    scores = {
+        **scored(labels, predicted),
+        "recall": {row["class"]: row["recall"] for row in per_class_scores(matrix, classes) if row["clips"]},
+        "penalties": linear.penalties[:, :, position].tolist(),
+        "control": scored(results.control_labels, linear.control_logits[:, position].argmax(-1)),
+    }
+    if results.mlp is not None:
+        scores["mlp"] = scored(labels, results.mlp[:, position])
+    return scores
+
+
+def _predict_nested(
+    results: ProbeResults, plan: ProbePlan, labels: np.ndarray, *, layers: list[int], width: int | None
+) -> tuple[list[list[list[int]]], np.ndarray]:
+    """Return the window [first, last] of each fold of each partition, and the classes (S, N) that they predict."""
+    chosen, predicted, linear = [], [], results.linear
+    for number, folds in enumerate(plan.partitions):
+        windows = choose_nested_windows(
+            layers,
+            labels,
+            folds,
+            inner=linear.inner[number],
+            outer=linear.logits[number].argmax(-1),
+            n_classes=plan.n_classes,
+            width=width,
+            groups=results.groups,
+            seed=plan.seeds[0],
+        )
+        chosen.append([[window.first, window.last] for window in windows])
+        logits = linear.logits[number]
+        predicted.append(predict_by_windows(layers, folds, logits, windows=windows, estimator=plan.estimator))
+    return chosen, np.stack(predicted)
+
+
+def _evaluate_speakers(speakers: SpeakerPredictions, layers: list[int], seed: int) -> Scores:
+    """Return the accuracy of speaker classification by layer, and of permuted speakers; intervals over clips.
+
+    Not over speakers: every speaker is in training and in the held-out folds, so speakers are not a sample here.
+    """
+
+    def accuracy(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+        correct = (truth == predicted).astype(np.int64)
+        return score_json(np.ones_like(correct), correct, 2, seed=seed)["accuracy"]
+
+    chance = [{"accuracy": accuracy(speakers.control_speakers, row)} for row in speakers.control_predicted]
+    by_layer = zip(layers, speakers.predicted, strict=True)
+    return {
+        "speakers": len(np.unique(speakers.speakers)),
+        "clips": len(speakers.rows),
+        "largest": float(np.bincount(speakers.speakers).max() / len(speakers.speakers)),
+        "chance": _mean_over_layers(chance)["accuracy"],
+        "layers": {str(layer): accuracy(speakers.speakers, predicted) for layer, predicted in by_layer},
+    }
+
+
+def _mean_over_layers(scores: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return the mean over layers of values and of interval bounds."""
+    return {
+        name: {bound: float(np.mean([row[name][bound] for row in scores])) for bound in ("value", "low", "high")}
+        for name in scores[0]
+    }
