@@ -22,7 +22,6 @@ from mertool.adapters.data import (
     CACHE_FOLDER,
     AdaptationData,
     AdaptationDataSpec,
-    ProgressFactory,
     read_adaptation_data,
     sample_unlabelled,
 )
@@ -37,6 +36,7 @@ from mertool.encoders.hidden_states import find_blocks
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import item_digest
+from mertool.extraction.progress import ProgressFactory
 from mertool.features import describe_layers, format_layers, parse_layers
 from mertool.learning.accelerator import make_accelerator
 from mertool.learning.folds import Folds, speaker_groups

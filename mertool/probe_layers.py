@@ -5,8 +5,6 @@ learns weights for all layers. Permuted labels measure chance. Where speakers ar
 well they can be told apart. Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
+from mertool.extraction.progress import ProgressFactory
 from mertool.features import Recipe, describe_layers
 from mertool.learning.folds import Folds
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
@@ -29,8 +28,6 @@ from mertool.runs import Run, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
 
 SIGNIFICANCE = 0.05  # p below which the ablation overrules the probes
-
-ProgressBar = Callable[[str, str], AbstractContextManager[Callable[..., None]]]  # title, unit -> update(done, total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +52,7 @@ class _ProbeInput:
 
 
 def probe_layers(
-    store_path: Path, manifest: Manifest, output: Path, *, options: ProbeLayersOptions, progress: ProgressBar
+    store_path: Path, manifest: Manifest, output: Path, *, options: ProbeLayersOptions, progress: ProgressFactory
 ) -> tuple[Run, bool]:
     """Cross-validate probes of every layer and recommend a window; return the run, and whether it was reused.
 
@@ -162,7 +159,7 @@ def _ablate_windows(
     *,
     options: ProbeLayersOptions,
     cache_parent: Path,
-    progress: ProgressBar,
+    progress: ProgressFactory,
 ) -> list[dict[str, Any]]:
     """Train a short adapter in each of several windows of the recommended width; return their scores, best first."""
     # Imported here, because encoders take seconds to load and plain probes need none.

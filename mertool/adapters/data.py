@@ -6,8 +6,7 @@ memory.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from mertool.extraction.decoding import DecoderLimits, DecoderPool, decode_audio
 from mertool.extraction.driver import extract_to_stores
 from mertool.extraction.job import ExtractionJob
 from mertool.extraction.plan import WorkItem, item_digest
+from mertool.extraction.progress import ProgressFactory
 from mertool.extraction.targets import StoreTarget
 from mertool.features import PREPROCESSING_VERSIONS, SAMPLE_RATE, Recipe, format_layers
 from mertool.manifest import Manifest
@@ -33,8 +33,6 @@ from mertool.store import FeatureStore, StoreBusy
 MAX_FRAMES = MOST_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
 CACHE_FOLDER = "frozen-layers"  # of the frame stores, beside the runs that share them
 RETRY_SECONDS = 2.0
-# Called with a title and a unit; the context it returns gives the function that takes the progress.
-ProgressFactory = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,9 @@ class ClassificationHead(nn.Module):
         """Fit the linear probe of features (N, D) with labels (N,) on the training rows `rows`."""
         is_training = torch.zeros(1, len(features), device=features.device)
         is_training[0, rows] = 1
-        return cls(fit_probes(features, torch.as_tensor(labels, device=features.device), is_training, n_classes=n_classes))
+        return cls(
+            fit_probes(features, torch.as_tensor(labels, device=features.device), is_training, n_classes=n_classes)
+        )
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         # Float32: standardization magnifies small differences, whose digits bfloat16 would lose.

@@ -134,7 +134,9 @@ def _training_step(
             loss = n_processes * (label_loss + setup.config.mask_weight * mask_loss)
             if is_last:
                 # L2 penalty of the head, the one of the probe that it starts from.
-                loss = loss + adapter.model.head.weight.square().sum() / (2 * INVERSE_PENALTY * adapter.n_training_clips)
+                loss = loss + adapter.model.head.weight.square().sum() / (
+                    2 * INVERSE_PENALTY * adapter.n_training_clips
+                )
             accelerator.backward(loss)
         losses += torch.stack([label_loss, mask_loss]).detach()
     accelerator.clip_grad_norm_(list(adapter.trainable_parameters.values()), MAX_GRADIENT_NORM)

@@ -14,13 +14,14 @@ import torch
 
 from mertool import encoders
 from mertool.adapters.cross_validation import AdapterSplit, adapter_splits, join_held_out
-from mertool.adapters.data import AdaptationDataSpec, ProgressFactory, read_adaptation_data
+from mertool.adapters.data import AdaptationDataSpec, read_adaptation_data
 from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, evaluate_adapter
 from mertool.adapters.setup import AdapterConfig, AdapterSetup, prepare
 from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
+from mertool.extraction.progress import ProgressFactory
 from mertool.features import Recipe, format_layers
 from mertool.learning.accelerator import make_accelerator
 from mertool.learning.folds import Folds

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -9,6 +10,8 @@ from mertool.errors import MISSING_MODALITY_REASONS
 
 # Called with the clips done, the clips in all, the clips that failed, and the seconds of media done.
 ProgressCallback = Callable[[int, int, int, float], None]
+# Called with a title and a unit; the context it returns gives the function that takes the progress.
+ProgressFactory = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 
 def no_progress(*_: object) -> None:
