@@ -84,7 +84,8 @@ def align(
             metrics = _evaluate(aligner, data, history, accelerator=accelerator, seed=options.seed)
             if accelerator.is_main_process:
                 if labelled:
-                    metrics["probe"] = _probe(aligner, video_store, *labelled, options=options)
+                    examples, folds = labelled
+                    metrics["probe"] = _probe(aligner, video_store, examples=examples, folds=folds, options=options)
                 _write_run(output, aligner, metrics, key=key, data=data, audio_store=audio_store, options=options)
                 checkpoint.remove()
         accelerator.wait_for_everyone()
@@ -172,7 +173,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Return the metrics of a trained aligner; every process must call it, because encoding is shared."""
     held_out, cpu = data.split.held_out, torch.device("cpu")
-    visual = encode_distributed(aligner, data.stream, held_out, accelerator)
+    visual = encode_distributed(aligner, data.stream, held_out, accelerator=accelerator)
     return {
         "train_clips": len(data.split.train),
         "development_clips": len(data.split.development),
@@ -187,9 +188,9 @@ def _evaluate(
 def _probe(
     aligner: Aligner,
     video_store: FeatureStore,
+    *,
     examples: LabelledClips,
     folds: Folds,
-    *,
     options: AlignOptions,
 ) -> dict[str, Any]:
     """Return what alignment gains for a linear probe of the labelled clips."""
@@ -199,7 +200,7 @@ def _probe(
     rows = np.arange(len(examples))
     aligned = np.zeros((len(examples), aligner.sizes["acoustic"]), np.float32)
     stream = FrameStream(video_store, store_rows[order], MAX_FRAMES)
-    for batch_rows, vectors in encode_stream(aligner, stream, rows, device):
+    for batch_rows, vectors in encode_stream(aligner, stream, rows, device=device):
         aligned[order[batch_rows]] = vectors.cpu().numpy()
     unaligned = np.zeros((len(examples), video_store.channels), np.float32)
     with FrameStream(video_store, store_rows[order], max_frames=None).in_order(rows) as batches:
@@ -269,7 +270,7 @@ def _write_aligned_store(aligned: Path, run: Run, video_store: FeatureStore, *, 
     with StoreWriter(aligned, _aligned_recipe(run, video_store), origin, overwrite=True) as writer:
         pending = [row for row, clip in enumerate(video_store.ids) if writer.done.get(clip) != digests[clip]]
         stream = FrameStream(video_store, np.arange(len(video_store)), MAX_FRAMES)
-        for rows, vectors in encode_stream(aligner, stream, np.array(pending, np.int64), device):
+        for rows, vectors in encode_stream(aligner, stream, np.array(pending, np.int64), device=device):
             for row, vector in zip(rows.tolist(), vectors.cpu().numpy(), strict=True):
                 clip = video_store.ids[row]
                 writer.add(

@@ -9,6 +9,7 @@ import pytest
 from mertool.errors import MertoolError
 from mertool.store import FeatureStore
 
+SMALL = ["--width", 8, "--epochs"]
 OPTIONS = ["--width", 32, "--blocks", 1, "--learning-rate", 2e-3, "--epochs", 80, "--patience", 30]
 
 
@@ -33,8 +34,8 @@ def paired(tmp_path_factory, make_store):
 def aligned(paired, invoke, tmp_path_factory):
     """The run, the aligned store and the JSON object of the command."""
     folder = tmp_path_factory.mktemp("align")
-    given = ["-o", folder / "run", "--aligned", folder / "aligned.h5", *OPTIONS, "--json"]
-    result = invoke("align", "--audio", paired[0], "--video", paired[1], *given)
+    arguments = ["-o", folder / "run", "--aligned", folder / "aligned.h5", *OPTIONS, "--json"]
+    result = invoke("align", "--audio", paired[0], "--video", paired[1], *arguments)
     assert result.exit_code == 0, result.exception
     return folder / "run", folder / "aligned.h5", json.loads(result.stdout)
 
@@ -42,9 +43,9 @@ def aligned(paired, invoke, tmp_path_factory):
 def test_retrieval_beats_chance_if_audio_and_video_share_a_cause(aligned):
     held_out = aligned[2]["held_out"]
     assert held_out["clips"] == 12
-    for way in ("video_to_audio", "audio_to_video"):
-        assert held_out[way]["recall@5"]["value"] > held_out["chance"]["recall@5"] + 0.2
-        assert held_out[way]["median_rank"]["high"] < 6.5
+    for direction in ("video_to_audio", "audio_to_video"):
+        assert held_out[direction]["recall@5"]["value"] > held_out["chance"]["recall@5"] + 0.2
+        assert held_out[direction]["median_rank"]["high"] < 6.5
     assert held_out["cka"]["value"] > held_out["cka"]["shuffled"] + 0.1
     assert held_out["chance"]["recall@1"] == pytest.approx(1 / 12)
 
@@ -74,25 +75,25 @@ def test_every_clip_with_frames_gets_an_aligned_vector(aligned, paired):
 
 def test_a_second_run_is_reused_and_a_missing_store_is_written_again(aligned, paired, invoke):
     run, store, _ = aligned
-    given = ["-o", run, "--aligned", store, *OPTIONS, "--json"]
-    command = ["align", "--audio", paired[0], "--video", paired[1], *given]
+    arguments = ["-o", run, "--aligned", store, *OPTIONS, "--json"]
+    command = ["align", "--audio", paired[0], "--video", paired[1], *arguments]
     before = store.stat().st_mtime_ns
     assert (
         json.loads(invoke(*command, "--classes", "a,b", "--device", "cpu").stdout)["reused"] is True
     )  # neither changes a value
     assert store.stat().st_mtime_ns == before
-    with FeatureStore(store) as found:
-        values = found.read(found.ids)
+    with FeatureStore(store) as aligned_store:
+        values = aligned_store.read(aligned_store.ids)
     store.unlink()
     assert json.loads(invoke(*command).stdout)["reused"] is True
-    with FeatureStore(store) as found:
-        np.testing.assert_array_equal(found.read(found.ids), values)
+    with FeatureStore(store) as aligned_store:
+        np.testing.assert_array_equal(aligned_store.read(aligned_store.ids), values)
 
 
 def test_the_aligned_store_equals_extract_with_the_aligner(align_run, workspace, faces_store, call, tmp_path):
-    # The encoder is the aligner's own where none is given.
-    given = ["--faces", faces_store, "--fps", 1, "--aligner", align_run, "-q"]
-    call("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *given)
+    # Without --encoder it is the one that the aligner was trained on.
+    arguments = ["--faces", faces_store, "--fps", 1, "--aligner", align_run, "-q"]
+    call("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *arguments)
     with FeatureStore(workspace.store("aligned")) as a, FeatureStore(tmp_path / "v.h5") as b:
         assert a.fingerprint == b.fingerprint
         assert a.ids == b.ids
@@ -109,8 +110,8 @@ def test_run_holds_weights_metrics_and_plots(align_run):
 
 
 def test_an_aligner_of_other_video_settings_is_refused(align_run, workspace, tiny_encoders, invoke, tmp_path):
-    given = ["--encoder", tiny_encoders["clip"], "--fps", 7, "--aligner", align_run]
-    result = invoke("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *given)
+    arguments = ["--encoder", tiny_encoders["clip"], "--fps", 7, "--aligner", align_run]
+    result = invoke("extract", "video", workspace.manifest, "-o", tmp_path / "v.h5", *arguments)
     assert isinstance(result.exception, MertoolError)
     assert "was trained on other video features" in str(result.exception)
 
@@ -139,8 +140,9 @@ def test_aligned_may_not_name_an_input(invoke, paired, tmp_path):
     for name, path in zip(("audio.h5", "frames.h5"), paired, strict=True):
         shutil.copy(path, tmp_path / name)
     before = (tmp_path / "frames.h5").read_bytes()
-    given = ["--audio", tmp_path / "audio.h5", "--video", tmp_path / "frames.h5", "--aligned", tmp_path / "frames.h5"]
-    result = invoke("align", *given, "-o", tmp_path / "run", "--epochs", 1)
+    audio, frames = tmp_path / "audio.h5", tmp_path / "frames.h5"
+    arguments = ["--audio", audio, "--video", frames, "--aligned", frames, "-o", tmp_path / "run", "--epochs", 1]
+    result = invoke("align", *arguments)
     assert isinstance(result.exception, MertoolError)
     assert (tmp_path / "frames.h5").read_bytes() == before
 
@@ -152,14 +154,14 @@ def test_faults_of_both_stores_are_reported_together(invoke, paired, video_store
 
 
 def test_a_store_that_was_not_aligned_is_not_replaced(invoke, paired, video_store, tmp_path):
-    given = ["--audio", paired[0], "--video", paired[1], "--aligned", video_store, "-o", tmp_path / "run"]
-    result = invoke("align", *given, "--epochs", 1)
+    arguments = ["--audio", paired[0], "--video", paired[1], "--aligned", video_store, "-o", tmp_path / "run"]
+    result = invoke("align", *arguments, "--epochs", 1)
     assert "holds features that were not aligned: give another path" in str(result.exception)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "words"),
     [
         (["--loss", "infonec"], "unknown loss 'infonec': did you mean 'infonce'? valid: "),
         (["--false-negatives", "some"], "valid: none, threshold, pseudo-class"),
@@ -168,30 +170,30 @@ def test_a_store_that_was_not_aligned_is_not_replaced(invoke, paired, video_stor
         (["--learning-rate", 2], "give a number between 0 and 1"),
     ],
 )
-def test_wrong_options(given, words, invoke, paired, tmp_path):
-    result = invoke("align", "--audio", paired[0], "--video", paired[1], "-o", tmp_path / "run", *given)
+def test_wrong_options(arguments, words, invoke, paired, tmp_path):
+    result = invoke("align", "--audio", paired[0], "--video", paired[1], "-o", tmp_path / "run", *arguments)
     assert words in str(result.exception)
 
 
 @pytest.mark.parametrize(
-    "given", [["--loss", "siglip", "--false-negatives", "pseudo-class"], ["--loss", "soft"], ["--loss", "cosine"]]
+    "arguments", [["--loss", "siglip", "--false-negatives", "pseudo-class"], ["--loss", "soft"], ["--loss", "cosine"]]
 )
-def test_other_losses(given, call, paired, tmp_path):
-    options = ["--aligned", tmp_path / "a.h5", "--width", 8, "--epochs", 2, "--json", *given]
-    found = json.loads(
+def test_other_losses(arguments, call, paired, tmp_path):
+    options = ["--aligned", tmp_path / "a.h5", "--width", 8, "--epochs", 2, "--json", *arguments]
+    output = json.loads(
         call("align", "--audio", paired[0], "--video", paired[1], "-o", tmp_path / "run", *options).stdout
     )
-    assert np.isfinite(found["loss"]).all()
-    assert found["false_negatives"]["kind"] == ("pseudo-class" if "siglip" in given else "none")
+    assert np.isfinite(output["loss"]).all()
+    assert output["false_negatives"]["kind"] == ("pseudo-class" if "siglip" in arguments else "none")
 
 
 def test_labels_give_the_gain_of_a_linear_probe(workspace, acoustic_store, frames_store, call, tmp_path):
-    given = ["--audio", acoustic_store, "--video", frames_store, "-m", workspace.manifest, "--width", 8, "--epochs", 2]
+    arguments = ["--audio", acoustic_store, "--video", frames_store, "-m", workspace.manifest, *SMALL, 2]
     places = ["-o", tmp_path / "run", "--aligned", tmp_path / "a.h5"]
-    text = call("align", *given, *places).stdout
+    text = call("align", *arguments, *places).stdout
     assert "linear probe" in text
     assert "gain: " in text
-    probe = json.loads(call("align", *given, *places, "--json").stdout)["probe"]
+    probe = json.loads(call("align", *arguments, *places, "--json").stdout)["probe"]
     assert probe["clips"] == 23  # of the 24 labelled ones, one shows no face
     assert probe["interval"] == "speakers"
     assert probe["gain"]["low"] <= probe["gain"]["difference"] <= probe["gain"]["high"]
@@ -209,8 +211,8 @@ def test_features_of_the_probe_are_those_of_the_stores(
         return {}
 
     monkeypatch.setattr(mertool.align, "probe_gain", record)
-    given = ["--audio", acoustic_store, "--video", frames_store, "-m", workspace.manifest, "--width", 8, "--epochs", 1]
-    call("align", *given, "-o", tmp_path / "run", "--aligned", tmp_path / "a.h5", "-q", "--json")
+    arguments = ["--audio", acoustic_store, "--video", frames_store, "-m", workspace.manifest, *SMALL, 1]
+    call("align", *arguments, "-o", tmp_path / "run", "--aligned", tmp_path / "a.h5", "-q", "--json")
     with FeatureStore(tmp_path / "a.h5") as store, FeatureStore(frames_store) as frames:
         np.testing.assert_allclose(probed["aligned"], store.read(probed["clips"])[:, 0], rtol=2e-3, atol=1e-3)
         for clip, value in zip(probed["clips"], probed["unaligned"], strict=True):
@@ -221,8 +223,8 @@ def test_resume_of_a_killed_run_ends_as_an_undisturbed_one(call, paired, tmp_pat
     from mertool.alignment import trainer
     from mertool.learning import checkpoint
 
-    given = ["align", "--audio", paired[0], "--video", paired[1], "--width", 8, "--epochs", 4, "--batch", 16, "-q"]
-    call(*given, "-o", tmp_path / "whole", "--aligned", tmp_path / "w.h5")
+    arguments = ["align", "--audio", paired[0], "--video", paired[1], *SMALL, 4, "--batch", 16, "-q"]
+    call(*arguments, "-o", tmp_path / "whole", "--aligned", tmp_path / "w.h5")
     monkeypatch.setattr(checkpoint, "SAVE_SECONDS", 0.0)
     step, steps = trainer._training_step, []
 
@@ -233,7 +235,7 @@ def test_resume_of_a_killed_run_ends_as_an_undisturbed_one(call, paired, tmp_pat
         return step(*arguments, **keywords)
 
     monkeypatch.setattr(trainer, "_training_step", dying)
-    command = [*given, "-o", tmp_path / "killed", "--aligned", tmp_path / "k.h5"]
+    command = [*arguments, "-o", tmp_path / "killed", "--aligned", tmp_path / "k.h5"]
     with pytest.raises((KeyboardInterrupt, AssertionError)):
         call(*command)
     assert not (tmp_path / "killed").exists()

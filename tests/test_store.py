@@ -165,14 +165,14 @@ def test_order_is_that_of_the_manifest_not_of_writing(path):
 def test_several_part_files_give_the_same_values_as_one(kind, tmp_path, monkeypatch):
     recipe = RECIPES[kind]
     names = "abcdefg" if kind != "faces" else "abc"
-    write_finished(tmp_path / "whole.h5", recipe, [*make_clips(recipe, names), LOST])
+    write_finished(tmp_path / "single.h5", recipe, [*make_clips(recipe, names), LOST])
     monkeypatch.setattr(writer, "PART_CLIPS", 2)
     write_finished(tmp_path / "parts.h5", recipe, [*make_clips(recipe, names), LOST])
-    with FeatureStore(tmp_path / "whole.h5") as whole, FeatureStore(tmp_path / "parts.h5") as parts:
-        assert whole.ids == parts.ids
-        assert whole.failures() == parts.failures()
+    with FeatureStore(tmp_path / "single.h5") as single, FeatureStore(tmp_path / "parts.h5") as parts:
+        assert single.ids == parts.ids
+        assert single.failures() == parts.failures()
         for name in names:
-            np.testing.assert_array_equal(read_clip(whole, name), read_clip(parts, name))
+            np.testing.assert_array_equal(read_clip(single, name), read_clip(parts, name))
         assert parts.validate() == []
 
 

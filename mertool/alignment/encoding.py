@@ -47,7 +47,7 @@ def pad_frames(frames: list[np.ndarray], device: torch.device) -> tuple[torch.Te
 
 @torch.no_grad()
 def encode_stream(
-    aligner: Aligner, stream: FrameStream, rows: np.ndarray, device: torch.device
+    aligner: Aligner, stream: FrameStream, rows: np.ndarray, *, device: torch.device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield the rows (B,) and vectors (B, A) of the clips `rows`, ascending, block by block; without dropout."""
     was_training = aligner.training
@@ -61,12 +61,12 @@ def encode_stream(
 
 
 def encode_distributed(
-    aligner: Aligner, stream: FrameStream, rows: np.ndarray, accelerator: Accelerator
+    aligner: Aligner, stream: FrameStream, rows: np.ndarray, *, accelerator: Accelerator
 ) -> torch.Tensor:
     """Return the vectors (len(rows), A) of the clips `rows`, ascending; each process encodes a share of them."""
     vectors = torch.zeros(len(rows), aligner.sizes["acoustic"], device=accelerator.device)
     share = np.array_split(rows, accelerator.num_processes)[accelerator.process_index]
-    for encoded_rows, encoded in encode_stream(aligner, stream, share, accelerator.device):
+    for encoded_rows, encoded in encode_stream(aligner, stream, share, device=accelerator.device):
         vectors[np.searchsorted(rows, encoded_rows)] = encoded
     # The rows of the other processes are zero here, so the sum joins all shares.
     return accelerator.reduce(vectors, "sum") if accelerator.num_processes > 1 else vectors

@@ -102,7 +102,7 @@ def probe_gain(
     adapters, the target of a labelled clip is by the adapter that was not trained on its label.
     """
     truth, groups = examples.labels, speaker_groups(examples)
-    before, after = (
+    without_alignment, with_alignment = (
         cross_validate(features, truth, folds.fold_of, n_classes=classes, device=torch.device("cpu")).argmax(1)
         for features in (unaligned, aligned)
     )
@@ -110,9 +110,9 @@ def probe_gain(
         "clips": len(truth),
         "folds": folds.description,
         "interval": "clips" if groups is None else "speakers",
-        "unaligned": score_json(truth, before, classes, seed=seed, groups=groups),
-        "aligned": score_json(truth, after, classes, seed=seed, groups=groups),
-        "gain": paired_bootstrap(truth, before, after, classes=classes, seed=seed, groups=groups),
+        "unaligned": score_json(truth, without_alignment, classes, seed=seed, groups=groups),
+        "aligned": score_json(truth, with_alignment, classes, seed=seed, groups=groups),
+        "gain": paired_bootstrap(truth, without_alignment, with_alignment, classes=classes, seed=seed, groups=groups),
     }
 
 

@@ -90,7 +90,7 @@ def train(
                 epoch_loss += loss / epoch_steps
                 step += 1
                 if step % epoch_steps == 0:
-                    development_loss = _development_loss(model, data, accelerator)
+                    development_loss = _development_loss(aligner, loss_function, data, accelerator=accelerator)
                     stopping.update(epoch + 1, development_loss, model.state_dict())
                     history.loss.append(epoch_loss)
                     history.development_loss.append(development_loss)
@@ -141,7 +141,7 @@ def _training_step(
     else:  # a batch may have fewer clips than there are processes
         local = torch.zeros(0, data.targets.shape[1], device=accelerator.device)
     visual = all_gather_with_grad(local, len(batch.rows), accelerator)
-    loss = _loss(model["loss"], visual, data, batch.rows)
+    loss = _loss(model["loss"], visual, data=data, rows=batch.rows)
     loss.backward()
     if accelerator.num_processes > 1:
         # Each process has the loss of the whole batch, but the aligner's gradient of its own clips only.
@@ -152,16 +152,18 @@ def _training_step(
     return float(loss.detach())
 
 
-def _loss(loss_function: nn.Module, visual: torch.Tensor, data: AlignmentData, rows: np.ndarray) -> torch.Tensor:
+def _loss(loss_function: nn.Module, visual: torch.Tensor, *, data: AlignmentData, rows: np.ndarray) -> torch.Tensor:
     acoustic = data.acoustic(rows, visual.device)
     return loss_function(visual, acoustic, data.false_negatives.mask(rows, acoustic))
 
 
 @torch.no_grad()
-def _development_loss(model: nn.ModuleDict, data: AlignmentData, accelerator: Accelerator) -> float:
+def _development_loss(
+    aligner: Aligner, loss_function: nn.Module, data: AlignmentData, *, accelerator: Accelerator
+) -> float:
     rows = data.split.development
-    visual = encode_distributed(model["aligner"], data.stream, rows, accelerator)  # type: ignore[arg-type]
-    return float(_loss(model["loss"], visual, data, rows))
+    visual = encode_distributed(aligner, data.stream, rows, accelerator=accelerator)
+    return float(_loss(loss_function, visual, data=data, rows=rows))
 
 
 def _reduce_gradients(module: nn.Module, reduction: str, accelerator: Accelerator) -> None:

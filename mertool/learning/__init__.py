@@ -1,1 +1,1 @@
-"""What the training stages share: labelled examples, folds, linear probes, members trained at once."""
+"""Tools that the training stages share: folds, labelled clips, features in memory, checkpoints, early stopping."""

@@ -45,8 +45,8 @@ def adapter_folds(
 
 def _read_common_folds(adapters: list[str]) -> dict[str, int]:
     """Return the fold of each clip, which must be the same in all runs of adapters."""
-    first, *others = (Run.read(Path(adapter), "finetune", "folds").info["folds"] for adapter in adapters)
-    for adapter, folds in zip(adapters[1:], others, strict=True):
+    first, *rest = (Run.read(Path(adapter), "finetune", "folds").info["folds"] for adapter in adapters)
+    for adapter, folds in zip(adapters[1:], rest, strict=True):
         if folds != first:
             raise MertoolError(
                 f"{adapters[0]} and {adapter} were trained on different folds: give `mertool finetune` the same --folds"

@@ -64,7 +64,9 @@ def training_tensors(
     """Return all tensors that a training with Adam needs to resume exactly, by names that do not clash in one file."""
     tensors = {f"now.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best_weights.items()}
-    return tensors | adam_state(dict(model.named_parameters()), optimizer)
+    for name, parameter in model.named_parameters():
+        tensors |= {f"adam.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    return tensors
 
 
 def restore_training(
@@ -72,28 +74,12 @@ def restore_training(
 ) -> dict[str, torch.Tensor]:
     """Put what `training_tensors` returned back into model and optimizer; return the best weights."""
     model.load_state_dict(_with_prefix(tensors, "now."))
-    restore_adam(tensors, dict(model.named_parameters()), optimizer)
-    return _with_prefix(tensors, "best.")
-
-
-def adam_state(parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return Adam's step count and moments of named parameters."""
-    return {
-        f"adam.{key}.{name}": value
-        for name, parameter in parameters.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def restore_adam(
-    tensors: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
-    """Put what `adam_state` returned back into the optimizer."""
-    for name, parameter in parameters.items():
+    for name, parameter in model.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = tensors[f"adam.{key}.{name}"]
             # Adam keeps the step count on the CPU, whatever device the parameter is on.
             optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    return _with_prefix(tensors, "best.")
 
 
 def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -38,8 +38,8 @@ def test_every_clip_is_in_one_batch_with_its_own_frames(stream, values):
     assert [len(batch.rows) for batch in batches] == [6, 6, 5, 5]
     for batch in batches:
         for row, frames in zip(batch.rows, batch.frames, strict=True):
-            whole = values[f"c{2 * row}"]
-            expected = whole if len(whole) <= 6 else whole[np.linspace(0, len(whole) - 1, 6).round().astype(int)]
+            stored = values[f"c{2 * row}"]
+            expected = stored if len(stored) <= 6 else stored[np.linspace(0, len(stored) - 1, 6).round().astype(int)]
             np.testing.assert_array_equal(frames, expected)
 
 
@@ -55,9 +55,11 @@ def test_the_order_is_shuffled_and_follows_the_seed(stream):
 
 
 def test_a_resumed_epoch_has_the_same_batches(stream):
-    whole, rest = (read_all(stream.shuffled_batches(np.arange(25), 5, seed=(0, 1), first=first)) for first in (0, 3))
-    assert [batch.rows.tolist() for batch in rest] == [batch.rows.tolist() for batch in whole[3:]]
-    np.testing.assert_array_equal(rest[-1].frames[-1], whole[-1].frames[-1])
+    complete, resumed = (
+        read_all(stream.shuffled_batches(np.arange(25), 5, seed=(0, 1), first=first)) for first in (0, 3)
+    )
+    assert [batch.rows.tolist() for batch in resumed] == [batch.rows.tolist() for batch in complete[3:]]
+    np.testing.assert_array_equal(resumed[-1].frames[-1], complete[-1].frames[-1])
 
 
 def test_few_clips_are_in_memory_at_a_time(stream, monkeypatch):

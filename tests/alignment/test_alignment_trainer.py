@@ -101,8 +101,9 @@ def test_training_stops_early_with_the_weights_of_the_best_epoch(train, monkeypa
     development_losses = [5.0, 3.0, 4.0, 4.0, 4.0, 1.0]
     by_epoch = []
 
-    def development_loss(model, *_):
-        by_epoch.append({name: value.clone() for name, value in model.state_dict().items()})
+    def development_loss(aligner, loss_function, *_, **__):
+        trained = SimpleNamespace(aligner=aligner, loss_function=loss_function)
+        by_epoch.append({name: value.clone() for name, value in weights(trained).items()})
         return development_losses[len(by_epoch) - 1]
 
     monkeypatch.setattr(trainer, "_development_loss", development_loss)
@@ -117,7 +118,7 @@ def test_training_stops_early_with_the_weights_of_the_best_epoch(train, monkeypa
 def test_resume_is_exact(killed_at, train):
     """Three steps an epoch; several chunks a step, so that cached gradients and dropout take part."""
     options = {"epochs": 3, "batch": 16, "max_padded_frames": 20}
-    whole = train(**options)
+    undisturbed = train(**options)
 
     def die(step, total):
         if step == killed_at:
@@ -128,8 +129,8 @@ def test_resume_is_exact(killed_at, train):
     steps = []
     resumed = train(lambda step, total: steps.append(step), interval=1e9, **options)
     assert steps[0] == killed_at  # the step that was killed had not been saved yet
-    assert resumed.history == whole.history
-    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+    assert resumed.history == undisturbed.history
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(undisturbed).items())
 
 
 def test_nan_aborts_training_with_one_line(train, data):

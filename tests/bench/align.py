@@ -35,30 +35,31 @@ def main() -> None:
     if options.side:
         print(json.dumps(run_side(options)))
         return
-    share = others()
+    other_load = others()
     with workplace() as folder:
         size = make_stores(folder, options.clips, options)
         say(f"{options.clips} clips, {size / 1e6:.0f} MB of frames")
-        found = {"streamed": call_side("streamed", folder, options)}
+        sides = {"streamed": call_side("streamed", folder, options)}
         if options.baseline:
-            found["in memory"] = call_side("in memory", folder, options)
+            sides["in memory"] = call_side("in memory", folder, options)
         half = folder / "half"
         make_stores(half, options.clips // 2, options)
-        fewer = call_side("streamed", half, options)
-    publish(rows(found, fewer, size, share, options), options.output, f"align: {options.clips} clips")
-    if options.max_memory and found["streamed"]["peak"] > options.max_memory:
-        raise SystemExit(f"{found['streamed']['peak']:.0f} MB of memory, more than {options.max_memory:g}")
+        half_size = call_side("streamed", half, options)
+    rows = make_rows(sides, half_size, size=size, other_load=other_load, options=options)
+    publish(rows, options.output, f"align: {options.clips} clips")
+    if options.max_memory and sides["streamed"]["peak"] > options.max_memory:
+        raise SystemExit(f"{sides['streamed']['peak']:.0f} MB of memory, more than {options.max_memory:g}")
 
 
-def rows(
-    found: dict[str, Any], fewer: dict[str, Any], size: int, share: float, options: argparse.Namespace
+def make_rows(
+    sides: dict[str, Any], half_size: dict[str, Any], *, size: int, other_load: float, options: argparse.Namespace
 ) -> list[Row]:
-    """The two rows."""
-    ours, theirs = found["streamed"], found.get("in memory")
+    """Return the rows of memory and of speed."""
+    ours, theirs = sides["streamed"], sides.get("in memory")
     fields: dict[str, Any] = {
         name: getattr(options, name) for name in ("clips", "frames", "channels", "width", "blocks")
     }
-    fields |= {"megabytes": size / 1e6, "start": ours["start"], "half": fewer["peak"], "others": share}
+    fields |= {"megabytes": size / 1e6, "start": ours["start"], "half": half_size["peak"], "others": other_load}
     fields |= {"seconds": ours["seconds"], "device": ours["device"]}
     if theirs:
         losses = np.array(ours["losses"]), np.array(theirs["losses"])
@@ -70,18 +71,18 @@ def rows(
 
 
 def call_side(side: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One side in a process of its own, so that its memory is its own."""
+    """Run one side in a process of its own, so that its peak memory can be measured."""
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     for name in ("width", "blocks", "epochs", "batch", "device"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout)
-    say(f"{side}: {found['peak']:.0f} MB ({found['start']:.0f} at the start), {found['pace']:.0f} clips/s")
-    return found
+    result = json.loads(done.stdout)
+    say(f"{side}: {result['peak']:.0f} MB ({result['start']:.0f} at the start), {result['pace']:.0f} clips/s")
+    return result
 
 
 def run_side(options: argparse.Namespace) -> dict[str, Any]:
-    """The stage on the stores of `--folder`: its memory (MB), its pace, its losses."""
+    """Run the stage on the stores of `--folder`; return its memory (MB), clips per second and losses."""
     import mertool.align as stage
     from mertool.options.align import AlignOptions
 
@@ -105,7 +106,7 @@ def run_side(options: argparse.Namespace) -> dict[str, Any]:
         options=settings,
         progress=record_time,
     )
-    steps = len(times) - 1  # the last call says that all is done
+    steps = len(times) - 1  # the last call reports the end
     clips = run.metrics["train_clips"] * options.epochs * (steps - 1) / steps
     losses = [*run.metrics["loss"], *run.metrics["development_loss"]]
     pace, seconds = clips / (times[-2] - times[0]), time.monotonic() - began
@@ -137,7 +138,7 @@ def in_memory_targets(audio_store: Any, clips: list[str], train: np.ndarray) -> 
 
 
 def peak() -> float:
-    """Largest resident memory of this process so far, MB."""
+    """Return the largest resident memory of this process so far, MB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 

@@ -131,7 +131,7 @@ def measure(setting: Setting, wanted: set[str]) -> list[Row]:
             runs = run_case(name, setting, with_share)
             rows += case_rows(name, runs) if name in wanted else []
             rows += [share_row(runs)] if with_share else []
-    rows += measure_stores(setting.folder, wanted, *((60, 2) if setting.tiny else ()))
+    rows += measure_stores(setting.folder, wanted, **({"clips": 60, "repeat": 2} if setting.tiny else {}))
     if GPU in wanted and torch.cuda.is_available() and setting.device == "cuda":
         rows.append(gpu_row(setting))
     return rows

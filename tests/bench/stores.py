@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +10,41 @@ import numpy as np
 from report import Row, say
 
 CHANNELS, LAYERS, CLIPS = 1024, 25, 1500
-NAMES = ("store/read-all", "store/read-pooled")
 
 
-def measure_stores(folder: Path, wanted: set[str], clips: int = CLIPS, repeat: int = 5) -> list[Row]:
-    """The rows of NAMES that are wanted."""
-    kinds = {"store/read-all": (_frames, _read_frames, _load_frames)}
-    kinds["store/read-pooled"] = (_pooled, _read_pooled, _load_pooled)
-    return [_measure(name, folder, clips, repeat, *kinds[name]) for name in NAMES if name in wanted]
+@dataclass(frozen=True, kw_only=True)
+class StoreCase:
+    """One comparison: `make` makes the values of a clip, the others read those of all clips."""
+
+    pooled: bool
+    make: Callable[[np.random.Generator], np.ndarray]
+    read_store: Callable[[Path], Any]
+    load_files: Callable[[list[Path]], Any]
 
 
-def _measure(name: str, folder: Path, clips: int, repeat: int, make: Any, ours: Any, theirs: Any) -> Row:
+def measure_stores(folder: Path, names: set[str], *, clips: int = CLIPS, repeat: int = 5) -> list[Row]:
+    """Return the rows of STORE_CASES with these names."""
+    return [_measure(name, folder, clips=clips, repeat=repeat) for name in STORE_CASES if name in names]
+
+
+def _measure(name: str, folder: Path, *, clips: int, repeat: int) -> Row:
     say(f"{name}: {clips} clips")
+    case = STORE_CASES[name]
     rng = np.random.default_rng(0)
-    values = {f"clip{number:05d}": make(rng) for number in range(clips)}
-    place = folder / name.replace("/", "-")
-    store, files = _write(place, values, pooled=make is _pooled)
+    values = {f"clip{number:05d}": case.make(rng) for number in range(clips)}
+    store, files = _write(folder / name.replace("/", "-"), values, pooled=case.pooled)
     size = sum(value.nbytes for value in values.values()) / 1e6
-    if not all(map(np.array_equal, ours(store), theirs(files))):
+    if not all(map(np.array_equal, case.read_store(store), case.load_files(files))):
         raise SystemExit(f"{name}: both sides do not read the same values")
     runs: dict[str, list[float]] = {"engine": [], "naive": []}
     for _ in range(repeat):
-        runs["naive"].append(_seconds(lambda: theirs(files)))
-        runs["engine"].append(_seconds(lambda: ours(store)))
+        runs["naive"].append(_seconds(lambda: case.load_files(files)))
+        runs["engine"].append(_seconds(lambda: case.read_store(store)))
     return Row(name, size / min(runs["engine"]), "MB/s", size / min(runs["naive"]), {"megabytes": size, "runs": runs})
 
 
 def _write(folder: Path, values: dict[str, np.ndarray], pooled: bool) -> tuple[Path, list[Path]]:
-    """The same values as a store and as files."""
+    """Write the same values as a store and as .npy files."""
     from mertool.features import Recipe
     from mertool.store import ClipFeatures, StoreWriter
 
@@ -62,7 +70,7 @@ def _pooled(rng: np.random.Generator) -> np.ndarray:
 
 
 def _read_frames(path: Path) -> list[np.ndarray]:
-    """As `align` reads a frame store: (T, D) each."""
+    """Return the frames (T, D) of all clips."""
     from mertool.store import FeatureStore
 
     with FeatureStore(path) as store:
@@ -74,7 +82,7 @@ def _load_frames(files: list[Path]) -> list[np.ndarray]:
 
 
 def _read_pooled(path: Path) -> np.ndarray:
-    """(N, L, D) float32, as `probe-layers` and `fuse` read."""
+    """Return (N, L, D) float32, as `probe-layers` and `fuse` read it."""
     from mertool.store import FeatureStore
 
     with FeatureStore(path) as store:
@@ -89,3 +97,9 @@ def _seconds(read: Callable[[], object]) -> float:
     began = time.perf_counter()
     read()
     return time.perf_counter() - began
+
+
+STORE_CASES = {
+    "store/read-all": StoreCase(pooled=False, make=_frames, read_store=_read_frames, load_files=_load_frames),
+    "store/read-pooled": StoreCase(pooled=True, make=_pooled, read_store=_read_pooled, load_files=_load_pooled),
+}

@@ -47,12 +47,12 @@ def make_model():
 
 
 def test_a_restored_training_continues_exactly(tmp_path):
-    checkpoint, (whole, whole_optimizer), (first, first_optimizer) = (
+    checkpoint, (undisturbed, undisturbed_optimizer), (first, first_optimizer) = (
         Checkpoint(tmp_path / "c.safetensors"),
         make_model(),
         make_model(),
     )
-    train(whole, whole_optimizer, range(6))
+    train(undisturbed, undisturbed_optimizer, range(6))
     train(first, first_optimizer, range(3))
     best = {"weight": torch.ones(2, 3)}
     checkpoint.save(training_tensors(first, first_optimizer, best), {})
@@ -60,4 +60,4 @@ def test_a_restored_training_continues_exactly(tmp_path):
     tensors, _ = checkpoint.load()
     assert torch.equal(restore_training(tensors, second, optimizer)["weight"], best["weight"])
     train(second, optimizer, range(3, 6))
-    assert all(torch.equal(value, second.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in undisturbed.state_dict().items())

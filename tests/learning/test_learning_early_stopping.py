@@ -54,13 +54,13 @@ def test_best_weights_are_copies_and_are_restored_in_place():
 
 
 def test_resumed_early_stopping_continues_exactly():
-    whole, first, second = (EarlyStopping(patience=2) for _ in range(3))
+    undisturbed, first, second = (EarlyStopping(patience=2) for _ in range(3))
     losses = [3.0, 2.0, 4.0, 5.0]
-    record(whole, losses)
+    record(undisturbed, losses)
     record(first, losses[:3])
     second.resume(first.to_json(), first.best_weights)
     assert record(second, losses[3:], first_epoch=4) == 4
-    assert second.to_json() == whole.to_json()
+    assert second.to_json() == undisturbed.to_json()
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

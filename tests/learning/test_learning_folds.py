@@ -14,8 +14,8 @@ from mertool.learning.labelled_clips import LabelledClips
 def examples(count=120, classes=4, speakers=12, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
-    who = tuple(f"s{n}" for n in rng.integers(0, speakers, count)) if speakers else (None,) * count
-    return LabelledClips(tuple(f"c{n}" for n in range(count)), labels, who)
+    speaker_of = tuple(f"s{n}" for n in rng.integers(0, speakers, count)) if speakers else (None,) * count
+    return LabelledClips(tuple(f"c{n}" for n in range(count)), labels, speaker_of)
 
 
 def test_folds_hold_out_every_clip_once():
