@@ -34,7 +34,7 @@ class ExtractResult:
     media_seconds: duration of the media that was encoded now.
     seconds: where the time went (see extraction.progress.ExtractionStats).
     transcripts: the CSV of recognised speech, if any.
-    faces: the store of face crops, if any.
+    faces: the store of face crops, if any; `frames` is the store of frames from the same pass, if any.
     out_of_fold: number of clips that adapters were trained on, whose features come from the one that did not see
     them; None without an adapter.
     worked: whether any clip was processed now.
@@ -54,6 +54,7 @@ class ExtractResult:
     seconds: dict[str, float]
     transcripts: str | None
     faces: str | None
+    frames: str | None
     out_of_fold: int | None
     worked: bool
 
@@ -125,6 +126,7 @@ def _make_result(
             },
             transcripts=str(transcripts) if options.asr and transcripts.exists() else None,
             faces=str(job.faces) if job.faces else None,
+            frames=str(job.targets[1].path) if options.frames else None,
             out_of_fold=_count_out_of_fold(manifest, options.adapter),
             worked=stats.done > 0,
         )

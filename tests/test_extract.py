@@ -114,6 +114,65 @@ def test_chosen_layers_and_frames(audio, tmp_path):
     assert abs(values[FOUR[0]].shape[1] - 50 * seconds) <= 2
 
 
+# ---------------------------------------------------------------- frames from the same pass
+
+
+def test_frames_from_the_same_pass_equal_those_of_a_run_of_their_own(audio, tmp_path):
+    frames = tmp_path / "frames.h5"
+    result = audio("--layers", "last", "--frames", frames)
+    assert (result["extracted"], result["frames"]) == (4, str(frames))
+    audio("--layers", "last", store=tmp_path / "alone.h5")
+    audio("--layers", "last", "--pool", "none", store=tmp_path / "alone-frames.h5")
+    for shared, alone in (("audio.h5", "alone.h5"), ("frames.h5", "alone-frames.h5")):
+        with FeatureStore(tmp_path / shared) as ours, FeatureStore(tmp_path / alone) as theirs:
+            assert ours.fingerprint == theirs.fingerprint
+            assert ours.ids == theirs.ids == list(FOUR)
+        for clip, value in read(tmp_path / shared)[0].items():
+            np.testing.assert_array_equal(value, read(tmp_path / alone)[0][clip])
+
+
+def test_frames_can_be_added_later_and_resume(audio, demo_rows, tmp_path):
+    audio("--layers", "last")
+    before = (tmp_path / "audio.h5").stat().st_mtime_ns
+    options = ("--layers", "last", "--frames", tmp_path / "frames.h5")
+    assert audio(*options)["extracted"] == 4
+    assert (tmp_path / "audio.h5").stat().st_mtime_ns == before
+    assert audio(*options)["worked"] is False
+    shutil.copy(demo_rows["spk05_005"]["path"], tmp_path / "media" / f"{FOUR[1]}.mp4")
+    again = audio(*options)
+    assert (again["extracted"], again["cached"]) == (1, 3)
+    assert list(read(tmp_path / "frames.h5")[0]) == list(FOUR)
+
+
+def test_frames_beside_an_aligner_are_its_input(
+    call, demo_rows, write_manifest, faces_store, tiny_encoders, align_run, tmp_path
+):
+    manifest = write_manifest(tmp_path / "m.csv", [demo_rows["spk01_001"]])
+    options = ["--encoder", tiny_encoders["clip"], "--faces", faces_store, "--fps", 1, "-q"]
+    stores = ["-o", tmp_path / "aligned.h5", "--frames", tmp_path / "frames.h5"]
+    call("extract", "video", manifest, *stores, *options, "--aligner", align_run)
+    call("extract", "video", manifest, "-o", tmp_path / "alone.h5", *options, "--pool", "none")
+    with FeatureStore(tmp_path / "frames.h5") as ours, FeatureStore(tmp_path / "alone.h5") as theirs:
+        assert ours.fingerprint == theirs.fingerprint
+        assert ours.provenance == theirs.provenance
+        np.testing.assert_array_equal(ours.frames("spk01_001"), theirs.frames("spk01_001"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--frames", "f.h5", "--pool", "none"], "--pool none keeps frames in the output already"),
+        (["--frames", "OUTPUT"], "is the output, too: give the frames a file of their own"),
+    ],
+)
+def test_frames_that_do_not_fit_the_other_options(options, words, invoke, four, tiny_encoders, tmp_path):
+    output = tmp_path / "audio.h5"
+    options = [output if option == "OUTPUT" else option for option in options]
+    result = invoke("extract", "audio", four, "-o", output, "--encoder", tiny_encoders["hubert_group"], *options)
+    assert isinstance(result.exception, MertoolError)
+    assert words in str(result.exception)
+
+
 # ---------------------------------------------------------------- the sum of the last four layers
 
 

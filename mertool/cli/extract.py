@@ -118,9 +118,13 @@ def print_result(result: Any, *, source: Path, output: Path, options: ExtractOpt
         echo(f"cut to the encoder's length: {result.truncated} transcripts")
     if result.faces:
         echo(f"face crops: {result.faces}")
+    if result.frames:
+        echo(f"frames: {result.frames}")
     echo(f"store: {result.store}")
     if options.shard:
         echo(_format_merge(result.store, output))
+        if options.frames:
+            echo(_format_merge(result.frames, options.frames))
     elif result.features:
         suggest_next(*_next_command(result.store, source, options))
 
@@ -164,8 +168,8 @@ def _next_command(store: str, source: Path, options: ExtractOptions) -> list[obj
         return ["extract", "video", source, "--faces", store, "-o", "features/video.h5"]
     if source.is_dir():
         return ["manifest", source, "-o", "clips.csv", "--labels", "LABELS"]
-    if modality == "video" and options.pool == "none":
-        return ["align", "--audio", "AUDIO_STORE", "--video", store, "-o", "runs/visual"]
+    if modality == "video" and (options.frames or options.pool == "none") and not options.aligner:
+        return ["align", "--audio", "AUDIO_STORE", "--video", options.frames or store, "-o", "runs/visual"]
     if modality == "audio" and options.adapter:
         return ["align", "--audio", store, "--video", "FRAME_STORE", "-o", "runs/visual"]
     if modality == "audio" and options.pool == "mean":

@@ -43,16 +43,23 @@ def build_job(manifest: Manifest, output: Path, options: ExtractOptions) -> tupl
             "or give --asr whisper-large-v3"
         )
     manifest, suffix = _select_shard(manifest, options.shard)
-    output = output.with_name(f"{output.stem}{suffix}{output.suffix}")
+    output = _add_suffix(output, suffix)
+    frames = _add_suffix(options.frames, suffix) if options.frames else None
     check_writable(output, manifest.source, options.faces)
+    if frames:
+        check_writable(frames, manifest.source, options.faces)
+    faces = _faces_path(output, options, suffix)
+    _check_distinct(output, frames, faces)
     job = ExtractionJob(
         targets=(_faces_target(output, options),),
         limits=DecoderLimits(options.workers, options.clip_timeout),
-        faces=_faces_path(output, options, suffix),
+        faces=faces,
         engine=options.engine,
         ray_address=options.ray_address,
     )
-    return manifest, job if options.modality == "faces" else _with_encoder(job, output, options)
+    if options.modality != "faces":
+        job = _with_encoder(job, output, frames, options=options)
+    return manifest, job
 
 
 def _select_shard(manifest: Manifest, shard: str | None) -> tuple[Manifest, str]:
@@ -65,6 +72,17 @@ def _select_shard(manifest: Manifest, shard: str | None) -> tuple[Manifest, str]
     first, end = (len(manifest) * index // count for index in (number - 1, number))
     # Padded, so that the shell lists the shards in the order of the clips.
     return replace(manifest, clips=manifest.clips[first:end]), f".{number:0{len(str(count))}}-of-{count}"
+
+
+def _add_suffix(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.stem}{suffix}{path.suffix}")
+
+
+def _check_distinct(output: Path, frames: Path | None, faces: Path | None) -> None:
+    """Raise MertoolError if one file would be two stores."""
+    for purpose, path in (("the output", output), ("the store of face crops", faces)):
+        if frames and path and frames.absolute() == path.absolute():
+            raise MertoolError(f"--frames {frames} is {purpose}, too: give the frames a file of their own")
 
 
 def _faces_target(output: Path, options: ExtractOptions) -> StoreTarget:
@@ -90,8 +108,8 @@ def _faces_path(output: Path, options: ExtractOptions, suffix: str) -> Path | No
     return options.faces
 
 
-def _with_encoder(job: ExtractionJob, output: Path, options: ExtractOptions) -> ExtractionJob:
-    """The job with the encoder, the adapters and the aligner that the options name."""
+def _with_encoder(job: ExtractionJob, output: Path, frames: Path | None, *, options: ExtractOptions) -> ExtractionJob:
+    """The job with the encoder, the adapters and the aligner that the options name, and a second store if asked for."""
     aligner = Run.read(options.aligner, "align", "video", "sizes", "origin") if options.aligner else None
     name = options.encoder or _default_encoder(options, aligner)
     checkpoint = encoders.find(name, options.modality)
@@ -104,9 +122,15 @@ def _with_encoder(job: ExtractionJob, output: Path, options: ExtractOptions) -> 
         aligner=aligner.folder.absolute() if aligner else None,
         overwrite=options.overwrite,
     )
+    targets = [target]
+    if frames:
+        # As `--pool none` would make them; an aligner gives no frames, so they are what it is trained on.
+        provenance = {**target.provenance, "aligner": None}
+        frames_recipe = aligner_input_recipe(recipe)
+        targets.append(replace(target, path=frames, recipe=frames_recipe, provenance=provenance, aligner=None))
     return replace(
         job,
-        targets=(target,),
+        targets=tuple(targets),
         encoder=EncoderAssets(
             checkpoint,
             adapter.folder.absolute() / "adapters" if adapter else None,

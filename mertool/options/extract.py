@@ -75,6 +75,11 @@ class ExtractOptions(Options):
         only_for=("text",),
     )
     fps: float = option(4.0, help="Face frames per second of video.", above=0, maximum=120, only_for=("video", "faces"))
+    frames: Path | None = option(
+        None,
+        help="A second store, with the frames of the same layers from the same pass of the encoder.",
+        only_for=ENCODED,
+    )
     storage: str = option("float16", help="Number format in the store.", choices=STORAGE_DTYPES, only_for=ENCODED)
     device: str = shared.device()
     dtype: str = shared.dtype(only_for=ENCODED)
@@ -111,5 +116,7 @@ class ExtractOptions(Options):
             yield "--ray-address belongs to --engine ray"
         if self.engine == "ray" and self.device.startswith("cuda:"):
             yield f"--device {self.device} with --engine ray: each worker gets a GPU of its own, give cuda"
+        if self.frames and self.pool == "none":
+            yield "--frames: --pool none keeps frames in the output already; leave out one of the two"
         if self.aligner and self.pool == "none":
             yield "an aligner gives one vector per clip: leave out --pool none"
