@@ -25,9 +25,8 @@ step mertool manifest "$here/clips" -o "$out/clips.csv" --labels "$here/manifest
     --transcripts "$here/manifest.csv" --speakers '^(spk\d+)_'
 step mertool extract audio "$out/clips.csv" -o "$features/audio.h5" --encoder "$hubert"
 step mertool extract faces "$out/clips.csv" -o "$features/faces.h5"
-step mertool extract video "$out/clips.csv" -o "$features/video.h5" --encoder "$clip" --faces "$features/faces.h5"
-step mertool extract video "$out/clips.csv" -o "$features/video-frames.h5" --encoder "$clip" --pool none \
-    --faces "$features/faces.h5"
+step mertool extract video "$out/clips.csv" -o "$features/video.h5" --frames "$features/video-frames.h5" \
+    --encoder "$clip" --faces "$features/faces.h5"
 step mertool extract text "$out/clips.csv" -o "$features/text.h5" --encoder "$bert"
 step mertool probe-layers "$features/audio.h5" --manifest "$out/clips.csv" -o "$runs/probe"
 step mertool finetune "$out/clips.csv" --probe "$runs/probe" -o "$runs/acoustic" --epochs 10
