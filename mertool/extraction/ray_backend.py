@@ -79,7 +79,7 @@ def extract_on_ray(
     `encode` the mean over the workers.
     """
     started = time.perf_counter()
-    driver = _Driver(
+    driver = _RayDriver(
         items=[replace(item, clip=replace(item.clip, path=item.clip.path.absolute())) for item in items],
         job=_with_absolute_paths(job),
         writers=writers,
@@ -108,7 +108,7 @@ def _with_absolute_paths(job: ExtractionJob) -> ExtractionJob:
 
 
 @dataclass(kw_only=True)
-class _Driver:
+class _RayDriver:
     """Distributes chunks of clips over the actors and adds up their statistics."""
 
     items: Sequence[WorkItem]

@@ -1,4 +1,4 @@
-"""How fast `mertool extract` is, against a plain script that does the same.
+"""Speed of `mertool extract` compared with a plain script that does the same.
 
     python tests/bench/extract.py
     python tests/bench/extract.py --only audio/hubert-base text/bert-base --repeat 3
@@ -48,7 +48,7 @@ ROUND = 16  # clips: on a CPU seconds to a minute, in which little drifts
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: where, on what, how often. The device is resolved: `cpu`, `cuda`, ...
+    """Settings of all measurements. The device is resolved: `cpu`, `cuda`, ...
 
     `apart` is the process of the baseline, which lasts for all rows since it takes seconds to start.
     """
@@ -91,14 +91,14 @@ def main() -> None:
 
     from mertool.devices import resolve_device
 
-    wanted = set(options.only)
+    selected = set(options.only)
     with workplace() as folder:
         say(f"making {options.clips} clips")
         media = make_clips(folder / "clips", options.clips, options.tiny)
         texts = make_texts(demo().WORDS, 24 if options.tiny else 256)
         device = resolve_device(options.device).type
         with own_process() as apart:
-            rows = measure(Setting(folder, media, texts, device, options.repeat, options.tiny, apart), wanted)
+            rows = measure(Setting(folder, media, texts, device, options.repeat, options.tiny, apart), selected)
     publish(rows, options.output, "mertool extract against a plain script")
     differing = [row.name for row in rows if row.fields.get("min_cosine", 1.0) < LEAST_COSINE]
     if differing:
@@ -106,8 +106,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="How fast `mertool extract` is, against a plain script.")
-    parser.add_argument("--clips", type=int, default=32, help="clips of sound and picture (default: 32)")
+    parser = argparse.ArgumentParser(description="Speed of `mertool extract` compared with a plain script.")
+    parser.add_argument("--clips", type=int, default=32, help="clips with audio and video (default: 32)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; the same for both sides")
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--repeat", type=int, default=2, help="times that each side does all clips (default: 2)")
@@ -119,20 +119,20 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def measure(setting: Setting, wanted: set[str]) -> list[Row]:
-    """All rows that are wanted, in the order of NAMES."""
+def measure(setting: Setting, selected: set[str]) -> list[Row]:
+    """Measure the selected rows, in the order of NAMES."""
     import torch
     from stores import measure_stores
 
     rows: list[Row] = []
     for name in CASES:
-        with_share = name == SHARED and SHARE in wanted
-        if name in wanted or with_share:
+        with_share = name == SHARED and SHARE in selected
+        if name in selected or with_share:
             runs = run_case(name, setting, with_share)
-            rows += case_rows(name, runs) if name in wanted else []
+            rows += case_rows(name, runs) if name in selected else []
             rows += [share_row(runs)] if with_share else []
-    rows += measure_stores(setting.folder, wanted, **({"clips": 60, "repeat": 2} if setting.tiny else {}))
-    if GPU in wanted and torch.cuda.is_available() and setting.device == "cuda":
+    rows += measure_stores(setting.folder, selected, **({"clips": 60, "repeat": 2} if setting.tiny else {}))
+    if GPU in selected and torch.cuda.is_available() and setting.device == "cuda":
         rows.append(gpu_row(setting))
     return rows
 
@@ -177,20 +177,20 @@ class Sides:
         native = next(iter(runs.engine))
         steps: list[Callable[[], None]] = [lambda: runs.naive.append(self.naive(items))]
         steps += [
-            lambda dtype=dtype, found=found: found.append(self.engine(dtype, items))
-            for dtype, found in runs.engine.items()
+            lambda dtype=dtype, measured=measured: measured.append(self.engine(dtype, items))
+            for dtype, measured in runs.engine.items()
         ]
         steps += [lambda: runs.alone.append(self.alone(native, items))] if with_share else []
         runs.others.append(others())
         for step in reversed(steps) if backwards else steps:
             step()
         files = [self.output / f"{name}.npy" for name, _ in items]
-        for dtype, found in runs.engine.items():
-            runs.agreement[dtype].append(agreement(found[-1].features, files))
+        for dtype, measured in runs.engine.items():
+            runs.agreement[dtype].append(agreement(measured[-1].features, files))
 
     @property
     def output(self) -> Path:
-        """Where the baseline writes its features."""
+        """The folder of the baseline's features."""
         return self.setting.folder / f"naive-{self.model.name}"
 
     def naive(self, items: Items) -> tuple[float, float]:
@@ -210,14 +210,14 @@ class Sides:
             return Clip(name, Path(), text=content) if self.modality == "text" else Clip(name, content)
 
         manifest = Manifest(tuple(clip(*item) for item in items), self.setting.folder / "clips.csv")
-        place = self.setting.folder / "store"
-        given = (self.modality, self.model, manifest, place / "values.h5", self.setting.device, dtype)
-        measured = self.process.submit(engine.measure, *given).result()
-        shutil.rmtree(place)
+        folder = self.setting.folder / "store"
+        arguments = (self.modality, self.model, manifest, folder / "values.h5", self.setting.device, dtype)
+        measured = self.process.submit(engine.measure, *arguments).result()
+        shutil.rmtree(folder)
         return measured
 
     def alone(self, dtype: str, items: Items) -> float:
-        """Seconds of the encoder alone on the same sound, decoded before."""
+        """Seconds of the encoder alone on the same audio, decoded before."""
         import engine
         import naive
 
@@ -260,10 +260,10 @@ def share_row(runs: Runs) -> Row:
 
 
 def where(measured: "Sequence[Measured]") -> dict[str, Any]:
-    """Where the time went, by the engine's own report: seconds of each part, and the share of encoding."""
-    parts = {part: sum(run.parts[part] for run in measured) for part in measured[0].parts}
-    busy = parts["encode"] / sum(run.seconds for run in measured) if "encode" in parts else None
-    return {"busy": busy, "seconds": parts}
+    """Return the seconds of each kind of work that the engine reports, and the share of encoding."""
+    seconds = {kind: sum(run.parts[kind] for run in measured) for kind in measured[0].parts}
+    busy = seconds["encode"] / sum(run.seconds for run in measured) if "encode" in seconds else None
+    return {"busy": busy, "seconds": seconds}
 
 
 def gpu_row(setting: Setting) -> Row:
@@ -292,10 +292,10 @@ def _cosine(left: Any, right: Any) -> Any:
 
 
 def summary(runs: Runs) -> str:
-    """What the last round took, for the line of progress."""
-    parts = [("plain script", runs.naive[-1][0])]
-    parts += [(f"mertool {dtype}", measured[-1].seconds) for dtype, measured in runs.engine.items()]
-    return ", ".join(f"{what} {seconds:.1f} s" for what, seconds in parts)
+    """Return the seconds of the last round, for the line of progress."""
+    sides = [("plain script", runs.naive[-1][0])]
+    sides += [(f"mertool {dtype}", measured[-1].seconds) for dtype, measured in runs.engine.items()]
+    return ", ".join(f"{side} {seconds:.1f} s" for side, seconds in sides)
 
 
 if __name__ == "__main__":

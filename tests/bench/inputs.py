@@ -1,4 +1,4 @@
-"""What the benchmarks read: talking-head clips, short sounds and transcripts, the same for the same seed.
+"""Inputs of the benchmarks: talking-head clips, short audio files and transcripts, the same for the same seed.
 
 Clips are 640x480 H.264 at 25 frames/s with stereo AAC at 44.1 kHz. Picture and sound are those of the demo's
 clips, enlarged twice (a face is then about 215 pixels wide), looped to the length wanted and with the grain of

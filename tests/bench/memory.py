@@ -1,4 +1,4 @@
-"""Whether `mertool extract` needs more memory for more clips.
+"""Peak memory of `mertool extract` for few and for many clips.
 
     python tests/bench/memory.py
     python tests/bench/memory.py --audio 100 1000 --faces
@@ -44,14 +44,16 @@ def main() -> None:
     rows: list[Row] = []
     with workplace() as folder:
         if options.audio:
-            rows += measure("audio", sorted(options.audio), folder, ["--encoder", str(make_encoder(folder))])
+            rows += measure(
+                "audio", sorted(options.audio), folder=folder, arguments=["--encoder", str(make_encoder(folder))]
+            )
         if options.faces:
-            rows += measure("faces", sorted(options.faces), folder, [])
+            rows += measure("faces", sorted(options.faces), folder=folder, arguments=[])
     publish(rows, options.output, "peak memory of mertool extract")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Whether `mertool extract` needs more memory for more clips.")
+    parser = argparse.ArgumentParser(description="Peak memory of `mertool extract` for few and for many clips.")
     parser.add_argument("--audio", type=int, nargs="*", default=[1000, 10000], metavar="CLIPS", help="1000 10000")
     parser.add_argument("--faces", type=int, nargs="*", default=[1000, 3000], metavar="CLIPS", help="1000 3000")
     parser.add_argument("--tiny", action="store_true", help="20 and 60 clips of each: a smoke test")
@@ -64,7 +66,7 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def measure(modality: str, counts: list[int], folder: Path, arguments: list[str]) -> list[Row]:
+def measure(modality: str, counts: list[int], *, folder: Path, arguments: list[str]) -> list[Row]:
     """Two rows (the command's process, its tree) for each number of clips."""
     sources = make_sources(modality, folder / f"{modality}-sources")
     rows: list[Row] = []
@@ -91,7 +93,7 @@ def make_encoder(folder: Path) -> Path:
 
 
 def make_sources(modality: str, folder: Path) -> list[Path]:
-    """A few short files with sound, or with a face."""
+    """Make a few short files with audio, or with a face."""
     from inputs import make_sounds, write_clips
 
     if modality == "audio":

@@ -47,12 +47,12 @@ def make_model(name: str, folder: Path, tiny: bool = False) -> Path:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    place = folder / name
-    if not place.exists():
+    model_folder = folder / name
+    if not model_folder.exists():
         shape = {**SHAPES[name], **(TINY[name] if tiny else {})}
         make = {"hubert": _make_hubert, "clip": _make_clip, "bert": _make_bert}[name.split("-")[0]]
-        make(place, shape)
-    return place
+        make(model_folder, shape)
+    return model_folder
 
 
 def _make_hubert(folder: Path, shape: dict[str, Any]) -> None:

@@ -118,9 +118,9 @@ def _largest_face(detector: Any, frame: np.ndarray) -> list[Any]:
     boxes, probabilities = detector.detect(small)
     if boxes is None or probabilities[0] < MIN_PROBABILITY:
         return []
-    left, top, right, bottom = boxes[0].astype(float) / scale
-    side = round(max(right - left, bottom - top) * (1 + MARGIN))
-    x, y = round((left + right - side) / 2), round((top + bottom - side) / 2)
+    x0, y0, x1, y1 = boxes[0].astype(float) / scale
+    side = round(max(x1 - x0, y1 - y0) * (1 + MARGIN))
+    x, y = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
     return [picture.crop((x, y, x + side, y + side)).resize((CROP, CROP), Image.Resampling.BICUBIC)]
 
 
