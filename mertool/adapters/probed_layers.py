@@ -3,11 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from mertool import encoders
 from mertool.errors import MertoolError
 from mertool.options.finetune import FinetuneOptions
 from mertool.runs import Run
-
-DEFAULT_ENCODER = "hubert-large-zh"
 
 
 def read_probe(options: FinetuneOptions) -> FinetuneOptions:
@@ -16,7 +15,7 @@ def read_probe(options: FinetuneOptions) -> FinetuneOptions:
     Raises MertoolError where the run does not probe a frozen speech encoder, or probes another one than is given.
     """
     if options.probe is None:
-        return replace(options, encoder=options.encoder or DEFAULT_ENCODER)
+        return replace(options, encoder=options.encoder or encoders.DEFAULTS["audio"])
     run = Run.read(options.probe, "probe-layers", "window", "recipe", "origin")
     recipe, probed = run.info["recipe"], run.info["origin"]["encoder"]
     if recipe["modality"] != "audio":

@@ -44,7 +44,7 @@ def fuse(
     from mertool.fuse import fuse as run_stage
 
     with progress("fuse", quiet, "epochs of members") as update:
-        run, reused = run_stage(stores, labelled, output, options, update)
+        run, reused = run_stage(stores, labelled, output, options=options, progress=update)
     if as_json:
         print_json({"run": str(output), "reused": reused, **run.metrics})
     elif not quiet:

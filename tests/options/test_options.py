@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mertool import encoders
 from mertool.errors import MertoolError
 from mertool.options import Options, option, options_of, shared
 from mertool.options.align import AlignOptions
@@ -97,9 +98,9 @@ def test_contradictions_are_looked_for_among_valid_options_only():
 
 def test_equal_options_are_equal_however_they_are_given():
     """A key of a run is made of them, so 200 and 200.0 must not differ."""
-    given = BakeOptions(heat=200, tins=["a", Path("b")], folds="3")
-    assert given == BakeOptions(heat=200.0, tins=(Path("a"), Path("b")), folds=3)
-    assert repr(given.heat) == "200.0"
+    options = BakeOptions(heat=200, tins=["a", Path("b")], folds="3")
+    assert options == BakeOptions(heat=200.0, tins=(Path("a"), Path("b")), folds=3)
+    assert repr(options.heat) == "200.0"
     assert BakeOptions(folds="folds.csv").folds == Path("folds.csv")
 
 
@@ -115,8 +116,8 @@ def test_options_that_do_not_affect_the_result_are_not_in_the_key():
 
 
 def test_options_of_one_command():
-    assert [one.name for one in options_of(BakeOptions, "cake")][-1] == "folds"
-    assert [one.name for one in options_of(BakeOptions, "bread")][-1] == "oven"
+    assert [declared.name for declared in options_of(BakeOptions, "cake")][-1] == "folds"
+    assert [declared.name for declared in options_of(BakeOptions, "bread")][-1] == "oven"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_ranges_in_words(limits, words):
 
 
 def test_help_lists_choices_and_ranges():
-    texts = {one.name: one.full_help for one in options_of(BakeOptions)}
+    texts = {declared.name: declared.full_help for declared in options_of(BakeOptions)}
     assert texts["flour"] == "Flour: wheat or rye (sour)."
     assert texts["layers"] == "Layers (at least 1)."
     assert texts["sugar"] == "Sweet."
@@ -144,20 +145,26 @@ def test_help_lists_choices_and_ranges():
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
 def test_every_option_of_a_stage_is_declared_and_its_default_is_valid(stage):
-    for one in options_of(stage):
-        assert one.help[0].isupper() or one.name in ("layers", "shard"), one.name
-        assert one.help.endswith("."), one.name
-        assert not re.search(r"default", one.full_help), (
-            f"{one.name}: the default is declared, and shown beside the help"
+    for declared in options_of(stage):
+        assert declared.help[0].isupper() or declared.name in ("layers", "shard"), declared.name
+        assert declared.help.endswith("."), declared.name
+        assert not re.search(r"default", declared.full_help), (
+            f"{declared.name}: the default is declared, and shown beside the help"
         )
-        if one.default is not None:
-            assert one.convert(one.default) == one.default
+        if declared.default is not None:
+            assert declared.convert(declared.default) == declared.default
 
 
 @pytest.mark.parametrize("modality", EXTRACTED)
 def test_options_of_extract_that_are_of_another_modality(modality):
     with pytest.raises(MertoolError, match=r"--faces belongs to `extract video`|--asr belongs to `extract text`"):
         ExtractOptions(modality=modality, faces=Path("faces.h5"), asr="whisper-base")
+
+
+def test_the_default_encoders_in_the_help_are_those_of_the_table():
+    shown = {name: next(iter(options_of(ExtractOptions, name))).default_help for name in encoders.DEFAULTS}
+    assert {name: text.split()[-1] for name, text in shown.items()} == encoders.DEFAULTS
+    assert options_of(FinetuneOptions)[2].default_help.split()[-1] == encoders.DEFAULTS["audio"]
 
 
 def test_a_registry_folder_is_the_list_of_choices():
