@@ -250,7 +250,7 @@ def test_the_bundle_holds_what_predict_needs(fuse_run, workspace):
     assert len(list((fuse_run / "encoders").glob("*/config.json"))) == 3  # both visual parts have one encoder
     assert {file.stem for file in (fuse_run / "part0" / "adapters" / "final").glob("*.safetensors")} == {
         "adapter_model",
-        "shift",
+        "mean_offset",
     }
     assert (fuse_run / "part2" / "aligner" / "aligner.safetensors").exists()
     metrics = json.loads((fuse_run / "metrics.json").read_text())
