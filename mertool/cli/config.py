@@ -58,6 +58,7 @@ def _read_values(path: Path, context: typer.Context, known: dict[str, Option]) -
 def _entries(path: Path, names: list[str], group: Any) -> Iterator[tuple[str, Any]]:
     """Keys and values of the file that are for command `names`, those of its own table last."""
     table = _load(path)
+    # From the outside in, so that a value in the command's own table replaces one that is for several commands.
     for name in [*names, ""]:
         commands = getattr(group, "commands", {})
         for key, value in table.items():
@@ -84,6 +85,7 @@ def _convert(key: str, value: Any, *, parameter: Any, option: Option | None) -> 
     """The value as the command line would give it; raises MertoolError where it is not valid."""
     if option is not None:
         converted = option.convert(value)
+        # Typer reads these options as text, and the command parses them, wherever they come from.
         if option.parse:
             return ",".join(map(str, converted)) if isinstance(converted, tuple) else str(converted)
         return list(converted) if isinstance(converted, tuple) else converted

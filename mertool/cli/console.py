@@ -69,6 +69,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for row in rows:
         drawn.add_row(*(escape(str(cell)) for cell in row))
     console = Console()
+    # Without a terminal rich assumes 80 columns, in which the cells of wide tables would be folded.
     if not console.is_terminal:
         console.width = 140
     console.print(drawn)

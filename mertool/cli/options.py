@@ -101,6 +101,7 @@ def _read(option: Option, value: Any) -> Any:
         return option.default
     if option.parse:
         value = option.parse(value)
+    # Other faults are found with those of all options when the Options object is made; they are errors of the user.
     if option.is_closed_range:
         try:
             option.check_range(value)

@@ -62,6 +62,7 @@ class AlignOptions(Options):
     def conflicts(self) -> Iterator[str]:
         if self.width % HEADS:
             yield f"--width {self.width}: give a multiple of {HEADS}, the heads of the transformer"
+        # Loading a loss imports torch, so only where the answer matters.
         if (self.false_negatives or "none") != "none" and not registry.load(LOSSES, "loss", self.loss).NEGATIVES:
             yield (
                 f"--loss {self.loss} pushes no clips apart, so it has no false negatives: leave out "

@@ -108,6 +108,7 @@ class ExtractOptions(Options):
     overwrite: bool = shared.overwrite()
 
     def conflicts(self) -> Iterator[str]:
+        # The command line offers each modality its own options only; a Python call could mix them.
         for declared in options_of(ExtractOptions):
             is_set = getattr(self, declared.name) != declared.default
             if is_set and declared.only_for and self.modality not in declared.only_for:

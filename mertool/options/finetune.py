@@ -118,6 +118,7 @@ class FinetuneOptions(Options):
     def conflicts(self) -> Iterator[str]:
         if self.probe is None and self.layers is None:
             yield "which layers? Give --probe RUN (of `mertool probe-layers`) or --layers as 16-21"
+        # The default method cannot be told from one that was given; it does no harm here.
         if self.compare and self.method != "bottleneck":
             yield "--compare names the methods to train: leave out --method"
         if self.compare and len(set(self.compare)) < max(2, len(self.compare)):

@@ -100,6 +100,7 @@ class Option:
             expected = " or ".join(map(_type_name, self.value_types))
             raise MertoolError(f"{self.flag} {value}: give {expected}") from None
         for item in value if isinstance(value, tuple) else (value,):
+            # Read now, not at import: a file that was added to a registry folder is a choice at once.
             if valid := self.valid_choices:
                 check_choice(self.noun or self.name.replace("_", " "), item, valid)
             self.check_range(item)
