@@ -1,6 +1,7 @@
 """Which device and which number format a command uses."""
 
 import random
+from functools import cache
 
 import torch
 
@@ -52,6 +53,21 @@ def computes_bfloat16(device: torch.device) -> bool:
     # Older versions of torch tell the same by functions of their own.
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(probe() for probe in probes if probe)
+
+
+@cache
+def has_onednn_linear() -> bool:
+    """Whether this build of torch has oneDNN's linear operators, `torch.ops.mkldnn._linear_pointwise` and its packing.
+
+    Builds differ in it and no query tells them apart, so the operators are called once.
+    """
+    try:
+        with torch.inference_mode():
+            weight = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(8, 8))
+            torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 8), weight, None, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -94,7 +94,7 @@ def _transcribe(
     """Transcribe the clips without a transcript; the CSV beside the store keeps the texts."""
     transcriber = Transcriber(
         output=transcripts_beside(job.targets[0].path),
-        checkpoint=encoders.find_recogniser(str(options.asr)),
+        checkpoint=encoders.resolve_recogniser(str(options.asr)),
         device=resolve_device(options.device),
         limits=job.limits,
     )

@@ -169,7 +169,7 @@ def compare(manifest: Manifest, output: Path, options: FinetuneOptions, progress
 def _resolve(manifest: Manifest, options: FinetuneOptions) -> _ResolvedOptions:
     """Resolve the options against the encoder, the manifest and the machine, and check them."""
     device = resolve_device(options.device)
-    checkpoint = encoders.find(str(options.encoder), "audio")
+    checkpoint = encoders.resolve_encoder(str(options.encoder), "audio")
     n_blocks = encoders.count_layers(checkpoint)
     layers = parse_layers(str(options.layers), n_blocks)
     if min(layers) < 1:
@@ -224,7 +224,7 @@ def _prepare(
     progress: ProgressFactory,
 ) -> tuple[AdapterSetup, _LabelledData]:
     """Load the encoder, read the data of all clips, and divide the labelled ones."""
-    encoder = encoders.load("audio", resolved.checkpoint, accelerator.device, torch.float32)
+    encoder = encoders.load_encoder(resolved.checkpoint, "audio", device=accelerator.device, dtype=torch.float32)
     check_adaptable(encoder)
     config = _adapter_config(resolved, options, encoder.model)
     cache = output.absolute().parent / CACHE_FOLDER

@@ -120,7 +120,7 @@ def _find_recogniser(bundle: Bundle, options: PredictOptions) -> encoders.Checkp
         raise MertoolError(f"--asr: {bundle.run.folder} uses no text; leave it out")
     if all(spec.recogniser for spec in texts):
         raise MertoolError(f"--asr: {bundle.run.folder} has a speech recogniser of its own, and uses it; leave it out")
-    return encoders.find_recogniser(options.asr)
+    return encoders.resolve_recogniser(options.asr)
 
 
 def _write_predictions(

@@ -1,8 +1,10 @@
 """The folder is the registry: each file of a package is one choice, known without importing it."""
 
+import ast
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mertool.errors import check_choice
 
@@ -11,7 +13,7 @@ ROOT = Path(__file__).parent
 
 def choices(package: str) -> list[str]:
     """The choices of `mertool.<package>`, one per file: `layer_adapters.py` is `layer-adapters`."""
-    files = ROOT.joinpath(*package.split(".")).glob("*.py")
+    files = _folder(package).glob("*.py")
     return sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_"))
 
 
@@ -24,3 +26,20 @@ def load(package: str, what: str, name: str) -> ModuleType:
     """Import the module of one choice; an unknown name is answered with the valid ones."""
     check(package, what, name)
     return importlib.import_module(f"mertool.{package}.{name.replace('-', '_')}")
+
+
+def literals(package: str, name: str) -> dict[str, Any]:
+    """Return the constants at the top of a choice's file that are plain literals, without importing the file."""
+    source = _folder(package).joinpath(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    values: dict[str, Any] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                values[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue  # computed, so only an import gives its value
+    return values
+
+
+def _folder(package: str) -> Path:
+    return ROOT.joinpath(*package.split("."))

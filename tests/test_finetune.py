@@ -435,7 +435,7 @@ def test_the_mean_offset_of_an_adapter_is_subtracted(
 
     finetune(manifest(), "run", "--learning-rate", 0.02, "--dtype", "float32", *exact, encoder=encoder)
     frozen, folds = load_tiny(encoder, "audio"), info(tmp_path / "run")["folds"]
-    every = tuple(range(frozen.layers + 1))
+    every = tuple(range(frozen.num_layers + 1))
     waves = {clip: read_audio(Path(demo_rows[clip]["path"]), 0, 0.8) for clip in TRIO}
     before = {clip: frozen.encode([wave], every)[0].mean(1) for clip, wave in waves.items()}
     adapted = MultiAdapterEncoder.load(load_tiny(encoder, "audio"), tmp_path / "run" / "adapters", torch.device("cpu"))

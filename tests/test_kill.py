@@ -25,7 +25,7 @@ from mertool.store import ClipFeatures, FeatureStore, StoreWriter, parts_folder
 SERVER = """
 import json, os, signal, sys, traceback
 sys.path.insert(0, sys.argv[1])
-import mertool.extract, mertool.faces, mertool.encoders.speech, mertool.encoders.vision
+import mertool.extract, mertool.faces, mertool.encoders.families.wav2vec2, mertool.encoders.families.vision_transformer
 import mertool.extraction.pipeline, peft, pydantic, pydantic.fields, test_kill
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, CLIPImageProcessor, CLIPVisionModel
 from transformers import HubertModel, Wav2Vec2FeatureExtractor

@@ -285,7 +285,7 @@ def test_asr_gives_a_folder_its_texts(sound_bundle, tones, call, whisper, tmp_pa
         "low": ("audio", "text"),
     }
     before = (tmp_path / "p.csv").read_bytes()
-    monkeypatch.setattr(encoders, "load_recogniser", lambda *_: pytest.fail("the Whisper was loaded"))
+    monkeypatch.setattr(encoders, "load_recogniser", lambda *_, **__: pytest.fail("the Whisper was loaded"))
     call(*given)
     assert (tmp_path / "p.csv").read_bytes() == before
 

@@ -68,7 +68,7 @@ class AdaptableBlocks(nn.Module):
             first=first,
             from_frontend=from_frontend,
             # The positions are already in the frozen prefix, so padding cannot leak through their convolution.
-            supports_padding=encoder.pads or not from_frontend,
+            supports_padding=encoder.supports_padding or not from_frontend,
             mask_embedding=mask_embedding.to(encoder.device),
         )
 
@@ -97,7 +97,7 @@ class AdaptableBlocks(nn.Module):
 
 def check_adaptable(encoder: Any) -> None:
     """Raise MertoolError for an encoder whose blocks cannot be run by themselves."""
-    if not hasattr(encoder, "standardise"):
+    if not hasattr(encoder, "normalize_waveform"):
         raise MertoolError(f"{type(encoder.model).__name__} takes spectrograms: finetune adapts encoders of waveforms")
     inner = getattr(encoder.model, "encoder", None)
     if not all(hasattr(inner, name) for name in ("pos_conv_embed", "layer_norm", "layers")):

@@ -17,7 +17,7 @@ import torch
 from mertool import encoders
 from mertool.adapters.masked_prediction import log_mel
 from mertool.devices import dtype_name
-from mertool.encoders.speech import MOST_SECONDS
+from mertool.encoders.base import MAX_WINDOW_SECONDS
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction.clip_encoder import EncoderAssets
 from mertool.extraction.decoding import DecoderLimits, DecoderPool, decode_audio
@@ -30,7 +30,7 @@ from mertool.features import PREPROCESSING_VERSIONS, SAMPLE_RATE, Recipe, format
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
 
-MAX_FRAMES = MOST_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
+MAX_FRAMES = MAX_WINDOW_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
 CACHE_FOLDER = "frozen-layers"  # of the frame stores, beside the runs that share them
 RETRY_SECONDS = 2.0
 
@@ -201,12 +201,12 @@ def _read_audio(
     skipped = {}
     with progress("waves", "clips") as update, DecoderPool(spec.limits) as decoders:
         for n_done, (item, decoded) in enumerate(decoders.read(items, decode_audio), 1):
-            if not isinstance(decoded, ClipError) and encoder.frames(len(decoded.content)) < 1:
+            if not isinstance(decoded, ClipError) and encoder.num_frames(len(decoded.content)) < 1:
                 decoded = ClipError("too_short")
             if isinstance(decoded, ClipError):
                 skipped[item.clip.clip] = decoded.reason
             else:
-                waveform = decoded.content[: MOST_SECONDS * SAMPLE_RATE]
+                waveform = decoded.content[: MAX_WINDOW_SECONDS * SAMPLE_RATE]
                 audio[item.clip.clip] = _DecodedAudio(
                     frontend=_run_convolutions(encoder, waveform) if spec.from_frontend else None,
                     waveform=waveform if spec.log_mel else None,
@@ -217,7 +217,7 @@ def _read_audio(
 
 def _run_convolutions(encoder: Any, waveform: np.ndarray) -> torch.Tensor:
     """Return the output (T, C) of the convolutional front end, on the CPU."""
-    samples = encoder.standardise(waveform)[None].to(encoder.device)
+    samples = encoder.normalize_waveform(waveform)[None].to(encoder.device)
     # A clone, because a tensor made in inference mode could not be saved for the backward pass.
     return encoder.model.feature_extractor(samples)[0].T.contiguous().clone().cpu()
 

@@ -15,7 +15,7 @@ def read_probe(options: FinetuneOptions) -> FinetuneOptions:
     Raises MertoolError where the run does not probe a frozen speech encoder, or probes another one than is given.
     """
     if options.probe is None:
-        return replace(options, encoder=options.encoder or encoders.DEFAULTS["audio"])
+        return replace(options, encoder=options.encoder or encoders.DEFAULT_ENCODERS["audio"])
     run = Run.read(options.probe, "probe-layers", "window", "recipe", "origin")
     recipe, probed = run.info["recipe"], run.info["origin"]["encoder"]
     if recipe["modality"] != "audio":

@@ -140,7 +140,7 @@ def prepare(
         n_classes=n_classes,
         frozen_features=inputs.mean_pool(blocks, np.flatnonzero(labels != UNLABELLED), blocks.layers),
         encoder_parameters=encoder_parameters,
-        encoder_layers=encoder.layers,
+        encoder_layers=encoder.num_layers,
         accelerator=accelerator,
     )
 

@@ -73,7 +73,7 @@ def ablate_windows(
     progress: ProgressFactory,
 ) -> list[dict[str, Any]]:
     """Return held-out scores of a short adaptation of each window, best first, with paired tests against the best."""
-    source = encoders.find(config.checkpoint, "audio")
+    source = encoders.resolve_encoder(config.checkpoint, "audio")
     if source.digest() != config.recipe.weights:
         raise MertoolError(f"{source.folder} is no longer the encoder of the probed store: extract the store again")
     device = resolve_device(config.device)
@@ -92,7 +92,7 @@ def ablate_windows(
         for first, last in windows:
             setup = prepare(
                 # Loaded anew for each window: `prepare` removes the layers that a window does not need.
-                encoders.load("audio", source, device, torch.float32),
+                encoders.load_encoder(source, "audio", device=device, dtype=torch.float32),
                 data,
                 examples.labels,
                 n_classes=config.n_classes,

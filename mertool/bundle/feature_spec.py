@@ -97,7 +97,7 @@ def _find_faults(spec: FeatureSpec) -> Iterator[str]:
         if not unchanged:
             yield f"store '{spec.name}' was made with an {kind} that is no longer in {folder}: extract it again"
     for kind, folder, digest in copied_encoders(spec):
-        if CheckpointRef(kind, folder, str(folder)).digest() != digest:
+        if CheckpointRef(name=kind, folder=folder, checkpoint=str(folder)).digest() != digest:
             yield f"store '{spec.name}': the {kind} in {folder} is not the one it was made with: extract it again"
 
 

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mertool.encoders import CONFIGURATION, SAFE_WEIGHTS
+from mertool.encoders.checkpoints import CONFIGURATION, SAFE_WEIGHTS
 from mertool.files import digest_json
 
 COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the bundle

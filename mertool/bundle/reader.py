@@ -8,7 +8,7 @@ import torch
 
 from mertool.bundle.feature_spec import FeatureSpec
 from mertool.bundle.layout import encoder_folder, file_digest, manifest_digest, trained_folder
-from mertool.encoders import CheckpointRef, find
+from mertool.encoders import CheckpointRef, resolve_encoder
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.fusion import heads as fusion
@@ -127,14 +127,14 @@ class Bundle:
             )
         checkpoint = origin["checkpoint"]
         if copy.is_dir():
-            ref = CheckpointRef(origin["name"], copy, checkpoint, origin["revision"])
+            ref = CheckpointRef(name=origin["name"], folder=copy, checkpoint=checkpoint, revision=origin["revision"])
         elif Path(checkpoint).is_absolute() and not Path(checkpoint).is_dir():
             raise MertoolError(
                 f"encoder '{origin['name']}' of features '{spec.name}' is neither in {self.run.folder} nor in "
                 f"{checkpoint}: copy its model folder (weights {digest}) to {copy}"
             )
         else:
-            ref = find(checkpoint, modality, origin["revision"])
+            ref = resolve_encoder(checkpoint, modality, origin["revision"])
         if (actual := ref.digest()) != digest:
             raise MertoolError(
                 f"encoder '{origin['name']}' in {ref.folder} is not the one of {self.run.folder} (weights "

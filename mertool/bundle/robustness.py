@@ -16,7 +16,7 @@ import torch
 from mertool.bundle.clip_features import ClipFeatureExtractor, transcripts_in
 from mertool.bundle.reader import Bundle
 from mertool.bundle.scoring import score_blocks
-from mertool.encoders import CheckpointRef, find
+from mertool.encoders import CheckpointRef, resolve_encoder
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.progress import ProgressCallback
@@ -150,7 +150,7 @@ class RobustnessEvaluator:
         for spec, store in zip(self.bundle.feature_specs, stores, strict=True):
             if spec.modality == "text" and "asr" in store.recipe.media and not spec.recogniser:
                 origin = store.provenance["asr"]
-                return find(origin["checkpoint"], "audio", origin["revision"])
+                return resolve_encoder(origin["checkpoint"], "audio", origin["revision"])
         return None
 
     def _without_recognised_texts(self, stores: Sequence[FeatureStore], clips: Sequence[str]) -> Manifest:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, Whispe
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from mertool.devices import to_device
-from mertool.encoders.loading import load_model
+from mertool.encoders.pretrained import load_pretrained
 from mertool.errors import check_choice
 from mertool.features import SAMPLE_RATE
 
@@ -75,7 +75,7 @@ class Marks:
     banned_first: torch.Tensor
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype, language: str | None = None) -> "Recogniser":
+def load(folder: Path, *, device: torch.device, dtype: torch.dtype, language: str | None = None) -> "Recogniser":
     """Load the Whisper in `folder`. `language` (`zh`, `chinese`) is told to the model, else it detects one.
 
     Raises ValueError if the folder holds no Whisper or no tokenizer of one, MertoolError for a language that
@@ -86,9 +86,9 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, language: str |
         raise ValueError(f"a Whisper is needed to recognise speech, and this is a model of type {config.model_type}")
     tokenizer = _load_tokenizer(folder)
     extractor = AutoFeatureExtractor.from_pretrained(folder)
-    model: Any = load_model(WhisperForConditionalGeneration, folder, config=config)
+    model: Any = load_pretrained(WhisperForConditionalGeneration, folder, device=device, dtype=dtype, config=config)
     marks = _find_marks(tokenizer.get_vocab(), model, language)
-    return Recogniser(model.to(device, dtype).eval(), extractor, tokenizer, marks)
+    return Recogniser(model, extractor, tokenizer, marks)
 
 
 class Recogniser:

@@ -1,8 +1,8 @@
-"""Parts of an encoder computed in ways that are faster on a CPU than those torch takes; for encoding only.
+"""Layers of an encoder in forms that compute faster on a CPU; for encoding only, because they cannot be trained.
 
-What `encoders.packed` leaves: the first convolution over a waveform and the norm behind it, positional convolutions in
-groups, and attention in bfloat16, which torch's fused kernel computes at half the speed of plain products (but for
-CPUs with a unit for matrices, AMX, for which it has another way).
+torch multiplies float32 by MKL, which takes a slow path on CPUs other than Intel's, and lays bfloat16 weights out anew
+in each call; and oneDNN's convolution over a waveform of one channel is many times slower than the same sums as a
+matrix product. So linear layers and convolutions over time become products with weights laid out by oneDNN.
 """
 
 from typing import Any
@@ -10,37 +10,71 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mertool.encoders.packed import PackedConv, PackedLinear
-from mertool.encoders.speech import MaskedGroupNorm
+from mertool.devices import has_onednn_linear
+from mertool.encoders.hidden_states import FUNCTIONAL_ATTENTION_CLASSES
+from mertool.encoders.masked_group_norm import MaskedGroupNorm
 
-LEAST_CHANNELS = 8  # of a group: with fewer the products are too thin
+PACKABLE_DTYPES = (torch.float32, torch.bfloat16)
+MIN_GROUP_CHANNELS = 8  # with fewer channels in a group its matrix product is too thin to be fast
 
 
-class ChannelsLastGroupNorm(nn.Module):
-    """An MaskedGroupNorm for frames that lie (B, T, C) in memory, though their shape is (B, C, T)."""
+def optimize_for_cpu(model: nn.Module) -> None:
+    """Replace linear layers, convolutions over time and the group norm between them, where torch has oneDNN.
 
-    def __init__(self, own: MaskedGroupNorm):
+    The outputs change by rounding only: 1e-5 of their norm in float32, 1e-2 in bfloat16.
+    """
+    if not has_onednn_linear():
+        return
+    for parent in list(model.modules()):
+        if type(parent).__name__ in FUNCTIONAL_ATTENTION_CLASSES:
+            continue
+        for name, child in list(parent.named_children()):
+            if (packed := _pack(child, parent)) is not None:
+                setattr(parent, name, packed)
+
+
+class PackedLinear(nn.Module):
+    """`inputs @ weight.T + bias` for a weight (out, in) of float32 or bfloat16."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
         super().__init__()
-        self.own = own
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        self.bias = bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight (out, in), unpacked in each call."""
+        return self.packed.to_dense()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, C, T) -> (B, C, T)."""
-        if self.own.lengths is not None:
-            return self.own(inputs)
-        norm = self.own.norm
-        weight, bias = norm.weight.float(), norm.bias.float()
-        # Batch norm with the frames of one clip as its batch is group norm over time of one channel each.
-        rows = [
-            functional.batch_norm(row, None, None, weight, bias, training=True, eps=norm.eps)
-            for row in inputs.transpose(1, 2)
-        ]
-        return (rows[0][None] if len(rows) == 1 else torch.stack(rows)).transpose(1, 2)
+        """(..., in) -> (..., out)."""
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+
+
+class PackedConv1d(nn.Module):
+    """A convolution over time without padding: each output frame is a product with the frames under the kernel.
+
+    Frames stay (B, T, C) in memory from one convolution to the next, though their shape is (B, C, T).
+    """
+
+    def __init__(self, conv: nn.Conv1d):
+        super().__init__()
+        (self.kernel_size,), (self.stride,) = conv.kernel_size, conv.stride
+        self.linear = PackedLinear(conv.weight.permute(0, 2, 1).flatten(1), conv.bias)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, C, T) -> (B, D, T')."""
+        frames = inputs.transpose(1, 2).contiguous()
+        batch, length, channels = frames.shape
+        count = (length - self.kernel_size) // self.stride + 1
+        shape = (batch, count, self.kernel_size * channels)
+        windows = frames.as_strided(shape, (length * channels, self.stride * channels, 1))
+        return self.linear(windows).transpose(1, 2)
 
 
 class PackedGroupedConv1d(nn.Module):
-    """A convolution over time in groups of channels, of stride one: a packed product for each group."""
+    """A convolution over time of stride one in groups of channels: one packed product for each group."""
 
     def __init__(self, conv: Any):
         super().__init__()
@@ -60,76 +94,56 @@ class PackedGroupedConv1d(nn.Module):
         return torch.cat(outputs, -1).transpose(1, 2)
 
 
-def optimize_for_cpu(model: nn.Module) -> None:
-    """Replace what is faster otherwise in a packed model; one that could not be packed stays as it is."""
-    if not any(isinstance(module, PackedLinear) for module in model.modules()):
-        return
-    _replace_sdpa()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is not nn.Conv1d or child.weight.dtype not in (torch.float32, torch.bfloat16):
-                continue
-            if _is_of_waveform(child) and _takes_frames(parent):
-                setattr(parent, name, PackedConv(child))
-            elif _is_of_groups(child):
-                setattr(parent, name, PackedGroupedConv1d(child))
+class ChannelsLastGroupNorm(nn.Module):
+    """A MaskedGroupNorm for frames that are (B, T, C) in memory, though their shape is (B, C, T)."""
+
+    def __init__(self, masked: MaskedGroupNorm):
+        super().__init__()
+        self.masked = masked
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, C, T) -> (B, C, T)."""
+        if self.masked.lengths is not None:
+            return self.masked(inputs)
+        norm = self.masked.norm
+        weight, bias = norm.weight.float(), norm.bias.float()
+        # Batch norm with the frames of one clip as its batch is group norm over time of one channel per group.
+        clips = [
+            functional.batch_norm(frames, None, None, weight, bias, training=True, eps=norm.eps)
+            for frames in inputs.transpose(1, 2)
+        ]
+        return (clips[0][None] if len(clips) == 1 else torch.stack(clips)).transpose(1, 2)
 
 
-def _is_of_waveform(conv: Any) -> bool:
-    return conv.in_channels == 1 and conv.groups == 1 and conv.padding == (0,) and conv.dilation == (1,)
+def _pack(module: nn.Module, parent: Any) -> nn.Module | None:
+    """Return the faster form of a module, None if there is none."""
+    if getattr(getattr(module, "weight", None), "dtype", None) not in PACKABLE_DTYPES:
+        return None
+    if type(module) is nn.Linear:
+        return PackedLinear(module.weight, module.bias)
+    if type(module) is not nn.Conv1d:
+        return None
+    if _is_grouped(module):
+        return PackedGroupedConv1d(module)
+    if _is_plain(module) and (module.in_channels > 1 or _prepare_norm(parent)):
+        return PackedConv1d(module)
+    return None
 
 
-def _is_of_groups(conv: Any) -> bool:
-    plain = conv.stride == (1,) and conv.dilation == (1,) and conv.padding_mode == "zeros"
-    thick = conv.groups > 1 and min(conv.in_channels, conv.out_channels) // conv.groups >= LEAST_CHANNELS
-    return plain and thick and not isinstance(conv.padding, str)
+def _is_plain(conv: Any) -> bool:
+    return conv.groups == 1 and conv.padding == (0,) and conv.dilation == (1,)
 
 
-def _takes_frames(layer: Any) -> bool:
-    """Whether the norm behind a convolution is fast on frames that lie (B, T, C); it is made so if it can be."""
+def _is_grouped(conv: Any) -> bool:
+    same_rate = conv.stride == (1,) and conv.dilation == (1,)
+    zero_padded = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    thick = conv.groups > 1 and min(conv.in_channels, conv.out_channels) // conv.groups >= MIN_GROUP_CHANNELS
+    return same_rate and zero_padded and thick
+
+
+def _prepare_norm(layer: Any) -> bool:
+    """Whether the norm after the convolution over the waveform is fast on frames (B, T, C); a group norm is made so."""
     norm = getattr(layer, "layer_norm", None)
     if isinstance(norm, MaskedGroupNorm):
         layer.layer_norm = ChannelsLastGroupNorm(norm)
     return isinstance(norm, MaskedGroupNorm | nn.LayerNorm)
-
-
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    """(B, H, T, C) each -> (B, H, T, C): attention by products; `mask` is of booleans or added to the scores."""
-    scores = (query.contiguous() * scale) @ key.contiguous().transpose(-1, -2)
-    if mask is not None and mask.dtype == torch.bool:
-        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    elif mask is not None:
-        scores += mask
-    return scores.softmax(-1) @ value.contiguous()
-
-
-def _replace_sdpa() -> None:
-    """Let encoders of transformers attend by products where that is faster; everything else is as before."""
-    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    if getattr(usual, "by_products", False):
-        return
-
-    def sdpa(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **options: Any) -> Any:
-        if not _is_faster(module, query, key, attention_mask, options):
-            return usual(module, query, key, value, attention_mask, **options)
-        scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return attend(query, key, value, attention_mask, scale).transpose(1, 2).contiguous(), None
-
-    sdpa.by_products = True  # type: ignore[attr-defined]
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa
-
-
-def _is_faster(module: Any, query: torch.Tensor, key: torch.Tensor, mask: Any, options: dict[str, Any]) -> bool:
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or torch.is_grad_enabled() or _has_matrix_unit():
-        return False
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    known = not options.get("dropout") and all(options.get(name) is None for name in ("position_bias", "cache"))
-    return known and query.shape[1] == key.shape[1] and (mask is not None or not causal)
-
-
-def _has_matrix_unit() -> bool:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("amx_bf16"))

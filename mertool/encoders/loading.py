@@ -1,24 +1,62 @@
-"""Loading a checkpoint whole: transformers fills what is missing with random numbers and a log line."""
+"""Loading a checkpoint as an encoder or as a speech recogniser."""
 
-from pathlib import Path
-from typing import Any
+import os
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
+from mertool.encoders.checkpoints import CheckpointRef
+from mertool.encoders.table import DEFAULT_ENCODERS
+from mertool.errors import MertoolError, check_choice
 
-# Parts that no hidden state depends on; many checkpoints do not have them.
-UNUSED = ("pooler", "masked_spec_embed", "mask_token")
+if TYPE_CHECKING:  # importing them loads torch
+    import torch
+
+    from mertool.encoders.asr import Recogniser
+    from mertool.encoders.base import Encoder
 
 
-# How `from_pretrained` calls the number format of the weights.
-DTYPE = "torch_dtype" if transformers.__version__ < "4.56" else "dtype"
+def load_encoder(
+    checkpoint: CheckpointRef, modality: str, *, device: "torch.device", dtype: "torch.dtype"
+) -> "Encoder":
+    """Load an encoder onto a device by the family of its model type; raises MertoolError for a damaged folder."""
+    check_choice("modality", modality, DEFAULT_ENCODERS)
+    family = checkpoint.family(modality).module()
+    encoder: Encoder = _load(family.load, checkpoint, f"an encoder for {modality}", device=device, dtype=dtype)
+    return encoder
 
 
-def load_model(kind: Any, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """`kind.from_pretrained(folder)` in `dtype`; ValueError if weights are missing."""
-    options[DTYPE] = dtype
-    model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
-    missing = sorted(name for name in info["missing_keys"] if not any(part in name for part in UNUSED))
-    if missing:
-        raise ValueError(f"{len(missing)} weights of a {type(model).__name__} are not in it (first: {missing[0]})")
-    return model
+def load_recogniser(checkpoint: CheckpointRef, *, device: "torch.device", dtype: "torch.dtype") -> "Recogniser":
+    """Load a Whisper as a speech recogniser; raises MertoolError."""
+    from mertool.encoders import asr
+
+    recogniser: Recogniser = _load(asr.load, checkpoint, "a speech recogniser", device=device, dtype=dtype)
+    return recogniser
+
+
+def _load(load: Callable[..., Any], checkpoint: CheckpointRef, kind: str, **options: Any) -> Any:
+    _quieten_transformers()
+    try:
+        return load(checkpoint.folder, **options)
+    except _loading_errors() as error:
+        if type(error).__name__ == "OutOfMemoryError":  # a RuntimeError too, but the folder is not at fault
+            raise
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MertoolError(f"{checkpoint.folder} cannot be loaded as {kind}: {first_line}") from error
+
+
+def _quieten_transformers() -> None:
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # otherwise it asks the hub to convert the weights
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="transformers")  # deprecations between it and PEFT
+    warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # WavLM's call of torch
+
+
+def _loading_errors() -> tuple[type[Exception], ...]:
+    """Return what loading a damaged or foreign model folder raises."""
+    from safetensors import SafetensorError
+
+    return (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)

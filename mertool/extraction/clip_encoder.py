@@ -11,25 +11,15 @@ import torch
 
 from mertool import encoders
 from mertool.encoders.aligner import Aligner
+from mertool.encoders.base import Encoder
 from mertool.encoders.cpu import optimize_for_cpu
 from mertool.encoders.hidden_states import truncate_after
-from mertool.encoders.packed import pack
 from mertool.extraction.batching import BatchBudget, default_budget
 from mertool.extraction.decoding import DecodedClip
 from mertool.extraction.multi_adapter import MultiAdapterEncoder
 from mertool.extraction.plan import WorkItem
 from mertool.extraction.pooling import FeaturePooling
 from mertool.extraction.targets import StoreTarget
-
-
-class Encoder(Protocol):
-    """The methods of an encoder that extraction calls (see mertool.encoders)."""
-
-    def prepare(self, content: Any) -> Any: ...
-
-    def cost(self, prepared: Any) -> float: ...
-
-    def encode_prepared(self, prepared: list[Any], layers: tuple[int, ...]) -> list[torch.Tensor]: ...
 
 
 class PreparedClip(NamedTuple):
@@ -76,7 +66,7 @@ class ClipEncoder:
     budget: bounds the padded cost of a batch.
     """
 
-    encoder: Encoder
+    encoder: Encoder | MultiAdapterEncoder
     layers: tuple[int, ...]
     poolings: tuple[FeaturePooling, ...]
     budget: BatchBudget = field(default_factory=lambda: BatchBudget(0))
@@ -85,7 +75,7 @@ class ClipEncoder:
     @property
     def truncated(self) -> int:
         """Number of inputs that the encoder has cut so far; only text encoders cut and count."""
-        return getattr(self.encoder, "truncated", 0)
+        return self.encoder.truncated
 
     def adapter_of(self, clip_id: str) -> str:
         """Return the name of a clip's adapter, "" without adapters. A batch has one adapter."""
@@ -148,15 +138,16 @@ class EncoderAssets:
         `max_batch_cost` is the largest padded cost of a batch in the encoder's unit; None suits the device.
         """
         recipe = targets[0].recipe
-        encoder = encoders.load(recipe.modality, self.checkpoint, device, getattr(torch, recipe.compute_dtype))
+        encoder = encoders.load_encoder(
+            self.checkpoint, recipe.modality, device=device, dtype=getattr(torch, recipe.compute_dtype)
+        )
         layers = tuple(sorted({layer for target in targets for layer in target.recipe.layers}))
         poolings = tuple(FeaturePooling(target.recipe, layers, _load_aligner(target, device)) for target in targets)
-        adapted = encoder
+        adapted: Encoder | MultiAdapterEncoder = encoder
         if self.adapters:
             adapted = MultiAdapterEncoder.load(encoder, self.adapters, device, adapter_of_clip=self.adapter_of_clip)
         truncate_after(encoder.blocks, layers[-1])
         if device.type == "cpu":
-            pack(encoder.model)
             optimize_for_cpu(encoder.model)
         if max_batch_cost is None:
             max_batch_cost = default_budget(recipe.modality, device.type)

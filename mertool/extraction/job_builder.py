@@ -112,7 +112,7 @@ def _with_encoder(job: ExtractionJob, output: Path, frames: Path | None, *, opti
     """The job with the encoder, the adapters and the aligner that the options name, and a second store if asked for."""
     aligner = Run.read(options.aligner, "align", "video", "sizes", "origin") if options.aligner else None
     name = options.encoder or _default_encoder(options, aligner)
-    checkpoint = encoders.find(name, options.modality)
+    checkpoint = encoders.resolve_encoder(name, options.modality)
     adapter = _read_adapter(options.adapter, checkpoint)
     recipe = _make_recipe(options, checkpoint, adapter=adapter, aligner=aligner)
     target = StoreTarget(
@@ -147,7 +147,7 @@ def _default_encoder(options: ExtractOptions, aligner: Run | None) -> str:
         return str(Run.read(options.adapter, "finetune", "encoder").info["encoder"]["checkpoint"])
     if aligner:
         return str(aligner.info["origin"]["encoder"]["checkpoint"])
-    return encoders.DEFAULTS[options.modality]
+    return encoders.DEFAULT_ENCODERS[options.modality]
 
 
 def _read_adapter(folder: Path | None, checkpoint: encoders.CheckpointRef) -> Run | None:
@@ -203,7 +203,7 @@ def _media_settings(options: ExtractOptions) -> dict[str, Any]:
     if options.modality == "audio":
         return {"sample_rate": SAMPLE_RATE}
     if options.modality == "text":
-        return {"asr": encoders.find_recogniser(options.asr).digest()} if options.asr else {}
+        return {"asr": encoders.resolve_recogniser(options.asr).digest()} if options.asr else {}
     from mertool.faces import SETTINGS  # it imports torch and the face detector
 
     return {"fps": options.fps, "most_frames": MAX_FRAMES, **SETTINGS}
@@ -216,7 +216,7 @@ def _provenance(options: ExtractOptions, checkpoint: encoders.CheckpointRef) -> 
         "aligner": str(options.aligner.absolute()) if options.aligner else None,
     }
     if options.asr:
-        provenance["asr"] = encoders.find_recogniser(options.asr).to_json()
+        provenance["asr"] = encoders.resolve_recogniser(options.asr).to_json()
     return provenance
 
 

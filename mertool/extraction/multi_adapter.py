@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mertool.adapters import methods as peft_methods
+from mertool.encoders.base import Encoder
 
 
 @dataclass
@@ -24,14 +25,14 @@ class MultiAdapterEncoder:
     active: the adapter that is used now.
     """
 
-    encoder: Any
+    encoder: Encoder
     mean_offsets: Mapping[str, torch.Tensor]
     adapter_of_clip: Mapping[str, str] = field(default_factory=dict)
     active: str = peft_methods.FINAL
 
     @classmethod
     def load(
-        cls, encoder: Any, adapters: Path, device: torch.device, *, adapter_of_clip: Mapping[str, str] | None = None
+        cls, encoder: Encoder, adapters: Path, device: torch.device, *, adapter_of_clip: Mapping[str, str] | None = None
     ) -> "MultiAdapterEncoder":
         """Add all adapters of the folder `adapters` to a loaded encoder; `final` is active."""
         encoder.model = peft_methods.load_adapters(encoder.model, adapters).to(device)
@@ -47,13 +48,18 @@ class MultiAdapterEncoder:
         self.encoder.model.set_adapter(adapter)
         self.active = adapter
 
+    @property
+    def truncated(self) -> int:
+        """Inputs that the encoder has cut so far."""
+        return self.encoder.truncated
+
     def prepare(self, content: Any) -> Any:
         """Call `prepare` of the encoder."""
         return self.encoder.prepare(content)
 
     def cost(self, prepared: Any) -> float:
         """Call `cost` of the encoder."""
-        return float(self.encoder.cost(prepared))
+        return self.encoder.cost(prepared)
 
     def encode_prepared(self, prepared: list[Any], layers: tuple[int, ...]) -> list[torch.Tensor]:
         """Return (L, T, D) of `layers` for each clip, by the active adapter, without its mean offset."""

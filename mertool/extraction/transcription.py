@@ -86,7 +86,7 @@ class Transcriber:
         """Load the Whisper in the number format that suits the device (see encoders.asr)."""
         # On a CPU half precision gains little here, and near ties would depend on the batch.
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        return encoders.load_recogniser(self.checkpoint, self.device, dtype)
+        return encoders.load_recogniser(self.checkpoint, device=self.device, dtype=dtype)
 
     def decode(self, items: Iterable[WorkItem]) -> Iterator[DecodeResult]:
         """Decode the audio of the clips."""

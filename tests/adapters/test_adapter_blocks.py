@@ -23,7 +23,7 @@ def waves():
 @torch.no_grad()
 def block_inputs(encoder, wave):
     """Inputs of training for LAYERS: (T, D) from the frozen prefix, and (T, C) from the front end."""
-    samples = encoder.standardise(wave)[None]
+    samples = encoder.normalize_waveform(wave)[None]
     frontend = encoder.model.feature_extractor(samples)[0].T.clone()
     with capture_hidden_states(encoder.blocks, [min(LAYERS) - 1]) as hidden:
         encoder.model(samples)

@@ -34,7 +34,7 @@ def manifest(tmp_path, write_manifest):
 @pytest.fixture
 def read(manifest, tiny_encoders, tmp_path):
     """A function (options of the spec) that reads the data of the manifest."""
-    checkpoint = encoders.find(str(tiny_encoders["hubert_group"]), "audio")
+    checkpoint = encoders.resolve_encoder(str(tiny_encoders["hubert_group"]), "audio")
 
     def run(encoder=None, **options):
         spec = AdaptationDataSpec(

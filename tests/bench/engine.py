@@ -34,7 +34,7 @@ def measure(modality: str, model: Path, manifest: Any, output: Path, device: str
     from mertool.options.extract import ExtractOptions
 
     options = ExtractOptions(modality=modality, encoder=str(model), device=device, dtype=dtype)
-    with clock(encoders, "load") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
+    with clock(encoders, "load_encoder") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
         began = time.perf_counter()
         result = extract(manifest, output, options)
         outer = time.perf_counter() - began - loading["seconds"] - hashing["seconds"]
@@ -49,7 +49,7 @@ def encode_alone(model: Path, waves: Sequence[np.ndarray], dtype: str, device: s
     import torch
 
     encoder = load_speech(model, device, dtype)
-    keep = tuple(range(encoder.layers + 1))
+    keep = tuple(range(encoder.num_layers + 1))
     batches = by_length(waves, GPU_SECONDS) if device == "cuda" else [[wave] for wave in waves]
     encoder.encode(batches[0], keep)
     return timed(lambda: [encoder.encode(batch, keep) for batch in batches], torch.device(device))
@@ -61,7 +61,9 @@ def load_speech(model: Path, device: str, dtype: str) -> Any:
 
     from mertool import encoders
 
-    return encoders.load("audio", encoders.find(str(model), "audio"), torch.device(device), getattr(torch, dtype))
+    return encoders.load_encoder(
+        encoders.resolve_encoder(str(model), "audio"), "audio", device=torch.device(device), dtype=getattr(torch, dtype)
+    )
 
 
 def by_length(waves: Sequence[np.ndarray], seconds: float, rate: int = 16_000) -> list[list[np.ndarray]]:

@@ -63,7 +63,7 @@ def measure(
 
     device = resolve_device(options.device)
     accelerator = make_accelerator(device, resolve_dtype(options.dtype, device))
-    checkpoint = encoders.find(str(make_model("hubert-large", folder, options.tiny)), "audio")
+    checkpoint = encoders.resolve_encoder(str(make_model("hubert-large", folder, options.tiny)), "audio")
     manifest = Manifest.read(make_sounds(folder, options.clips))
     rows = np.arange(options.clips)
     split = AdapterSplit(
@@ -75,7 +75,7 @@ def measure(
     for name in seconds:
         from_frontend = name == "every block"
         say(f"reading the clips: {name}")
-        encoder = encoders.load("audio", checkpoint, device, torch.float32)
+        encoder = encoders.load_encoder(checkpoint, "audio", device=device, dtype=torch.float32)
         spec = AdaptationDataSpec(
             checkpoint=checkpoint,
             weights=checkpoint.digest(),

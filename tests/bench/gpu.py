@@ -17,7 +17,7 @@ def measure_mfu(model: Path, waves: Sequence[np.ndarray], device: str, repeat: i
     import torch
 
     encoder = load_speech(model, device, "bfloat16")
-    keep = tuple(range(encoder.layers + 1))
+    keep = tuple(range(encoder.num_layers + 1))
     batches = by_length(list(waves) * 8, GPU_SECONDS)
 
     def encode() -> None:

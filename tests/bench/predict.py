@@ -130,7 +130,7 @@ def clock_without_loading() -> Iterator[Callable[[], float]]:
     """Give a function that returns the seconds since entering, without those of loading and hashing models."""
     from mertool import encoders
 
-    with clock(encoders, "load") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
+    with clock(encoders, "load_encoder") as loading, clock(encoders.CheckpointRef, "digest") as hashing:
         began = time.perf_counter()
         yield lambda: time.perf_counter() - began - loading["seconds"] - hashing["seconds"]
 

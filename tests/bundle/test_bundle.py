@@ -40,11 +40,11 @@ def trained(folder: Path, stage: str, inside: str, extra: str) -> Run:
 def stores(tmp_path, tiny_encoders):
     """An adapted audio store and a store of frames through an aligner, of one local encoder that may be changed."""
     encoder = tmp_path / "from" / "encoder"
-    shutil.copytree(tiny_encoders["bert"], encoder)
+    shutil.copytree(tiny_encoders["hubert_group"], encoder)
     (encoder / "notes.py").write_text("no part of a model")
     adapter = trained(tmp_path / "from" / "acoustic", "finetune", "adapters/final", "adapter_config.json")
     aligner = trained(tmp_path / "from" / "visual", "align", ".", "other.json")
-    source = CheckpointRef("encoder", encoder, str(encoder))
+    source = CheckpointRef(name="encoder", folder=encoder, checkpoint=str(encoder))
     audio = Recipe("audio", "encoder", source.digest(), (3, 4), "mean", media={"rate": 16}, adapter=adapter.digest())
     video = Recipe("video", "encoder", source.digest(), (4,), "none", media={"fps": 5}, aligner=aligner.digest())
     origins = {"adapter": str(adapter.folder), "aligner": str(aligner.folder)}
@@ -198,13 +198,13 @@ def test_a_large_encoder_that_is_not_there_can_be_put_into_the_bundle(without_en
     place = without_encoder / encoder_folder(part.recipe.weights)
     with pytest.raises(MertoolError, match=f"copy its model folder .weights {part.recipe.weights}. to {place}"):
         opened.encoder_of(part)
-    shutil.copytree(tiny_encoders["bert"], place)
+    shutil.copytree(tiny_encoders["hubert_group"], place)
     assert Bundle.open(without_encoder).encoder_of(part).folder == place
 
 
 def test_another_encoder_in_its_place_is_refused(without_encoder, tiny_encoders, tmp_path):
     shutil.rmtree(tmp_path / "from" / "encoder")
-    shutil.copytree(tiny_encoders["roberta"], tmp_path / "from" / "encoder")
+    shutil.copytree(tiny_encoders["wav2vec2_group"], tmp_path / "from" / "encoder")
     opened = Bundle.open(without_encoder)
     with pytest.raises(MertoolError, match=r"is not the one of .* copy the right model folder to"):
         opened.encoder_of(opened.feature_specs[0])
@@ -317,7 +317,7 @@ def test_an_encoder_without_safetensors_is_named_by_digest_alone(stores, tmp_pat
     """Nothing that could be a pickle is put into a bundle."""
     encoder = tmp_path / "from" / "encoder"
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
-    weights = CheckpointRef("encoder", encoder, str(encoder)).digest()
+    weights = CheckpointRef(name="encoder", folder=encoder, checkpoint=str(encoder)).digest()
     parts = [replace(part, recipe=replace(part.recipe, weights=weights)) for part in specs_of(stores)]
     made = fused(tmp_path / "bundle", parts, [group(4, 1, 0)])
     assert not (made / "encoders").exists()

@@ -69,7 +69,9 @@ def forbid_whisper(monkeypatch):
     """A function: from its call on, loading a Whisper fails the test."""
     from mertool import encoders
 
-    return lambda: monkeypatch.setattr(encoders, "load_recogniser", lambda *_: pytest.fail("the Whisper was loaded"))
+    return lambda: monkeypatch.setattr(
+        encoders, "load_recogniser", lambda *_, **__: pytest.fail("the Whisper was loaded")
+    )
 
 
 def test_asr_transcribes_clips_without_a_transcript(transcribe, call, write_manifest, tiny_encoders, tmp_path):

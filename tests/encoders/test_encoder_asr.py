@@ -25,7 +25,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def recogniser(whisper: Path) -> Recogniser:
-    return load(whisper, torch.device("cpu"), torch.float32)
+    return load_cpu(whisper)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def changed(whisper: Path, tmp_path: Path):
 
 
 def load_cpu(folder: Path, language: str | None = None) -> Recogniser:
-    return load(folder, torch.device("cpu"), torch.float32, language)
+    return load(folder, device=torch.device("cpu"), dtype=torch.float32, language=language)
 
 
 # ---------------------------------------------------------------- what is said
@@ -62,7 +62,9 @@ def test_what_is_said(pitch, text, recogniser):
 
 
 def test_half_precision_says_the_same(whisper):
-    found = load(whisper, torch.device("cpu"), torch.bfloat16).recognise([tone(LOW, 0.8, 10_001), tone(DULL)])
+    found = load(whisper, device=torch.device("cpu"), dtype=torch.bfloat16).recognise(
+        [tone(LOW, 0.8, 10_001), tone(DULL)]
+    )
     assert [transcript.text for transcript in found] == ["good day", ""]
     assert 0.7 < found[0].confidence <= 1
 

@@ -16,7 +16,7 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("name", ["hubert", "hubert_group", "wav2vec2", "wavlm", "wavlm_group", "data2vec", "whisper"])
 def test_speech_in_a_batch_equals_alone(name, load_tiny):
     encoder = load_tiny(name, "audio")
-    keep = tuple(range(encoder.layers + 1))
+    keep = tuple(range(encoder.num_layers + 1))
     waves = [noise(0.73), noise(1.5, 1), noise(0.3, 2)]
     for wave, together in zip(waves, encoder.encode(waves, keep), strict=True):
         alone = encoder.encode([wave], keep)[0]
@@ -36,9 +36,9 @@ def test_text_in_a_batch_equals_alone(name, load_tiny):
 def test_images_in_a_batch_equal_alone(name, load_tiny):
     encoder = load_tiny(name, "video")
     clips = [np.random.default_rng(n).integers(0, 256, (n, 64, 64, 3), np.uint8) for n in (2, 1, 70)]
-    for clip, together in zip(clips, encoder.encode(clips, (2, encoder.layers)), strict=True):
+    for clip, together in zip(clips, encoder.encode(clips, (2, encoder.num_layers)), strict=True):
         assert together.shape == (2, len(clip), encoder.channels)
-        alone = torch.cat([encoder.encode([frame[None]], (2, encoder.layers))[0] for frame in clip[:3]], dim=1)
+        alone = torch.cat([encoder.encode([frame[None]], (2, encoder.num_layers))[0] for frame in clip[:3]], dim=1)
         torch.testing.assert_close(together[:, :3], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -52,7 +52,7 @@ def test_a_clip_longer_than_thirty_seconds_is_cut_in_equal_pieces(load_tiny):
 def test_thirty_seconds_are_one_piece(load_tiny):
     encoder = load_tiny("hubert_group", "audio")
     wave = noise(30)
-    assert encoder.encode([wave], (1,))[0].shape[1] == encoder.frames(len(wave))
+    assert encoder.encode([wave], (1,))[0].shape[1] == encoder.num_frames(len(wave))
 
 
 def test_a_long_clip_is_normalised_as_a_whole(load_tiny):

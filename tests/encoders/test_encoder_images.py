@@ -19,7 +19,7 @@ def test_resizing_is_pil_bicubic_within_two_grey_levels(side, picture, load_tiny
     encoder = load_tiny("vit", "video")
     crop = np.ascontiguousarray(picture[:side, :side])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.mean, encoder.std))
-    grey = ((encoder.normalise(encoder.prepare(crop[None]))[0] * std + mean) * 255).permute(1, 2, 0).numpy()
+    grey = ((encoder.normalize_pixels(encoder.prepare(crop[None]))[0] * std + mean) * 255).permute(1, 2, 0).numpy()
     expected = np.asarray(Image.fromarray(crop).resize((64, 64), Image.Resampling.BICUBIC), np.float32)
     assert np.abs(grey - expected).max() <= 2.01
 
@@ -28,7 +28,7 @@ def test_a_crop_of_the_encoders_size_is_only_normalised(picture, load_tiny):
     encoder = load_tiny("clip", "video")
     expected = (picture / 255 - np.array(encoder.mean)) / np.array(encoder.std)
     np.testing.assert_allclose(
-        encoder.normalise(encoder.prepare(picture[None]))[0].permute(1, 2, 0), expected, atol=1e-5
+        encoder.normalize_pixels(encoder.prepare(picture[None]))[0].permute(1, 2, 0), expected, atol=1e-5
     )
 
 
@@ -38,7 +38,7 @@ def test_clip_pixels_equal_the_image_processor(picture, tiny_encoders, load_tiny
     processor = AutoImageProcessor.from_pretrained(tiny_encoders["clip"])
     expected = processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"]
     encoder = load_tiny("clip", "video")
-    torch.testing.assert_close(encoder.normalise(encoder.prepare(picture[None])), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.normalize_pixels(encoder.prepare(picture[None])), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_speech_layers(name, tiny_encoders, load_tiny, wave, reference):
     model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
     inputs = AutoFeatureExtractor.from_pretrained(tiny_encoders[name])(wave, sampling_rate=16_000, return_tensors="pt")
     layers, states = reference(model, input_values=inputs.input_values)
-    found = encoder.encode([wave], tuple(range(encoder.layers + 1)))[0]
-    assert found.shape == (encoder.layers + 1, encoder.frames(len(wave)), encoder.channels)
+    found = encoder.encode([wave], tuple(range(encoder.num_layers + 1)))[0]
+    assert found.shape == (encoder.num_layers + 1, encoder.num_frames(len(wave)), encoder.channels)
     agree(found, layers, states)
 
 
@@ -66,7 +66,7 @@ def test_image_layers(name, tiny_encoders, load_tiny, reference):
     for number, crop in enumerate(crops):
         pixels = (torch.from_numpy(crop).permute(2, 0, 1) / 255 - mean) / std
         layers, states = reference(model, pixel_values=pixels[None])
-        found = encoder.encode([crops], tuple(range(encoder.layers + 1)))[0][:, number]
+        found = encoder.encode([crops], tuple(range(encoder.num_layers + 1)))[0][:, number]
         one = (lambda tokens: tokens.mean(0)) if name == "siglip" else (lambda tokens: tokens[0])
         agree(found, [one(layer) for layer in layers], [one(state) for state in states])
 
@@ -78,7 +78,7 @@ def test_text_layers(name, tiny_encoders, load_tiny, reference):
     tokens = AutoTokenizer.from_pretrained(tiny_encoders[name])("we lost the dog", return_tensors="pt")
     layers, states = reference(model, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
     words = slice(None) if name == "llama" else slice(1, -1)  # without the first and the last special token
-    found = encoder.encode(["we lost the dog"], tuple(range(encoder.layers + 1)))[0]
+    found = encoder.encode(["we lost the dog"], tuple(range(encoder.num_layers + 1)))[0]
     assert found.shape[1] == 4
     agree(found, layers, states, words)
 
@@ -88,9 +88,9 @@ def test_text_layers(name, tiny_encoders, load_tiny, reference):
     [(n, "audio") for n in [*SPEECH, "whisper"]] + [(n, "video") for n in IMAGES] + [(n, "text") for n in TEXTS],
 )
 def test_layers_counted_without_loading(name, modality, tiny_encoders, load_tiny):
-    from mertool.encoders import count_layers, find
+    from mertool.encoders import count_layers, resolve_encoder
 
-    assert count_layers(find(str(tiny_encoders[name]), modality)) == load_tiny(name, modality).layers
+    assert count_layers(resolve_encoder(str(tiny_encoders[name]), modality)) == load_tiny(name, modality).num_layers
 
 
 def test_kept_layers_come_in_the_order_asked(load_tiny, wave):

@@ -9,22 +9,35 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mertool.encoders import DEFAULTS, ENCODERS, FAMILIES, CheckpointRef, find, load, stores_half_precision
+from mertool.encoders import (
+    DEFAULT_ENCODERS,
+    ENCODERS,
+    CheckpointRef,
+    load_encoder,
+    resolve_encoder,
+    stores_half_precision,
+)
+from mertool.encoders.families import known_families
 from mertool.errors import MertoolError
+
+
+def load_cpu(checkpoint, modality):
+    return load_encoder(checkpoint, modality, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_the_table_has_twenty_rows_of_distinct_names():
     assert len(ENCODERS) >= 20
     assert len({row.name for row in ENCODERS}) == len({row.checkpoint for row in ENCODERS}) == len(ENCODERS)
-    assert {row.modality for row in ENCODERS} == {"audio", "video", "text"} == set(FAMILIES)
+    assert {row.modality for row in ENCODERS} == {"audio", "video", "text"} == set(DEFAULT_ENCODERS)
+    assert {row.family for row in ENCODERS} <= set(known_families())
 
 
 def test_the_defaults_are_the_papers_and_in_the_table():
     rows = {row.name: row for row in ENCODERS}
-    assert all(rows[name].modality == modality for modality, name in DEFAULTS.items())
-    assert rows[DEFAULTS["audio"]].checkpoint == "TencentGameMate/chinese-hubert-large"
-    assert rows[DEFAULTS["video"]].checkpoint == "openai/clip-vit-large-patch14"
-    assert "roberta" in rows[DEFAULTS["text"]].checkpoint
+    assert all(rows[name].modality == modality for modality, name in DEFAULT_ENCODERS.items())
+    assert rows[DEFAULT_ENCODERS["audio"]].checkpoint == "TencentGameMate/chinese-hubert-large"
+    assert rows[DEFAULT_ENCODERS["video"]].checkpoint == "openai/clip-vit-large-patch14"
+    assert "roberta" in rows[DEFAULT_ENCODERS["text"]].checkpoint
 
 
 def test_a_known_revision_is_a_commit():
@@ -37,30 +50,30 @@ def test_a_misspelt_name_gets_a_suggestion():
     with pytest.raises(
         MertoolError, match=r"unknown encoder 'hubert-lage-zh': did you mean 'hubert-large-zh'\? valid:"
     ):
-        find("hubert-lage-zh", "audio")
+        resolve_encoder("hubert-lage-zh", "audio")
 
 
 def test_suggestions_are_of_the_modality():
     with pytest.raises(MertoolError) as error:
-        find("hubert-large-zhh", "text")
+        resolve_encoder("hubert-large-zhh", "text")
     assert "bert-base" in str(error.value)
     assert "hubert-large-zh," not in str(error.value)
 
 
 def test_a_table_name_of_another_modality():
     with pytest.raises(MertoolError, match=r"'clip-vit-l14' is for video: for audio take hubert-large-zh,"):
-        find("clip-vit-l14", "audio")
+        resolve_encoder("clip-vit-l14", "audio")
 
 
 def test_a_folder_without_config(tmp_path):
     with pytest.raises(MertoolError, match=r"has no config\.json: give a Hugging Face model folder"):
-        find(str(tmp_path), "audio")
+        resolve_encoder(str(tmp_path), "audio")
 
 
 @pytest.mark.parametrize("name", ["./not-there", "/not/there", "~/not-there-at-all", "a/b/c"])
 def test_a_folder_that_is_not_there(name):
     with pytest.raises(MertoolError, match="does not exist"):
-        find(name, "audio")
+        resolve_encoder(name, "audio")
 
 
 def test_an_unreachable_hub_names_model_cache_and_command():
@@ -68,7 +81,7 @@ def test_an_unreachable_hub_names_model_cache_and_command():
 
     began = time.monotonic()
     with pytest.raises(MertoolError) as error:
-        find("some-owner/some-model", "audio", "v2")
+        resolve_encoder("some-owner/some-model", "audio", "v2")
     assert time.monotonic() - began < 10
     assert "some-owner/some-model" in str(error.value)
     assert str(constants.HF_HUB_CACHE) in str(error.value)
@@ -78,7 +91,7 @@ def test_an_unreachable_hub_names_model_cache_and_command():
 def test_an_unreachable_hub_names_the_checkpoint_behind_a_table_name():
     row = next(row for row in ENCODERS if row.name == "wavlm-large")
     with pytest.raises(MertoolError, match=f"hf download {row.checkpoint} --revision {row.revision}"):
-        find("wavlm-large", "audio")
+        resolve_encoder("wavlm-large", "audio")
 
 
 def test_no_connection_is_said_in_seconds(run_cli, tmp_path, write_manifest, demo_rows):
@@ -97,33 +110,33 @@ def test_no_connection_is_said_in_seconds(run_cli, tmp_path, write_manifest, dem
 
 
 def test_the_digest_follows_the_weights_and_not_the_place(tiny_encoders, tmp_path):
-    here = find(str(tiny_encoders["hubert_group"]), "audio").digest()
+    here = resolve_encoder(str(tiny_encoders["hubert_group"]), "audio").digest()
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_encoders["hubert_group"], moved)
     (moved / "README.md").write_text("a card changes no value")
-    assert find(str(moved), "audio").digest() == here
+    assert resolve_encoder(str(moved), "audio").digest() == here
     weights = moved / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert find(str(moved), "audio").digest() != here
+    assert resolve_encoder(str(moved), "audio").digest() != here
 
 
 def test_the_digest_follows_the_configuration(tiny_encoders, tmp_path):
-    before = find(str(tiny_encoders["hubert_group"]), "audio").digest()
+    before = resolve_encoder(str(tiny_encoders["hubert_group"]), "audio").digest()
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_encoders["hubert_group"], moved)
     config = moved / "preprocessor_config.json"
     config.write_text(config.read_text().replace('"do_normalize": false', '"do_normalize": true'))
-    assert find(str(moved), "audio").digest() != before
+    assert resolve_encoder(str(moved), "audio").digest() != before
 
 
 def test_safetensors_are_preferred_to_a_pickle_beside_them(tiny_encoders, tmp_path):
     moved = tmp_path / "both"
     shutil.copytree(tiny_encoders["hubert_group"], moved)
-    before = find(str(moved), "audio").digest()
+    before = resolve_encoder(str(moved), "audio").digest()
     (moved / "pytorch_model.bin").write_bytes(b"not read")
-    assert find(str(moved), "audio").digest() == before
+    assert resolve_encoder(str(moved), "audio").digest() == before
 
 
 @pytest.mark.parametrize(
@@ -140,9 +153,8 @@ def test_safetensors_are_preferred_to_a_pickle_beside_them(tiny_encoders, tmp_pa
     ],
 )
 def test_a_folder_of_another_modality_is_refused(name, modality, tiny_encoders):
-    source = find(str(tiny_encoders[name]), modality)
-    with pytest.raises(MertoolError, match=f"cannot be loaded as an encoder for {modality}"):
-        load(modality, source, torch.device("cpu"), torch.float32)
+    with pytest.raises(MertoolError, match=f"cannot be loaded as an encoder for {modality}: a model of type"):
+        resolve_encoder(str(tiny_encoders[name]), modality)
 
 
 @pytest.mark.parametrize("broken", ["truncated", "missing", "config"])
@@ -157,7 +169,7 @@ def test_a_damaged_folder_is_one_line(broken, tiny_encoders, tmp_path):
     else:
         (folder / "config.json").write_text("{not json")
     with pytest.raises(MertoolError) as error:
-        load("audio", find(str(folder), "audio"), torch.device("cpu"), torch.float32)
+        load_cpu(resolve_encoder(str(folder), "audio"), "audio")
     assert str(folder) in str(error.value)
 
 
@@ -168,7 +180,7 @@ def test_weights_of_another_shape_are_refused(tiny_encoders, tmp_path):
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"intermediate_size": 64', '"intermediate_size": 48'))
     with pytest.raises(MertoolError):
-        load("audio", find(str(folder), "audio"), torch.device("cpu"), torch.float32)
+        load_cpu(resolve_encoder(str(folder), "audio"), "audio")
 
 
 def test_weights_in_torchs_own_format_load(tiny_encoders, tmp_path, load_tiny):
@@ -178,7 +190,7 @@ def test_weights_in_torchs_own_format_load(tiny_encoders, tmp_path, load_tiny):
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    encoder = load("audio", find(str(folder), "audio"), torch.device("cpu"), torch.float32)
+    encoder = load_cpu(resolve_encoder(str(folder), "audio"), "audio")
     wave = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
     expected = load_tiny("hubert_group", "audio").encode([wave], (4,))[0]
     torch.testing.assert_close(encoder.encode([wave], (4,))[0], expected)
@@ -194,7 +206,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(part, tiny_encoders, tmp_pat
     assert 0 < len(left) < len(state)
     save_file(left, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(MertoolError):
-        load("audio", find(str(folder), "audio"), torch.device("cpu"), torch.float32)
+        load_cpu(resolve_encoder(str(folder), "audio"), "audio")
 
 
 def test_an_unused_pooler_may_be_missing(tiny_encoders, tmp_path):
@@ -205,7 +217,7 @@ def test_an_unused_pooler_may_be_missing(tiny_encoders, tmp_path):
     left = {name: value for name, value in state.items() if "pooler" not in name}
     assert len(left) < len(state)
     save_file(left, folder / "model.safetensors", {"format": "pt"})
-    encoder = load("text", find(str(folder), "text"), torch.device("cpu"), torch.float32)
+    encoder = load_cpu(resolve_encoder(str(folder), "text"), "text")
     assert encoder.encode(["we lost"], (3,))[0].shape == (1, 2, 96)
 
 
@@ -221,4 +233,4 @@ def test_an_unused_pooler_may_be_missing(tiny_encoders, tmp_path):
 )
 def test_weights_kept_in_half_precision(settings, half, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **settings}))
-    assert stores_half_precision(CheckpointRef("m", tmp_path, "m")) is half
+    assert stores_half_precision(CheckpointRef(name="m", folder=tmp_path, checkpoint="m")) is half

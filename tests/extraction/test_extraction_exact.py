@@ -61,7 +61,7 @@ def directly(name, folder, content, modality, reference):
 
 def by_engine(tmp_path, name, folder, modality, dtype, most) -> np.ndarray:
     """(clips, L, D) of a store that the engine wrote; with a limit the clips share a batch."""
-    source = encoders.find(str(folder), modality)
+    source = encoders.resolve_encoder(str(folder), modality)
     layers = tuple(range(encoders.count_layers(source) + 1))
     recipe = Recipe(modality, "tiny", "w", layers, "mean", dtype, "float32")
     target = StoreTarget(path=tmp_path / "s.h5", recipe=recipe)

@@ -259,7 +259,7 @@ def test_a_store_of_crops_that_does_not_fit(case, words, video, media, call, mak
 
 
 def test_crops_of_an_interrupted_run_are_kept(video, done, detected, tmp_path, monkeypatch):
-    from mertool.encoders.vision import ImageEncoder
+    from mertool.encoders.families.vision_transformer import ImageEncoder
 
     real, calls = ImageEncoder.encode_prepared, []
 

@@ -58,7 +58,7 @@ class TranscriptionRun:
         self.clips: list[Clip] = []
         self.read_now: list[str] = []
         self.steps: list[tuple[int, int, int]] = []
-        self.source = CheckpointRef("fake", folder / "model", "some-owner/fake")
+        self.source = CheckpointRef(name="fake", folder=folder / "model", checkpoint="some-owner/fake")
         self.set_model("weights")
         for number, content in enumerate(contents):
             self.write(f"c{number}", content)

@@ -162,9 +162,9 @@ def test_options_of_extract_that_are_of_another_modality(modality):
 
 
 def test_the_default_encoders_in_the_help_are_those_of_the_table():
-    shown = {name: next(iter(options_of(ExtractOptions, name))).default_help for name in encoders.DEFAULTS}
-    assert {name: text.split()[-1] for name, text in shown.items()} == encoders.DEFAULTS
-    assert options_of(FinetuneOptions)[2].default_help.split()[-1] == encoders.DEFAULTS["audio"]
+    shown = {name: next(iter(options_of(ExtractOptions, name))).default_help for name in encoders.DEFAULT_ENCODERS}
+    assert {name: text.split()[-1] for name, text in shown.items()} == encoders.DEFAULT_ENCODERS
+    assert options_of(FinetuneOptions)[2].default_help.split()[-1] == encoders.DEFAULT_ENCODERS["audio"]
 
 
 def test_a_registry_folder_is_the_list_of_choices():

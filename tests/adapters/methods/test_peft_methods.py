@@ -11,8 +11,9 @@ from torch import nn
 
 from mertool import registry
 from mertool.adapters import methods as peft_methods
+from mertool.devices import has_onednn_linear
+from mertool.encoders.cpu import PackedLinear, optimize_for_cpu
 from mertool.encoders.hidden_states import truncate_after
-from mertool.encoders.packed import PackedLinear, _can_pack, pack
 from mertool.errors import MertoolError
 
 METHODS = registry.choices("adapters.methods")
@@ -150,7 +151,7 @@ def test_plain_peft_loads_what_was_saved(name, method, load_tiny, tmp_path):
 @pytest.mark.parametrize("packed", [False, True])
 def test_adapters_of_all_folds_on_one_model(name, method, packed, load_tiny, tmp_path):
     """As extraction uses them: the blocks above are gone, on the CPU the layers are packed, adapters change."""
-    if packed and not _can_pack():
+    if packed and not has_onednn_linear():
         pytest.skip("this build of torch has no oneDNN")
     expected = {}
     for seed, adapter in enumerate(("final", "fold0", "fold1")):
@@ -164,7 +165,7 @@ def test_adapters_of_all_folds_on_one_model(name, method, packed, load_tiny, tmp
     encoder.model = peft_methods.load_adapters(encoder.model, tmp_path)
     truncate_after(encoder.blocks, 3)
     if packed:
-        pack(encoder.model)
+        optimize_for_cpu(encoder.model)
         assert any(isinstance(module, PackedLinear) for module in encoder.blocks[2].modules())
     assert close(encoder.encode([WAVE[0].numpy()], (2, 3))[0], expected["final"])  # the one that is active at first
     for adapter in ("fold1", "fold0", "final", "fold1"):

@@ -1,0 +1,81 @@
+"""Encoders of text: BERT, RoBERTa and their kind, and decoder language models, by their hidden states per token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+
+from mertool.devices import to_device
+from mertool.encoders.base import Encoder
+from mertool.encoders.hidden_states import capture_hidden_states, stack_layers
+from mertool.encoders.pretrained import load_pretrained
+from mertool.errors import ClipError
+
+MODALITY = "text"
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "qwen2", "llama")
+OTHER_TYPES = True
+MAX_TOKENS = 512
+
+
+def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "TextEncoder":
+    """Load the encoder in `folder`; raises ValueError if there is no tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raise anything where their files are not there
+        raise ValueError(f"it has no tokenizer that can be loaded ({type(error).__name__})") from error
+    return TextEncoder(load_pretrained(AutoModel, folder, device=device, dtype=dtype), tokenizer, device=device)
+
+
+class TextEncoder(Encoder):
+    """A transformer on tokens. The states of special tokens are removed.
+
+    tokenizer: of transformers.
+    max_tokens: longer texts are cut, and counted in `truncated`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, device: torch.device):
+        config = model.config
+        super().__init__(
+            model, num_layers=int(config.num_hidden_layers), channels=int(config.hidden_size), device=device
+        )
+        tokenizer.padding_side = "right"  # so that in a causal model no token of the text sees the padding
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.tokenizer = tokenizer
+        positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
+        # RoBERTa counts positions from padding_idx + 1, so two of its positions are never used.
+        self.max_tokens = min(MAX_TOKENS, positions - 2 if "roberta" in config.model_type else positions)
+
+    def prepare(self, item: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return token ids (n,), and a mask (n,) of those that are not special. Raises ClipError no_text."""
+        options = {"return_special_tokens_mask": True, "verbose": False}
+        tokens = self.tokenizer(item, **options)
+        if len(tokens["input_ids"]) > self.max_tokens:
+            tokens = self.tokenizer(item, truncation=True, max_length=self.max_tokens, **options)
+            self.truncated += 1
+        is_text = ~torch.tensor(tokens["special_tokens_mask"], dtype=torch.bool)
+        if not is_text.any():
+            raise ClipError("no_text", "the tokenizer finds no token in the transcript")
+        return torch.tensor(tokens["input_ids"]), is_text
+
+    def cost(self, prepared: tuple[torch.Tensor, torch.Tensor]) -> float:
+        """Return the number of tokens, special ones included."""
+        return float(len(prepared[0]))
+
+    @torch.inference_mode()
+    def encode_prepared(
+        self, prepared: Sequence[tuple[torch.Tensor, torch.Tensor]], layers: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Return (L, T, D) for each prepared text."""
+        ids, text_masks = zip(*prepared, strict=True)
+        padding = self.tokenizer.pad_token_id or 0
+        padded = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=padding)
+        lengths = torch.tensor([len(tokens) for tokens in ids])
+        mask = (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
+        with capture_hidden_states(self.blocks, layers) as states:
+            self.model(input_ids=to_device(padded, self.device), attention_mask=to_device(mask, self.device))
+        stacked = stack_layers(states, layers)
+        return [stacked[:, row, : len(is_text)][:, is_text.to(self.device)] for row, is_text in enumerate(text_masks)]

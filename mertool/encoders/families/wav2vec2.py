@@ -1,0 +1,156 @@
+"""Encoders of waveforms: HuBERT, wav2vec 2.0, WavLM, data2vec-audio and others that AutoModel loads.
+
+The models of MASKABLE_TYPES are padded with an attention mask, those with group norm over time get statistics over the
+valid frames of each clip. Padding would leak into the others (data2vec stacks its positional convolutions), so their
+batches hold clips of equal length only.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+
+from mertool.devices import to_device
+from mertool.encoders.base import MAX_WINDOW_SECONDS, Encoder
+from mertool.encoders.hidden_states import capture_hidden_states, remove_weight_norm, stack_layers
+from mertool.encoders.masked_group_norm import MaskedGroupNorm
+from mertool.encoders.pretrained import load_pretrained
+from mertool.errors import ClipError
+from mertool.features import SAMPLE_RATE
+
+MODALITY = "audio"
+MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
+OTHER_TYPES = True
+MASKABLE_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat")
+# Padded seconds in one forward pass, however large the batch: one film must not need the memory of a film.
+MAX_SECONDS_PER_FORWARD = {"cpu": 60}
+MAX_SECONDS_PER_FORWARD_ON_GPU = 640
+
+
+def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "Wav2Vec2FamilyEncoder":
+    """Load the encoder in `folder`; raises ValueError if it does not take a waveform."""
+    config = AutoConfig.from_pretrained(folder)
+    # Masking and layer drop are switched on by our training only, also when the model is in training mode.
+    for name, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    # In float32 at first, so that weight norm is computed before the weights are rounded.
+    model = load_pretrained(AutoModel, folder, device=device, dtype=torch.float32, config=config)
+    if not hasattr(model, "_get_feat_extract_output_lengths"):
+        raise ValueError(f"{config.model_type} does not take a waveform")
+    remove_weight_norm(model)
+    has_layer_norm = getattr(config, "feat_extract_norm", "") == "layer"
+    supports_padding = config.model_type in MASKABLE_TYPES
+    return Wav2Vec2FamilyEncoder(
+        model.to(dtype),
+        device=device,
+        dtype=dtype,
+        supports_padding=supports_padding,
+        masked_norm=_mask_group_norm(model) if supports_padding and not has_layer_norm else None,
+        do_normalize=_do_normalize(folder, default=supports_padding and has_layer_norm),
+    )
+
+
+class Wav2Vec2FamilyEncoder(Encoder):
+    """A convolutional front end on the waveform, and a transformer on its frames (20 ms each).
+
+    supports_padding: whether clips of different lengths may share a batch.
+    masked_norm: the group norm of the front end, to be told the lengths of each batch; None without group norm.
+    do_normalize: whether the model was trained on waveforms of zero mean and unit variance.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        supports_padding: bool,
+        masked_norm: MaskedGroupNorm | None,
+        do_normalize: bool,
+    ):
+        config = model.config
+        super().__init__(
+            model, num_layers=int(config.num_hidden_layers), channels=int(config.hidden_size), device=device
+        )
+        self.dtype = dtype
+        self.supports_padding, self.masked_norm, self.do_normalize = supports_padding, masked_norm, do_normalize
+
+    def num_frames(self, samples: int) -> int:
+        """Return the number of frames (20 ms each) of a waveform of that many samples."""
+        return int(self.model._get_feat_extract_output_lengths(samples))
+
+    def normalize_waveform(self, waveform: np.ndarray) -> torch.Tensor:
+        """Return a waveform (n,) as the model was trained on it: with zero mean and unit variance, or unchanged."""
+        samples = torch.from_numpy(np.ascontiguousarray(waveform, np.float32))
+        if self.do_normalize:
+            samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + 1e-7)
+        return samples
+
+    def prepare(self, item: np.ndarray) -> list[torch.Tensor]:
+        """Cut a waveform (n,) at 16 kHz into equal windows of at most 30 s. Raises ClipError too_short."""
+        if self.num_frames(len(item)) < 1:
+            raise ClipError("too_short", f"{len(item)} samples are too few for one frame")
+        # Normalised before it is cut, so that loud and quiet windows keep their difference.
+        return list(self.normalize_waveform(item).tensor_split(-(-len(item) // (MAX_WINDOW_SECONDS * SAMPLE_RATE))))
+
+    def cost(self, prepared: list[torch.Tensor]) -> float:
+        """Return seconds of audio."""
+        return sum(map(len, prepared)) / SAMPLE_RATE
+
+    def encode_prepared(self, prepared: Sequence[list[torch.Tensor]], layers: Sequence[int]) -> list[torch.Tensor]:
+        """Return (L, T, D) for each prepared clip, its windows end to end."""
+        encoded = iter(self._encode_windows([window for windows in prepared for window in windows], layers))
+        return [torch.cat([next(encoded) for _ in windows], dim=1) for windows in prepared]
+
+    def _encode_windows(self, windows: list[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:
+        """Return (L, T, D) for each window, in as many forward passes as their lengths and the device need."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for index, window in enumerate(windows):
+            groups[0 if self.supports_padding else len(window)].append(index)
+        states: dict[int, torch.Tensor] = {}
+        max_seconds = MAX_SECONDS_PER_FORWARD.get(self.device.type, MAX_SECONDS_PER_FORWARD_ON_GPU)
+        for group in groups.values():
+            longest = max(len(windows[index]) for index in group) / SAMPLE_RATE
+            size = max(1, int(max_seconds / longest))
+            for start in range(0, len(group), size):
+                indices = group[start : start + size]
+                batch = self._forward([windows[index] for index in indices], layers)
+                states.update(zip(indices, batch, strict=True))
+        return [states[index] for index in range(len(windows))]
+
+    @torch.inference_mode()
+    def _forward(self, windows: list[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:
+        padded, mask = pad_waveforms(windows)
+        options = {} if mask.all() else {"attention_mask": to_device(mask, self.device)}
+        if self.masked_norm is not None:
+            self.masked_norm.set_lengths([len(window) for window in windows], padded.shape[1])
+        with capture_hidden_states(self.blocks, layers) as states:
+            self.model(to_device(padded, self.device).to(self.dtype), **options)
+        stacked = stack_layers(states, layers)
+        return [stacked[:, row, : self.num_frames(len(window))] for row, window in enumerate(windows)]
+
+
+def pad_waveforms(waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad waveforms (n,) with zeros to one batch (B, max n), and return it with its attention mask."""
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    padded = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
+    return padded, (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
+
+
+def _mask_group_norm(model: Any) -> MaskedGroupNorm:
+    """Replace the model's group norm, which follows the first convolution, by one that ignores padding."""
+    layer = model.feature_extractor.conv_layers[0]
+    layer.layer_norm = MaskedGroupNorm(layer.layer_norm, layer.conv.kernel_size[0], layer.conv.stride[0])
+    return layer.layer_norm
+
+
+def _do_normalize(folder: Path, *, default: bool) -> bool:
+    try:
+        return bool(AutoFeatureExtractor.from_pretrained(folder).do_normalize)
+    except (OSError, ValueError, AttributeError):
+        return default
