@@ -60,6 +60,7 @@ def align(
         key = _run_key(audio_store, video_store, manifest=manifest, options=options)
         run = find_reusable_run(output, "align", key=key, options=options)
         reused = run is not None
+        # Also for a reused run: of several processes only the main one writes the aligned store.
         accelerator = make_accelerator(device, torch.float32)
         if not reused:
             seed_everything(options.seed)
@@ -88,7 +89,7 @@ def align(
                     metrics["probe"] = _probe(aligner, video_store, examples=examples, folds=folds, options=options)
                 _write_run(output, aligner, metrics, key=key, data=data, audio_store=audio_store, options=options)
                 checkpoint.remove()
-        accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()  # the other processes read the run that the main one has written
         run = run or Run.read(output, "align")
         if accelerator.is_main_process and not (reused and _is_fresh(aligned, run, video_store)):
             _write_aligned_store(aligned, run, video_store, device=accelerator.device)
@@ -108,6 +109,7 @@ def _check_stores(audio_store: FeatureStore, video_store: FeatureStore, aligned:
             f"--video {video_store.path} holds {len(video_store.layers)} layers: extract one, with --layers last"
         )
     if aligned.exists():
+        # With overwrite, because the aligned store of another run may be replaced.
         check_store(aligned, video_store.recipe, overwrite=True)
         with FeatureStore(aligned) as existing:
             if existing.recipe.aligner is None:
@@ -147,6 +149,7 @@ def _load_data(audio_store: FeatureStore, video_store: FeatureStore, options: Al
     clips = common_clips(audio_store, video_store)
     split = split_clips(len(clips), options.seed)
     targets = load_acoustic_targets(audio_store, clips, split.train)
+    # A loss without negatives does not use the mask, so nothing is estimated for it.
     kind = options.false_negatives or ("threshold" if losses.load(options.loss).NEGATIVES else "none")
     return AlignmentData(
         stream=FrameStream(video_store, video_store.rows(clips), MAX_FRAMES),

@@ -96,7 +96,9 @@ class FrameStream:
         batch = 0
         for n_read, number in enumerate(random.permutation(len(blocks)), 1):
             frames |= zip(blocks[number].tolist(), self.read(blocks[number]), strict=True)
+            # The buffer is shuffled with every block, so that a clip may leave it at any time.
             buffer = random.permutation(np.concatenate([buffer, blocks[number]]))
+            # After the last block everything leaves the buffer.
             capacity = SHUFFLE_BUFFER_CLIPS if n_read < len(blocks) else 0
             queue, buffer = np.concatenate([queue, buffer[capacity:]]), buffer[:capacity]
             while batch < count and len(queue) >= sizes[batch]:
@@ -116,6 +118,7 @@ def frame_statistics(stream: FrameStream, rows: np.ndarray) -> tuple[np.ndarray,
     count = 0
     with stream.in_order(rows) as batches:
         for _, frames in batches:
+            # Single precision would lose digits in sums over millions of frames.
             values = np.concatenate(frames).astype(np.float64)
             total, total_of_squares = total + values.sum(0), total_of_squares + np.square(values).sum(0)
             count += len(values)

@@ -92,6 +92,7 @@ def all_gather_with_grad(local: torch.Tensor, count: int, accelerator: Accelerat
 def _chunk_by_length(lengths: np.ndarray, max_padded_frames: int) -> list[np.ndarray]:
     """Return indices by descending length, cut into chunks of at most `max_padded_frames` padded frames."""
     chunks: list[list[int]] = []
+    # Stable, because the chunks decide which dropout mask a clip gets: they must not depend on the version of NumPy.
     for index in np.argsort(-lengths, kind="stable").tolist():
         if chunks and lengths[chunks[-1][0]] * (len(chunks[-1]) + 1) <= max_padded_frames:
             chunks[-1].append(index)

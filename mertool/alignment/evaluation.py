@@ -76,6 +76,7 @@ def probe_folds(examples: LabelledClips, seed: int) -> Folds:
 
     Raises MertoolError if they do not allow two.
     """
+    # make_folds refuses folds that leave one class to train on; fewer folds may be possible.
     for count in range(MAX_PROBE_FOLDS, 1, -1):
         try:
             return make_folds(examples, count, seed)
@@ -124,6 +125,7 @@ def _bootstrap_rank_scores(ranks: np.ndarray, seed: int) -> dict[str, Any]:
     """Return recalls and median of ranks (N,) with their intervals."""
     random = np.random.default_rng(seed)
     draws = []
+    # In chunks, because all draws of 2,000 ranks take 32 MB in every intermediate array.
     for _ in range(0, BOOTSTRAP_DRAWS, DRAWS_PER_CHUNK):
         drawn_ranks = ranks[random.integers(0, len(ranks), (DRAWS_PER_CHUNK, len(ranks)))]
         draws.append(_rank_scores(drawn_ranks))

@@ -78,6 +78,7 @@ def _cluster(targets: np.ndarray, sample: np.ndarray, n_clusters: int, *, seed: 
     from sklearn.preprocessing import normalize
 
     kmeans = MiniBatchKMeans(n_clusters, batch_size=4096, n_init=3, random_state=seed)
+    # Of unit vectors the Euclidean distance of k-means orders like the cosine.
     kmeans.fit(normalize(sample.astype(np.float32)))
     chunks = np.array_split(targets, -(-len(targets) // MAX_CLUSTERED_CLIPS))
     return np.concatenate([kmeans.predict(normalize(chunk.astype(np.float32))) for chunk in chunks]).astype(np.int64)

@@ -63,6 +63,7 @@ def train(
 
     `progress` is called with the steps done and their total; `max_padded_frames` is that of `encode_clips`.
     """
+    # One module, so that the parameters of the loss are checkpointed and restored with those of the aligner.
     model = nn.ModuleDict({"aligner": aligner, "loss": loss_function}).to(accelerator.device)
     optimizer = _make_optimizer(aligner, loss_function, options)
     stopping, history = EarlyStopping(options.patience), AlignmentHistory()
@@ -71,7 +72,7 @@ def train(
         tensors, state = saved
         stopping.resume(state["stopping"], restore_training(tensors, model, optimizer))
         step, epoch_loss, history = state["step"], state["epoch_loss"], AlignmentHistory(**state["history"])
-    else:
+    else:  # a checkpoint holds the statistics among the weights
         aligner.set_statistics(*frame_statistics(data.stream, data.split.train))
 
     epochs, epoch_steps = plan_epochs(len(data.split.train), options)
@@ -89,6 +90,7 @@ def train(
                 check_finite(loss, epoch=epoch + 1)
                 epoch_loss += loss / epoch_steps
                 step += 1
+                # Before the checkpoint: one after the last step of an epoch must hold the evaluation of that epoch.
                 if step % epoch_steps == 0:
                     development_loss = _development_loss(aligner, loss_function, data, accelerator=accelerator)
                     stopping.update(epoch + 1, development_loss, model.state_dict())
@@ -147,6 +149,7 @@ def _training_step(
         # Each process has the loss of the whole batch, but the aligner's gradient of its own clips only.
         _reduce_gradients(model["aligner"], "sum", accelerator)
         _reduce_gradients(model["loss"], "mean", accelerator)
+    # After the reduction, so that all processes clip by the same norm and their weights stay equal.
     nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
     optimizer.step()
     return float(loss.detach())
@@ -174,6 +177,7 @@ def _reduce_gradients(module: nn.Module, reduction: str, accelerator: Accelerato
     for parameter in parameters:
         if parameter.grad is None:  # a process without a clip of the batch
             parameter.grad = torch.zeros_like(parameter)
+    # One message instead of one per parameter, whose latencies would add up.
     gradients = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     reduced = accelerator.reduce(gradients, reduction).split([parameter.numel() for parameter in parameters])
     for parameter, gradient in zip(parameters, reduced, strict=True):

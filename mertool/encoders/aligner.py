@@ -34,6 +34,7 @@ class Aligner(nn.Module):
     ):
         super().__init__()
         self.sizes = {"channels": channels, "width": width, "blocks": blocks, "acoustic": acoustic, "frames": frames}
+        # Buffers, so that the statistics of the training clips are saved with the weights.
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.zeros(channels))

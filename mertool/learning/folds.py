@@ -54,6 +54,7 @@ def make_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
         folds = _stratified_folds(examples, count, seed)
     else:
         folds = _speaker_disjoint_folds(examples, groups, count, seed=seed)
+    # With few speakers, one of them may hold all clips of a class.
     for fold in range(folds.count):
         if len(np.unique(examples.labels[folds.train(fold)])) < 2:
             raise MertoolError(

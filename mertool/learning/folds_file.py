@@ -53,6 +53,7 @@ def read_folds(path: Path, examples: LabelledClips, *, complete: bool = True) ->
     file = _existing_file(path)
     is_run = file.suffix == ".json"
     name_of_clip = _read_run(file) if is_run else _read_csv(file, examples.clips)
+    # Fewer than half in common: it is a run or a file of another corpus, and the error below says so.
     if (is_run or not complete) and 2 * sum(clip in name_of_clip for clip in examples.clips) > len(examples):
         name_of_clip = assign_missing_folds(name_of_clip, examples)
     missing = [clip for clip in examples.clips if clip not in name_of_clip]

@@ -156,7 +156,7 @@ class StoreWriter(PartWriter):
     def __enter__(self) -> "StoreWriter":
         check_writable(self.path)
         check_store(self.path, self.recipe, overwrite=self.overwrite)
-        make_folder(self.parts)
+        make_folder(self.parts)  # the lock file lies in it
         self._lock = _acquire_lock(self.parts / "lock", self.path)
         try:
             self._remove_temporary_files()
@@ -198,6 +198,7 @@ class StoreWriter(PartWriter):
         self.flush()
         if not self._unmerged:
             return
+        # The existing store comes first: of a clip in several files the last one counts.
         sources = ([self.path] if self._merge_existing else []) + sorted(self.parts.glob("part-*.h5"))
         merge_files(sources, self.path, recipe=self.recipe, provenance=self.provenance, order=order)
         # Only after the rename: a run that is killed here merges the same part files again, which changes nothing.
