@@ -257,7 +257,7 @@ def sound_bundle(make_bundle, audio_store, frames_store, text_store, tmp_path_fa
 def tones(tmp_path_factory):
     """A folder of two sounds of the kind the tiny Whisper knows, and one that is no sound."""
     import soundfile
-    from conftest import HIGH, LOW, RATE, tone
+    from fixtures.whisper import HIGH, LOW, RATE, tone
 
     folder = tmp_path_factory.mktemp("tones")
     for number, (name, pitch) in enumerate({"low": LOW, "high": HIGH}.items()):

@@ -1,41 +1,41 @@
-"""Speech recognition with a Whisper of transformers: `load(folder, device, dtype)` gives a `Recogniser`.
-
-Decoding is greedy, without timestamps, window by window (30 s), and a window without speech is told as in
-openai/whisper (Radford et al. 2022, section 4.5). The loop is ours and not `generate`: the step that reads
-<|startoftranscript|> gives the language and the probability of no speech, and the sound is encoded once.
-"""
+"""Speech recognition with Whisper (Radford et al., 2022), by transformers' `generate`."""
 
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers import AutoConfig, AutoFeatureExtractor, WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
 from mertool.devices import to_device
 from mertool.encoders.pretrained import load_pretrained
-from mertool.errors import check_choice
+from mertool.encoders.whisper_tokens import WhisperTokens, find_tokens, load_tokenizer
 from mertool.features import SAMPLE_RATE
 
-# Seconds of windows run at once, by device; every window counts as a whole one.
-BATCH = {"cpu": 120.0, "mps": 240.0, "cuda": 480.0}
-SHORTEST = 0.1  # seconds; in less there is no word, and Whisper makes one up
-# Thresholds of openai/whisper (transcribe.py): a window without speech is above the one and below the other.
-NO_SPEECH, LOG_PROBABILITY = 0.6, -1.0
-MOST_TOKENS = 224  # of one window, as in openai/whisper; a loop of repetitions ends there
-MULTILINGUAL_SIZE = 51_865  # vocabularies of multilingual checkpoints have at least so many tokens
+# Seconds of windows run at once, by device; each window counts in full.
+MAX_BATCH_SECONDS = {"cpu": 120.0, "mps": 240.0, "cuda": 480.0}
+MIN_SECONDS = 0.1  # shorter audio has no word in it, and Whisper makes one up
+MAX_TOKENS = 224  # of a window, as in openai/whisper
+# Radford et al. (2022), section 4.5, with the thresholds of openai/whisper. transformers compresses token ids instead
+# of text, for which its documentation gives 1.35 as the threshold.
+NO_SPEECH_THRESHOLD, LOG_PROBABILITY_THRESHOLD, COMPRESSION_RATIO_THRESHOLD = 0.6, -1.0, 1.35
+FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+SEED = 0
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was said in one wave; text "" if nothing was.
+    """The text of one waveform.
 
-    `confidence` is exp of the mean log probability of the text's tokens, 0 without text. `no_speech` is the
-    probability of the no-speech token after <|startoftranscript|>, the lowest of the windows; NaN where the
-    vocabulary has no such token or no window was run. Confidence NaN: the model gave NaN.
+    text: "" if there is no speech.
+    confidence: exp of the mean log probability of the text's tokens at temperature 1; 0 without text, NaN if the model
+    gave NaN.
+    no_speech: the probability of the no-speech token after <|startoftranscript|>, the lowest of the windows; NaN where
+    the vocabulary has no such token or no window was run.
     """
 
     text: str
@@ -45,65 +45,68 @@ class Transcript:
 
 @dataclass(frozen=True)
 class DecodedWindow:
-    """What was decoded of one window: text tokens, their log probabilities (and that of the end), no speech."""
+    """The text tokens of a window, the log probability of each and of the end after them, and that of no speech."""
 
     tokens: list[int]
     log_probabilities: list[float]
     no_speech: float
 
     @property
-    def silent(self) -> bool:
-        """Whether openai/whisper would pass this window over."""
-        mean = sum(self.log_probabilities) / max(1, len(self.log_probabilities))
-        return self.no_speech > NO_SPEECH and mean < LOG_PROBABILITY
+    def mean_log_probability(self) -> float:
+        """The mean over tokens and the end."""
+        return sum(self.log_probabilities) / max(1, len(self.log_probabilities))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether there is no speech: no speech is likely, and the text is not."""
+        return self.no_speech > NO_SPEECH_THRESHOLD and self.mean_log_probability < LOG_PROBABILITY_THRESHOLD
+
+    @property
+    def needs_fallback(self) -> bool:
+        """Whether it is decoded again by sampling: the text is unlikely, or repeats itself."""
+        if self.is_silent or math.isnan(self.mean_log_probability):
+            return False
+        repeats = compression_ratio(self.tokens) > COMPRESSION_RATIO_THRESHOLD
+        return repeats or self.mean_log_probability < LOG_PROBABILITY_THRESHOLD
 
 
-@dataclass(frozen=True)
-class Marks:
-    """Token ids: <|startoftranscript|>, <|endoftext|>, no speech (or None), languages, what the prompt ends with.
-
-    `languages` is empty for an English-only checkpoint. `banned` and `banned_first` (V,) are True for tokens
-    that may not be emitted, at any step and at the first.
-    """
-
-    start: int
-    end: int
-    no_speech: int | None
-    languages: tuple[int, ...]
-    tail: tuple[int, ...]
-    banned: torch.Tensor
-    banned_first: torch.Tensor
+def compression_ratio(tokens: list[int]) -> float:
+    """Return the length of token ids of two bytes each over their length compressed, as `generate` computes it."""
+    content = np.asarray(tokens, "<u2").tobytes()
+    return len(content) / len(zlib.compress(content))
 
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype, language: str | None = None) -> "Recogniser":
-    """Load the Whisper in `folder`. `language` (`zh`, `chinese`) is told to the model, else it detects one.
+    """Load the Whisper in `folder`, which detects the language of each window unless it is given (`zh`, `chinese`).
 
-    Raises ValueError if the folder holds no Whisper or no tokenizer of one, MertoolError for a language that
-    it does not know.
+    Raises ValueError if the folder has no Whisper or no tokenizer of one, MertoolError for an unknown language.
     """
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "whisper":
         raise ValueError(f"a Whisper is needed to recognise speech, and this is a model of type {config.model_type}")
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     extractor = AutoFeatureExtractor.from_pretrained(folder)
     model: Any = load_pretrained(WhisperForConditionalGeneration, folder, device=device, dtype=dtype, config=config)
-    marks = _find_marks(tokenizer.get_vocab(), model, language)
-    return Recogniser(model, extractor, tokenizer, marks)
+    tokens = find_tokens(tokenizer.get_vocab(), model, language)
+    model.generation_config = tokens.generation_config()
+    return Recogniser(model, extractor=extractor, tokenizer=tokenizer, tokens=tokens)
 
 
 class Recogniser:
-    """A Whisper on its device. `windows` is how many windows are run at once."""
+    """A Whisper on its device.
 
-    def __init__(self, model: Any, extractor: Any, tokenizer: Any, marks: Marks):
-        self.model, self.extractor, self.tokenizer, self.marks = model, extractor, tokenizer, marks
-        self.device, self.dtype = model.device, model.dtype
-        self.banned = marks.banned.to(self.device)
-        self.banned_first = marks.banned_first.to(self.device)
+    model: whose `generation_config` is that of `tokens`.
+    extractor: transformers' computation of log-mel spectrograms.
+    windows: number of windows (30 s each) that are run at once.
+    """
+
+    def __init__(self, model: Any, *, extractor: Any, tokenizer: Any, tokens: WhisperTokens):
+        self.model, self.extractor, self.tokenizer, self.tokens = model, extractor, tokenizer, tokens
         self.samples = int(extractor.n_samples)
         self.seconds = self.samples / SAMPLE_RATE
-        self.windows = max(1, int(BATCH.get(self.device.type, 0.0) // self.seconds))
-        prompt = 1 + bool(marks.languages) + len(marks.tail)
-        self.most_tokens = min(MOST_TOKENS, int(model.config.max_target_positions) - prompt)
+        self.windows = max(1, int(MAX_BATCH_SECONDS.get(model.device.type, 0.0) // self.seconds))
+        prompt = tokens.prompt(next(iter(tokens.languages), None))
+        self.max_tokens = min(MAX_TOKENS, int(model.config.max_target_positions) - len(prompt))
 
     @property
     def budget(self) -> float:
@@ -111,131 +114,107 @@ class Recogniser:
         return self.windows * self.seconds
 
     def halve(self) -> bool:
-        """From now on run half as many windows at once; False if it is one already."""
+        """Halve the number of windows that are run at once; return False if it is one already."""
         if self.windows == 1:
             return False
         self.windows //= 2
         return True
 
-    def cost(self, wave: np.ndarray) -> float:
-        """Seconds of padded windows of a wave (n,) at 16 kHz."""
-        return max(1, -(-len(wave) // self.samples)) * self.seconds
+    def cost(self, waveform: np.ndarray) -> float:
+        """Return the seconds of padded windows of a waveform (n,) at 16 kHz."""
+        return max(1, -(-len(waveform) // self.samples)) * self.seconds
 
-    def recognise(self, waves: list[np.ndarray]) -> list[Transcript]:
-        """What is said in each wave (n,) float32 mono at 16 kHz; a transcript does not depend on the others."""
-        cut = [self._cut(wave) for wave in waves]
-        flat = [window for windows in cut for window in windows]
-        spoken = [
-            result
-            for start in range(0, len(flat), self.windows)
-            for result in self._decode(flat[start : start + self.windows])
-        ]
-        results = iter(spoken)
-        return [self._join([next(results) for _ in windows]) for windows in cut]
+    def transcribe(self, waveforms: list[np.ndarray]) -> list[Transcript]:
+        """Transcribe waveforms (n,) float32 mono at 16 kHz; a transcript does not depend on the other waveforms."""
+        windows = [self._cut(waveform) for waveform in waveforms]
+        flat = [window for clip_windows in windows for window in clip_windows]
+        decoded: list[DecodedWindow] = []
+        for start in range(0, len(flat), self.windows):
+            decoded += self._decode(flat[start : start + self.windows])
+        remaining = iter(decoded)
+        return [self._join([next(remaining) for _ in clip_windows]) for clip_windows in windows]
 
-    def _cut(self, wave: np.ndarray) -> list[np.ndarray]:
-        """Windows (n,) of a wave that may hold a word: digital silence and less than 0.1 s are left out."""
-        windows = (wave[start : start + self.samples] for start in range(0, len(wave), self.samples))
-        return [window for window in windows if len(window) >= SHORTEST * SAMPLE_RATE and window.any()]
+    def _cut(self, waveform: np.ndarray) -> list[np.ndarray]:
+        """Cut a waveform into windows (n,), without digital silence and windows too short for a word."""
+        windows = (waveform[start : start + self.samples] for start in range(0, len(waveform), self.samples))
+        return [window for window in windows if len(window) >= MIN_SECONDS * SAMPLE_RATE and window.any()]
 
     @torch.inference_mode()
     def _decode(self, windows: list[np.ndarray]) -> list[DecodedWindow]:
+        """Decode windows greedily as one batch, and where that fails by sampling."""
         mels = self.extractor(windows, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-        encoded = self.model.get_encoder()(to_device(mels, self.device).to(self.dtype))
-        start = torch.full((len(windows), 1), self.marks.start, device=self.device)
-        logits, cache = self._step(encoded, start, None)
-        no_speech = torch.full((len(windows),), math.nan)
-        if self.marks.no_speech is not None:
-            no_speech = logits.softmax(-1)[:, self.marks.no_speech].cpu()
-        tokens, logs = self._emit(encoded, self._prompt(logits), cache)
-        rows = zip(tokens.tolist(), logs.tolist(), no_speech.tolist(), strict=True)
-        return [_until_end(*row, self.marks.end) for row in rows]
+        mels = to_device(mels, self.model.device).to(self.model.dtype)
+        # Computed once for the language, the text and its score: `generate` alone runs the encoder for each of them.
+        encoded = self.model.get_encoder()(mels).last_hidden_state
+        languages = self._detect_languages(encoded)
+        decoded = self._score(encoded, languages, self._generate(languages, encoder_outputs=_output(encoded)))
+        for row, window in enumerate(decoded):
+            if window.needs_fallback:
+                # One by one and each with the same seed, so that a transcript does not depend on its batch.
+                decoded[row] = self._decode_by_sampling(mels[[row]], encoded[[row]], languages[row])
+        return decoded
 
-    def _step(self, encoded: Any, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        """Logits (B, V) in float32 after `tokens` (B, T), and the cache that the next step takes."""
-        out = self.model(encoder_outputs=encoded, decoder_input_ids=tokens, past_key_values=cache, use_cache=True)
-        return out.logits[:, -1].float(), out.past_key_values
+    def _decode_by_sampling(self, mel: torch.Tensor, encoded: torch.Tensor, language: str | None) -> DecodedWindow:
+        """Decode one window at rising temperatures until it passes the tests; the last one is taken in any case."""
+        device = self.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(SEED)
+            tokens = self._generate(
+                [language],
+                input_features=mel,  # the fallback of `generate` cannot start from encoder outputs
+                temperature=FALLBACK_TEMPERATURES,
+                compression_ratio_threshold=COMPRESSION_RATIO_THRESHOLD,
+                logprob_threshold=LOG_PROBABILITY_THRESHOLD,
+            )
+        return self._score(encoded, [language], tokens)[0]
 
-    def _prompt(self, logits: torch.Tensor) -> torch.Tensor:
-        """The tokens (B, P) that follow <|startoftranscript|>, each row with its most probable language."""
-        tail = torch.tensor(self.marks.tail, dtype=torch.long, device=self.device).expand(len(logits), -1)
-        if not self.marks.languages:
-            return tail
-        languages = torch.tensor(self.marks.languages, device=self.device)
-        return torch.cat([languages[logits[:, languages].argmax(-1, keepdim=True)], tail], dim=1)
+    def _detect_languages(self, encoded: torch.Tensor) -> list[str | None]:
+        """Return the most probable language token of each window; None for an English-only checkpoint."""
+        if len(self.tokens.languages) <= 1:
+            return [next(iter(self.tokens.languages), None)] * len(encoded)
+        token_of = {number: token for token, number in self.tokens.languages.items()}
+        return [token_of[number] for number in self.model.detect_language(encoder_outputs=_output(encoded)).tolist()]
 
-    def _emit(self, encoded: Any, prompt: torch.Tensor, cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most probable token at each step (B, T) until all rows have ended, and its log probability."""
-        tokens, logs = [prompt], []
-        ended = torch.zeros(len(prompt), dtype=torch.bool, device=self.device)
-        for number in range(self.most_tokens):
-            logits, cache = self._step(encoded, tokens[-1], cache)
-            logits = logits.masked_fill(self.banned if number else self.banned_first, -math.inf)
-            best, token = logits.log_softmax(-1).max(-1, keepdim=True)
-            tokens.append(token)
-            logs.append(best)
-            ended |= token[:, 0] == self.marks.end
-            if ended.all():
-                break
-        return torch.cat(tokens[1:], dim=1), torch.cat(logs, dim=1)
+    def _generate(self, languages: list[str | None], **options: Any) -> list[list[int]]:
+        """Return the text tokens of each window, without prompt and end."""
+        if self.tokens.languages:
+            options |= {"language": languages, "task": "transcribe"}
+        sequences = self.model.generate(max_new_tokens=self.max_tokens, return_timestamps=False, **options)
+        return [row[: row.index(self.tokens.end)] if self.tokens.end in row else row for row in sequences.tolist()]
+
+    def _score(
+        self, encoded: torch.Tensor, languages: list[str | None], tokens_of_windows: list[list[int]]
+    ) -> list[DecodedWindow]:
+        """Compute the log probabilities of each text in one decoder pass, at temperature 1 however it was sampled."""
+        decoded = []
+        for row, (language, tokens) in enumerate(zip(languages, tokens_of_windows, strict=True)):
+            prompt = self.tokens.prompt(language)
+            inputs = torch.tensor([prompt + tokens], device=self.model.device)
+            output = self.model(encoder_outputs=_output(encoded[row : row + 1]), decoder_input_ids=inputs)
+            logits = output.logits[0].float().cpu()
+            # A text that was cut has no end to score.
+            targets = tokens if len(tokens) == self.max_tokens else [*tokens, self.tokens.end]
+            text_logits = logits[len(prompt) - 1 :].masked_fill(self.tokens.suppressed, -math.inf)
+            text_logits[0].masked_fill_(self.tokens.suppressed_first, -math.inf)
+            log_probabilities = text_logits.log_softmax(-1)[range(len(targets)), targets].tolist()
+            no_speech = math.nan
+            if self.tokens.no_speech is not None:
+                no_speech = float(logits[0].softmax(-1)[self.tokens.no_speech])
+            decoded.append(DecodedWindow(tokens, log_probabilities, no_speech))
+        return decoded
 
     def _join(self, windows: list[DecodedWindow]) -> Transcript:
         no_speech = min((window.no_speech for window in windows), default=math.nan)
-        heard = [window for window in windows if not window.silent]
-        texts = [self.tokenizer.decode(window.tokens, skip_special_tokens=True) for window in heard]
+        spoken = [window for window in windows if not window.is_silent]
+        texts = [self.tokenizer.decode(window.tokens, skip_special_tokens=True) for window in spoken]
         text = " ".join(" ".join(texts).split())
-        logs = [log for window in heard for log in window.log_probabilities[: len(window.tokens)]]
-        if any(map(math.isnan, logs)):
+        log_probabilities = [value for window in spoken for value in window.log_probabilities[: len(window.tokens)]]
+        if any(map(math.isnan, log_probabilities)):
             return Transcript("", math.nan, no_speech)
-        if not any(map(str.isalnum, text)):  # dots, dashes, notes of music
+        if not any(map(str.isalnum, text)):  # only dots, dashes or notes of music
             return Transcript("", 0.0, no_speech)
-        return Transcript(text, math.exp(sum(logs) / len(logs)), no_speech)
+        return Transcript(text, math.exp(sum(log_probabilities) / len(log_probabilities)), no_speech)
 
 
-def _until_end(tokens: list[int], logs: list[float], no_speech: float, end: int) -> DecodedWindow:
-    length = tokens.index(end) if end in tokens else len(tokens)
-    return DecodedWindow(tokens[:length], logs[: length + 1], no_speech)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in `folder`; ValueError if there is none of a Whisper."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError("there is no tokenizer beside this Whisper (tokenizer.json, or vocab.json)") from error
-    # Newer versions of transformers make an empty tokenizer where there is no file of one.
-    needed = ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")
-    missing = [mark for mark in needed if mark not in tokenizer.get_vocab()]
-    if missing:
-        raise ValueError(f"the tokenizer beside this Whisper has no {missing[0]} (tokenizer.json, or vocab.json)")
-    return tokenizer
-
-
-def _find_marks(vocabulary: dict[str, int], model: Any, language: str | None) -> Marks:
-    """Token ids by their names; what a fine-tuned checkpoint's generation_config may have lost is not asked."""
-    settings, size = model.generation_config, int(model.config.vocab_size)
-    start, end = vocabulary["<|startoftranscript|>"], vocabulary["<|endoftext|>"]
-    no_speech = next((vocabulary[n] for n in ("<|nospeech|>", "<|nocaptions|>") if n in vocabulary), None)
-    languages = {code: vocabulary[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in vocabulary}
-    multilingual = getattr(settings, "is_multilingual", None)
-    if not (size >= MULTILINGUAL_SIZE if multilingual is None else multilingual):
-        languages = {}  # the vocabulary of an English-only checkpoint names them all the same
-    if language:
-        code = language.strip("<|>").lower()
-        code = check_choice("language", TO_LANGUAGE_CODE.get(code, code), languages or ("en",))
-        languages = {code: languages[code]} if languages else {}
-    tail = ("<|transcribe|>",) * bool(languages) + ("<|notimestamps|>",)
-    words = [number for token, number in vocabulary.items() if not (token[:2] == "<|" and token[-2:] == "|>")]
-    banned = torch.ones(size, dtype=torch.bool)
-    banned[[number for number in words if number < size] + [end]] = False
-    banned[_suppressed(model, "suppress_tokens")] = True
-    first = banned.clone()
-    first[_suppressed(model, "begin_suppress_tokens")] = True
-    tail_ids = tuple(vocabulary[name] for name in tail if name in vocabulary)
-    return Marks(start, end, no_speech, tuple(languages.values()), tail_ids, banned, first)
-
-
-def _suppressed(model: Any, name: str) -> list[int]:
-    """Token ids that `name` lists in the generation configuration, in older checkpoints in the model's."""
-    given = getattr(model.generation_config, name, None) or getattr(model.config, name, None) or []
-    return [number for number in given if 0 <= number < model.config.vocab_size]
+def _output(encoded: torch.Tensor) -> BaseModelOutput:
+    return BaseModelOutput(last_hidden_state=encoded)

@@ -154,7 +154,7 @@ def _recognise(batch: list[AudioClip], recogniser: Any) -> list[Any]:
     if not batch:
         return []
     try:
-        return list(recogniser.recognise([audio.content for _, audio in batch]))
+        return list(recogniser.transcribe([audio.content for _, audio in batch]))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-from conftest import DULL, HIGH, LOW, RATE, tone
+from fixtures.whisper import DULL, HIGH, LOW, RATE, tone
 
 from mertool.errors import MertoolError
 from mertool.extraction.transcripts import COLUMNS

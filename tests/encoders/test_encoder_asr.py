@@ -1,4 +1,4 @@
-"""Speech recognition with a tiny Whisper that has learnt two tones: what it says, and that it stays silent."""
+"""Speech recognition with a tiny Whisper that has learned two tones: text, silence, and fallback to sampling."""
 
 import dataclasses
 import json
@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DULL, HIGH, LOW, RATE, tone
+from fixtures.whisper import DULL, HIGH, LOW, RATE, tone
+from transformers import WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
-from mertool.encoders.asr import DecodedWindow, Recogniser, Transcript, load
+from mertool.encoders.asr import DecodedWindow, Recogniser, Transcript, compression_ratio, load
 from mertool.errors import MertoolError
 
 
@@ -55,14 +57,14 @@ def load_cpu(folder: Path, language: str | None = None) -> Recogniser:
 
 @pytest.mark.parametrize(("pitch", "text"), [(LOW, "good day"), (HIGH, "sad")])
 def test_what_is_said(pitch, text, recogniser):
-    (found,) = recogniser.recognise([tone(pitch, 0.8, seed=10_001)])
+    (found,) = recogniser.transcribe([tone(pitch, 0.8, seed=10_001)])
     assert found.text == text
     assert 0.7 < found.confidence <= 1
     assert 0 <= found.no_speech < 0.2
 
 
 def test_half_precision_says_the_same(whisper):
-    found = load(whisper, device=torch.device("cpu"), dtype=torch.bfloat16).recognise(
+    found = load(whisper, device=torch.device("cpu"), dtype=torch.bfloat16).transcribe(
         [tone(LOW, 0.8, 10_001), tone(DULL)]
     )
     assert [transcript.text for transcript in found] == ["good day", ""]
@@ -70,7 +72,7 @@ def test_half_precision_says_the_same(whisper):
 
 
 def test_nobody_speaks(recogniser):
-    (found,) = recogniser.recognise([tone(DULL, 0.8, seed=10_001)])
+    (found,) = recogniser.transcribe([tone(DULL, 0.8, seed=10_001)])
     assert (found.text, found.confidence) == ("", 0)
     assert 0.6 < found.no_speech <= 1
 
@@ -78,27 +80,29 @@ def test_nobody_speaks(recogniser):
 @pytest.mark.parametrize("samples", [0, 1, 1599])
 def test_less_than_a_tenth_of_a_second_holds_no_word(samples, recogniser, monkeypatch):
     monkeypatch.setattr(recogniser, "_decode", lambda windows: pytest.fail("the model was run"))
-    (found,) = recogniser.recognise([tone(LOW)[:samples]])
+    (found,) = recogniser.transcribe([tone(LOW)[:samples]])
     assert (found.text, found.confidence) == ("", 0)
     assert np.isnan(found.no_speech)
 
 
 def test_digital_silence_is_not_run(recogniser, monkeypatch):
     monkeypatch.setattr(recogniser, "_decode", lambda windows: pytest.fail("the model was run"))
-    assert recogniser.recognise([np.zeros(5 * RATE, np.float32)])[0].text == ""
+    assert recogniser.transcribe([np.zeros(5 * RATE, np.float32)])[0].text == ""
 
 
 def test_no_wave_is_no_transcript(recogniser):
-    assert recogniser.recognise([]) == []
+    assert recogniser.transcribe([]) == []
 
 
-def test_the_words_agree_with_generate(recogniser):
+def test_the_words_agree_with_generate_on_spectrograms(recogniser, whisper):
+    """The encoder's outputs are computed once and passed to `generate`; the checkpoint's own settings are not used."""
+    model = WhisperForConditionalGeneration.from_pretrained(whisper).float()
     waves = [tone(pitch, 0.9, seed) for seed, pitch in enumerate((LOW, HIGH, HIGH, LOW), start=10_001)]
     mels = recogniser.extractor(waves, sampling_rate=RATE, return_tensors="pt").input_features
     with torch.inference_mode():
-        reference = [recogniser.model.generate(mel[None], task="transcribe", max_length=24)[0] for mel in mels]
+        reference = [model.generate(mel[None], task="transcribe", max_length=24)[0] for mel in mels]
     texts = [recogniser.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in reference]
-    assert texts == [found.text for found in recogniser.recognise(waves)] == ["good day", "sad", "sad", "good day"]
+    assert texts == [found.text for found in recogniser.transcribe(waves)] == ["good day", "sad", "sad", "good day"]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_the_words_agree_with_generate(recogniser):
 def test_a_text_without_a_letter_or_a_figure_is_none(text, kept, recogniser, monkeypatch):
     tokens = recogniser.tokenizer(text, add_special_tokens=False).input_ids
     monkeypatch.setattr(recogniser, "_decode", lambda windows: [DecodedWindow(tokens, [-0.1] * len(tokens), 0.0)])
-    (found,) = recogniser.recognise([tone(LOW)])
+    (found,) = recogniser.transcribe([tone(LOW)])
     assert found.text == kept
     assert found.confidence == pytest.approx(np.exp(-0.1) if kept else 0)
 
@@ -118,13 +122,13 @@ def test_a_text_without_a_letter_or_a_figure_is_none(text, kept, recogniser, mon
 )
 def test_silence_is_likely_and_the_words_are_not(logs, no_speech, silent):
     """As in openai/whisper: a window whose words are sure enough stays, however likely silence is."""
-    assert DecodedWindow([1] * len(logs), logs, no_speech).silent is silent
+    assert DecodedWindow([1] * len(logs), logs, no_speech).is_silent is silent
 
 
 def test_a_wave_that_is_not_finite_has_no_confidence(recogniser):
     bad = tone(LOW)
     bad[100] = np.nan
-    good, broken = recogniser.recognise([tone(LOW), bad])
+    good, broken = recogniser.transcribe([tone(LOW), bad])
     assert good.text == "good day"
     assert broken.text == ""
     assert np.isnan(broken.confidence)
@@ -143,9 +147,9 @@ def test_a_transcript_does_not_depend_on_its_batch(windows, recogniser, monkeypa
     lengths = [(LOW, 0.4), (HIGH, 2.6), (DULL, 1.0), (LOW, 1.0), (HIGH, 0.05), (LOW, 3.0), (HIGH, 0.7)]
     waves = [tone(pitch, seconds, seed) for seed, (pitch, seconds) in enumerate(lengths, start=10_001)]
     waves.insert(2, np.zeros(RATE, np.float32))
-    alone = [recogniser.recognise([wave])[0] for wave in waves]
+    alone = [recogniser.transcribe([wave])[0] for wave in waves]
     monkeypatch.setattr(recogniser, "windows", windows)
-    together = recogniser.recognise(waves)
+    together = recogniser.transcribe(waves)
     assert all(map(close, together, alone))
     assert [found.text for found in together] == [
         "good day", "sad sad sad", "", "", "good day", "", "good day good day good day", "sad",
@@ -154,8 +158,8 @@ def test_a_transcript_does_not_depend_on_its_batch(windows, recogniser, monkeypa
 
 def test_a_long_wave_is_cut_and_its_confidence_is_over_all_tokens(recogniser):
     parts = [tone(LOW, 1.0, 10_001), tone(HIGH, 0.5, 10_002)]
-    one, other = recogniser.recognise(parts)
-    (whole,) = recogniser.recognise([np.concatenate(parts)])
+    one, other = recogniser.transcribe(parts)
+    (whole,) = recogniser.transcribe([np.concatenate(parts)])
     assert whole.text == "good day sad"
     assert whole.confidence == pytest.approx((one.confidence**2 * other.confidence) ** (1 / 3))  # two tokens and one
     assert whole.no_speech == pytest.approx(min(one.no_speech, other.no_speech))
@@ -163,17 +167,98 @@ def test_a_long_wave_is_cut_and_its_confidence_is_over_all_tokens(recogniser):
 
 def test_windows_without_speech_say_nothing(recogniser):
     parts = [tone(DULL, 1.0, 10_001), np.zeros(RATE, np.float32), tone(LOW, 1.0, 10_002), tone(DULL, 0.05)]
-    (whole,) = recogniser.recognise([np.concatenate(parts)])
-    assert close(whole, recogniser.recognise(parts[2:3])[0])
+    (whole,) = recogniser.transcribe([np.concatenate(parts)])
+    assert close(whole, recogniser.transcribe(parts[2:3])[0])
 
 
-def test_a_model_that_never_ends_is_stopped(recogniser, monkeypatch):
+@pytest.fixture
+def endless(whisper: Path) -> Recogniser:
+    """A recogniser that never emits the end: it repeats its words, which fails the test of the compression ratio."""
+    recogniser = load_cpu(whisper)
+    suppressed, first = recogniser.tokens.suppressed.clone(), recogniser.tokens.suppressed_first.clone()
+    suppressed[recogniser.tokens.end] = first[recogniser.tokens.end] = True
+    recogniser.tokens = dataclasses.replace(recogniser.tokens, suppressed=suppressed, suppressed_first=first)
+    recogniser.model.generation_config = recogniser.tokens.generation_config()
+    return recogniser
+
+
+def test_a_model_that_never_ends_is_stopped(endless):
     """The positions of this model are 24, the prompt takes four."""
-    never = recogniser.banned.clone()
-    never[recogniser.marks.end] = True
-    monkeypatch.setattr(recogniser, "banned", never)
-    (spoken,) = recogniser._decode([tone(LOW)])
-    assert len(spoken.tokens) == len(spoken.log_probabilities) == 20
+    (window,) = endless._decode([tone(LOW)])
+    assert len(window.tokens) == len(window.log_probabilities) == endless.max_tokens == 20
+
+
+# ---------------------------------------------------------------- temperature fallback
+
+
+@pytest.mark.parametrize(
+    ("tokens", "logs", "no_speech", "fallback"),
+    [
+        (range(40), [-0.5] * 40, 0.0, False),
+        (range(40), [-1.5] * 40, 0.0, True),  # unlikely
+        (range(40), [-1.5] * 40, 0.7, False),  # silent
+        ([7] * 40, [-0.1] * 40, 0.0, True),  # repeats itself
+        (range(40), [float("nan")] * 40, 0.0, False),  # sampling from NaN is an error
+        ([], [-0.1], 0.0, False),
+    ],
+)
+def test_unlikely_and_repeated_texts_are_decoded_again(tokens, logs, no_speech, fallback):
+    assert DecodedWindow(list(tokens), logs, no_speech).needs_fallback is fallback
+
+
+@pytest.mark.parametrize("tokens", [[7] * 40, list(range(40)), [3, 500, 3, 500]])
+def test_the_compression_ratio_is_that_of_generate(tokens):
+    expected = WhisperForConditionalGeneration._retrieve_compression_ratio(torch.tensor(tokens), 51_866)
+    assert compression_ratio(tokens) == expected
+
+
+def test_sampling_is_the_same_in_any_batch_and_leaves_the_random_state(endless, monkeypatch):
+    waves = [tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(LOW, 0.7, 10_003)]
+    state = torch.get_rng_state()
+    alone = [endless.transcribe([wave])[0] for wave in waves]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert all(map(close, endless.transcribe(waves), alone))
+    monkeypatch.setattr("mertool.encoders.asr.DecodedWindow.needs_fallback", False)
+    greedy = [endless.transcribe([wave])[0].text for wave in waves]
+    assert greedy != [transcript.text for transcript in alone]
+
+
+def test_only_a_window_that_fails_is_decoded_again(recogniser, monkeypatch):
+    again = []
+    sample = Recogniser._decode_by_sampling
+    monkeypatch.setattr(
+        Recogniser, "_decode_by_sampling", lambda self, *given: again.append(given[2]) or sample(self, *given)
+    )
+    recogniser.transcribe([tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(DULL, 0.8, 10_003)])
+    assert again == []
+    monkeypatch.setattr("mertool.encoders.asr.LOG_PROBABILITY_THRESHOLD", 0.0)  # nothing is likely enough
+    recogniser.transcribe([tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(DULL, 0.8, 10_003)])
+    assert again == ["<|en|>", "<|zh|>"]  # a silent window is not
+
+
+def test_confidence_is_at_temperature_one_however_the_text_was_sampled(recogniser):
+    mels = recogniser.extractor([tone(LOW, 0.8, 10_001)], sampling_rate=RATE, return_tensors="pt").input_features
+    with torch.inference_mode():
+        encoded = recogniser.model.get_encoder()(mels).last_hidden_state
+        (greedy,) = recogniser._decode([tone(LOW, 0.8, 10_001)])
+        (scored,) = recogniser._score(encoded, ["<|en|>"], [greedy.tokens])
+        generated = recogniser.model.generate(
+            encoder_outputs=BaseModelOutput(encoded),
+            language="<|en|>",
+            task="transcribe",
+            max_new_tokens=20,
+            output_scores=True,
+            return_dict_in_generate=True,
+            use_cache=False,
+        )
+        scores = recogniser.model.compute_transition_scores(
+            generated.sequences, generated.scores, normalize_logits=True
+        )
+    np.testing.assert_allclose(scored.log_probabilities, scores[0], atol=1e-5)
+
+
+# ---------------------------------------------------------------- budget
 
 
 def test_cost_and_budget(recogniser, whisper, tmp_path):
@@ -194,7 +279,7 @@ def test_cost_and_budget(recogniser, whisper, tmp_path):
 def test_the_model_finds_the_language_unless_it_is_told(whisper):
     waves = [tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002)]
     for language, texts in (("en", ["good day", "so"]), ("Chinese", ["so", "sad"])):
-        assert [found.text for found in load_cpu(whisper, language).recognise(waves)] == texts
+        assert [found.text for found in load_cpu(whisper, language).transcribe(waves)] == texts
 
 
 def test_a_language_that_the_model_does_not_know(whisper):
@@ -206,32 +291,33 @@ def test_an_english_only_checkpoint(changed):
     """Its vocabulary names the languages, but its prompt has neither a language nor a task."""
     folder = changed({"is_multilingual": False, "lang_to_id": None, "task_to_id": None})
     found = load_cpu(folder, "en")
-    assert found.marks.languages == ()
-    assert found.most_tokens == 22
+    assert found.tokens.languages == {}
+    assert found.max_tokens == 22
     waves = [tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(DULL, 0.8, 10_003)]
-    assert [transcript.text for transcript in found.recognise(waves)] == ["good day", "sad", ""]
+    assert [transcript.text for transcript in found.transcribe(waves)] == ["good day", "sad", ""]
     with pytest.raises(MertoolError, match="unknown language 'zh': valid: en"):
         load_cpu(folder, "zh")
 
 
 def test_a_checkpoint_that_lost_its_generation_config(changed):
     found = load_cpu(changed(None))
-    assert [transcript.text for transcript in found.recognise([tone(HIGH, 0.8, 10_001)])] == ["sad"]
+    assert [transcript.text for transcript in found.transcribe([tone(HIGH, 0.8, 10_001)])] == ["sad"]
 
 
 def test_a_vocabulary_without_no_speech(whisper, recogniser):
-    marks = dataclasses.replace(recogniser.marks, no_speech=None)
-    found = Recogniser(recogniser.model, recogniser.extractor, recogniser.tokenizer, marks)
-    (transcript,) = found.recognise([tone(LOW, 0.8, 10_001)])
+    tokens = dataclasses.replace(recogniser.tokens, no_speech=None)
+    found = Recogniser(recogniser.model, extractor=recogniser.extractor, tokenizer=recogniser.tokenizer, tokens=tokens)
+    (transcript,) = found.transcribe([tone(LOW, 0.8, 10_001)])
     assert transcript.text == "good day"
     assert np.isnan(transcript.no_speech)
 
 
 def test_only_words_and_the_end_are_ever_emitted(recogniser):
     ids = recogniser.tokenizer.get_vocab()
-    allowed = {number for number in range(len(recogniser.banned)) if not recogniser.banned[number]}
+    tokens = recogniser.tokens
+    allowed = set((~tokens.suppressed).nonzero()[:, 0].tolist())
     assert allowed == set(range(267)) - {ids["*"]} | {ids["<|endoftext|>"]}
-    assert recogniser.banned_first[ids["<|endoftext|>"]]
+    assert tokens.suppressed_first[ids["<|endoftext|>"]]
 
 
 def test_a_folder_without_a_whisper(tiny_encoders):

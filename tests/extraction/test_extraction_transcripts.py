@@ -39,7 +39,7 @@ class FakeRecogniser:
         self.windows, before = max(1, self.windows // 2), self.windows
         return before > 1
 
-    def recognise(self, waves):
+    def transcribe(self, waves):
         self.sizes.append(len(waves))
         loud = [float(wave[0]) for wave in waves]
         if len(waves) > self.fits or self.huge in loud:
@@ -186,7 +186,7 @@ def test_progress_counts_every_clip_once(job):
 def test_a_confidence_that_is_not_finite_is_recorded(job):
     work = job(1.0)
     recogniser = FakeRecogniser()
-    recogniser.recognise = lambda waves: [Transcript("", float("nan"), float("nan"))]
+    recogniser.transcribe = lambda waves: [Transcript("", float("nan"), float("nan"))]
     assert work.run(recogniser).reasons == {"c0": "not_finite"}
     assert (work.rows()[0]["confidence"], work.rows()[0]["no_speech"]) == ("", "")
 
