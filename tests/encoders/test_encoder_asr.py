@@ -57,32 +57,32 @@ def load_cpu(folder: Path, language: str | None = None) -> Recogniser:
 
 @pytest.mark.parametrize(("pitch", "text"), [(LOW, "good day"), (HIGH, "sad")])
 def test_what_is_said(pitch, text, recogniser):
-    (found,) = recogniser.transcribe([tone(pitch, 0.8, seed=10_001)])
-    assert found.text == text
-    assert 0.7 < found.confidence <= 1
-    assert 0 <= found.no_speech < 0.2
+    (transcript,) = recogniser.transcribe([tone(pitch, 0.8, seed=10_001)])
+    assert transcript.text == text
+    assert 0.7 < transcript.confidence <= 1
+    assert 0 <= transcript.no_speech < 0.2
 
 
 def test_half_precision_says_the_same(whisper):
-    found = load(whisper, device=torch.device("cpu"), dtype=torch.bfloat16).transcribe(
+    transcripts = load(whisper, device=torch.device("cpu"), dtype=torch.bfloat16).transcribe(
         [tone(LOW, 0.8, 10_001), tone(DULL)]
     )
-    assert [transcript.text for transcript in found] == ["good day", ""]
-    assert 0.7 < found[0].confidence <= 1
+    assert [transcript.text for transcript in transcripts] == ["good day", ""]
+    assert 0.7 < transcripts[0].confidence <= 1
 
 
 def test_nobody_speaks(recogniser):
-    (found,) = recogniser.transcribe([tone(DULL, 0.8, seed=10_001)])
-    assert (found.text, found.confidence) == ("", 0)
-    assert 0.6 < found.no_speech <= 1
+    (transcript,) = recogniser.transcribe([tone(DULL, 0.8, seed=10_001)])
+    assert (transcript.text, transcript.confidence) == ("", 0)
+    assert 0.6 < transcript.no_speech <= 1
 
 
 @pytest.mark.parametrize("samples", [0, 1, 1599])
 def test_less_than_a_tenth_of_a_second_holds_no_word(samples, recogniser, monkeypatch):
     monkeypatch.setattr(recogniser, "_decode", lambda windows: pytest.fail("the model was run"))
-    (found,) = recogniser.transcribe([tone(LOW)[:samples]])
-    assert (found.text, found.confidence) == ("", 0)
-    assert np.isnan(found.no_speech)
+    (transcript,) = recogniser.transcribe([tone(LOW)[:samples]])
+    assert (transcript.text, transcript.confidence) == ("", 0)
+    assert np.isnan(transcript.no_speech)
 
 
 def test_digital_silence_is_not_run(recogniser, monkeypatch):
@@ -102,18 +102,19 @@ def test_the_words_agree_with_generate_on_spectrograms(recogniser, whisper):
     with torch.inference_mode():
         reference = [model.generate(mel[None], task="transcribe", max_length=24)[0] for mel in mels]
     texts = [recogniser.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in reference]
-    assert texts == [found.text for found in recogniser.transcribe(waves)] == ["good day", "sad", "sad", "good day"]
+    assert texts == ["good day", "sad", "sad", "good day"]
+    assert [transcript.text for transcript in recogniser.transcribe(waves)] == texts
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"), [(" ...", ""), (" - ♪ -", ""), ("  \n", ""), (" 3.", "3."), (" 你好。", "你好。")]
+    ("text", "expected"), [(" ...", ""), (" - ♪ -", ""), ("  \n", ""), (" 3.", "3."), (" 你好。", "你好。")]
 )
-def test_a_text_without_a_letter_or_a_figure_is_none(text, kept, recogniser, monkeypatch):
+def test_a_text_without_a_letter_or_a_figure_is_none(text, expected, recogniser, monkeypatch):
     tokens = recogniser.tokenizer(text, add_special_tokens=False).input_ids
     monkeypatch.setattr(recogniser, "_decode", lambda windows: [DecodedWindow(tokens, [-0.1] * len(tokens), 0.0)])
-    (found,) = recogniser.transcribe([tone(LOW)])
-    assert found.text == kept
-    assert found.confidence == pytest.approx(np.exp(-0.1) if kept else 0)
+    (transcript,) = recogniser.transcribe([tone(LOW)])
+    assert transcript.text == expected
+    assert transcript.confidence == pytest.approx(np.exp(-0.1) if expected else 0)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +138,9 @@ def test_a_wave_that_is_not_finite_has_no_confidence(recogniser):
 # ---------------------------------------------------------------- batches and windows
 
 
-def close(one: Transcript, other: Transcript) -> bool:
-    numbers = [[found.confidence, found.no_speech] for found in (one, other)]
-    return one.text == other.text and np.allclose(*numbers, atol=1e-5, equal_nan=True)
+def close(first: Transcript, second: Transcript) -> bool:
+    numbers = [[transcript.confidence, transcript.no_speech] for transcript in (first, second)]
+    return first.text == second.text and np.allclose(*numbers, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("windows", [1, 3, 100])
@@ -151,24 +152,25 @@ def test_a_transcript_does_not_depend_on_its_batch(windows, recogniser, monkeypa
     monkeypatch.setattr(recogniser, "windows", windows)
     together = recogniser.transcribe(waves)
     assert all(map(close, together, alone))
-    assert [found.text for found in together] == [
+    assert [transcript.text for transcript in together] == [
         "good day", "sad sad sad", "", "", "good day", "", "good day good day good day", "sad",
     ]  # fmt: skip
 
 
 def test_a_long_wave_is_cut_and_its_confidence_is_over_all_tokens(recogniser):
-    parts = [tone(LOW, 1.0, 10_001), tone(HIGH, 0.5, 10_002)]
-    one, other = recogniser.transcribe(parts)
-    (whole,) = recogniser.transcribe([np.concatenate(parts)])
-    assert whole.text == "good day sad"
-    assert whole.confidence == pytest.approx((one.confidence**2 * other.confidence) ** (1 / 3))  # two tokens and one
-    assert whole.no_speech == pytest.approx(min(one.no_speech, other.no_speech))
+    waves = [tone(LOW, 1.0, 10_001), tone(HIGH, 0.5, 10_002)]
+    first, second = recogniser.transcribe(waves)
+    (joined,) = recogniser.transcribe([np.concatenate(waves)])
+    assert joined.text == "good day sad"
+    # The first text has two tokens, the second one.
+    assert joined.confidence == pytest.approx((first.confidence**2 * second.confidence) ** (1 / 3))
+    assert joined.no_speech == pytest.approx(min(first.no_speech, second.no_speech))
 
 
 def test_windows_without_speech_say_nothing(recogniser):
-    parts = [tone(DULL, 1.0, 10_001), np.zeros(RATE, np.float32), tone(LOW, 1.0, 10_002), tone(DULL, 0.05)]
-    (whole,) = recogniser.transcribe([np.concatenate(parts)])
-    assert close(whole, recogniser.transcribe(parts[2:3])[0])
+    waves = [tone(DULL, 1.0, 10_001), np.zeros(RATE, np.float32), tone(LOW, 1.0, 10_002), tone(DULL, 0.05)]
+    (joined,) = recogniser.transcribe([np.concatenate(waves)])
+    assert close(joined, recogniser.transcribe(waves[2:3])[0])
 
 
 @pytest.fixture
@@ -225,16 +227,18 @@ def test_sampling_is_the_same_in_any_batch_and_leaves_the_random_state(endless, 
 
 
 def test_only_a_window_that_fails_is_decoded_again(recogniser, monkeypatch):
-    again = []
+    sampled = []
     sample = Recogniser._decode_by_sampling
     monkeypatch.setattr(
-        Recogniser, "_decode_by_sampling", lambda self, *given: again.append(given[2]) or sample(self, *given)
+        Recogniser,
+        "_decode_by_sampling",
+        lambda self, *arguments: sampled.append(arguments[2]) or sample(self, *arguments),
     )
     recogniser.transcribe([tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(DULL, 0.8, 10_003)])
-    assert again == []
+    assert sampled == []
     monkeypatch.setattr("mertool.encoders.asr.LOG_PROBABILITY_THRESHOLD", 0.0)  # nothing is likely enough
     recogniser.transcribe([tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(DULL, 0.8, 10_003)])
-    assert again == ["<|en|>", "<|zh|>"]  # a silent window is not
+    assert sampled == ["<|en|>", "<|zh|>"]  # a silent window is not
 
 
 def test_confidence_is_at_temperature_one_however_the_text_was_sampled(recogniser):
@@ -279,7 +283,7 @@ def test_cost_and_budget(recogniser, whisper, tmp_path):
 def test_the_model_finds_the_language_unless_it_is_told(whisper):
     waves = [tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002)]
     for language, texts in (("en", ["good day", "so"]), ("Chinese", ["so", "sad"])):
-        assert [found.text for found in load_cpu(whisper, language).transcribe(waves)] == texts
+        assert [transcript.text for transcript in load_cpu(whisper, language).transcribe(waves)] == texts
 
 
 def test_a_language_that_the_model_does_not_know(whisper):
@@ -290,24 +294,26 @@ def test_a_language_that_the_model_does_not_know(whisper):
 def test_an_english_only_checkpoint(changed):
     """Its vocabulary names the languages, but its prompt has neither a language nor a task."""
     folder = changed({"is_multilingual": False, "lang_to_id": None, "task_to_id": None})
-    found = load_cpu(folder, "en")
-    assert found.tokens.languages == {}
-    assert found.max_tokens == 22
+    recogniser = load_cpu(folder, "en")
+    assert recogniser.tokens.languages == {}
+    assert recogniser.max_tokens == 22
     waves = [tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(DULL, 0.8, 10_003)]
-    assert [transcript.text for transcript in found.transcribe(waves)] == ["good day", "sad", ""]
+    assert [transcript.text for transcript in recogniser.transcribe(waves)] == ["good day", "sad", ""]
     with pytest.raises(MertoolError, match="unknown language 'zh': valid: en"):
         load_cpu(folder, "zh")
 
 
 def test_a_checkpoint_that_lost_its_generation_config(changed):
-    found = load_cpu(changed(None))
-    assert [transcript.text for transcript in found.transcribe([tone(HIGH, 0.8, 10_001)])] == ["sad"]
+    recogniser = load_cpu(changed(None))
+    assert [transcript.text for transcript in recogniser.transcribe([tone(HIGH, 0.8, 10_001)])] == ["sad"]
 
 
 def test_a_vocabulary_without_no_speech(whisper, recogniser):
     tokens = dataclasses.replace(recogniser.tokens, no_speech=None)
-    found = Recogniser(recogniser.model, extractor=recogniser.extractor, tokenizer=recogniser.tokenizer, tokens=tokens)
-    (transcript,) = found.transcribe([tone(LOW, 0.8, 10_001)])
+    changed = Recogniser(
+        recogniser.model, extractor=recogniser.extractor, tokenizer=recogniser.tokenizer, tokens=tokens
+    )
+    (transcript,) = changed.transcribe([tone(LOW, 0.8, 10_001)])
     assert transcript.text == "good day"
     assert np.isnan(transcript.no_speech)
 

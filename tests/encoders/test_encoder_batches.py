@@ -16,10 +16,10 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("name", ["hubert", "hubert_group", "wav2vec2", "wavlm", "wavlm_group", "data2vec", "whisper"])
 def test_speech_in_a_batch_equals_alone(name, load_tiny):
     encoder = load_tiny(name, "audio")
-    keep = tuple(range(encoder.num_layers + 1))
+    layers = tuple(range(encoder.num_layers + 1))
     waves = [noise(0.73), noise(1.5, 1), noise(0.3, 2)]
-    for wave, together in zip(waves, encoder.encode(waves, keep), strict=True):
-        alone = encoder.encode([wave], keep)[0]
+    for wave, together in zip(waves, encoder.encode(waves, layers), strict=True):
+        alone = encoder.encode([wave], layers)[0]
         assert together.shape == alone.shape
         assert torch.linalg.norm(together - alone) <= 1e-4 * torch.linalg.norm(alone)
 
@@ -56,7 +56,7 @@ def test_thirty_seconds_are_one_piece(load_tiny):
 
 
 def test_a_long_clip_is_normalised_as_a_whole(load_tiny):
-    """A loud and a silent half keep their difference: the pieces are not normalised one by one."""
+    """A loud and a silent half layers their difference: the pieces are not normalised one by one."""
     encoder = load_tiny("hubert", "audio")
     wave = np.concatenate([noise(20), 0.01 * noise(20, 1)])
     loud, silent = encoder.prepare(wave)
@@ -67,10 +67,10 @@ def test_a_long_clip_is_normalised_as_a_whole(load_tiny):
 def test_whisper_takes_windows_of_thirty_seconds(load_tiny):
     encoder = load_tiny("whisper", "audio")
     wave = noise(33)
-    found = encoder.encode([wave], (3,))[0]
-    assert found.shape[1] == 33 * 50
+    states = encoder.encode([wave], (3,))[0]
+    assert states.shape[1] == 33 * 50
     second = encoder.encode([wave[30 * SECOND :]], (3,))[0]
-    torch.testing.assert_close(found[:, 1500:], second)
+    torch.testing.assert_close(states[:, 1500:], second)
 
 
 @pytest.mark.parametrize("name", ["hubert", "hubert_group", "data2vec"])
@@ -95,9 +95,9 @@ def test_a_text_without_tokens_is_no_text(load_tiny):
 
 @pytest.mark.parametrize(("name", "most"), [("bert", 254), ("roberta", 30), ("llama", 64)])
 def test_a_long_text_is_cut_to_the_positions_there_are(name, most, load_tiny):
-    found = load_tiny(name, "text").encode(["dog " * 600], (3,))[0]
-    assert found.shape[1] == most
-    assert found.isfinite().all()
+    states = load_tiny(name, "text").encode(["dog " * 600], (3,))[0]
+    assert states.shape[1] == most
+    assert states.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import AutoFeatureExtractor, AutoModel
 
+from mertool import encoders
 from mertool.devices import has_onednn_linear
 from mertool.encoders import cpu
 from mertool.encoders.cpu import (
@@ -20,11 +22,11 @@ pytestmark = pytest.mark.skipif(not has_onednn_linear(), reason="this build of t
 DTYPES = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)]
 
 
-def near(found, expected, tolerance):
-    """Whether two tensors of one shape are equal but for rounding, by their norms."""
-    assert found.shape == expected.shape
-    found, expected = found.float(), expected.float()
-    return float((found - expected).norm()) <= tolerance * float(expected.norm())
+def near(values, expected, tolerance):
+    """Return whether two tensors of one shape differ by rounding, by their norms."""
+    assert values.shape == expected.shape
+    values, expected = values.float(), expected.float()
+    return float((values - expected).norm()) <= tolerance * float(expected.norm())
 
 
 @torch.inference_mode()
@@ -81,9 +83,9 @@ def test_a_linear_layer(shape, bias, dtype, tolerance):
     torch.manual_seed(0)
     layer = nn.Linear(24, 10, bias=bias).to(dtype)
     inputs = torch.randn(shape).to(dtype)
-    found = PackedLinear(layer.weight, layer.bias)(inputs)
-    assert found.dtype == dtype
-    assert near(found, layer.float()(inputs.float()), tolerance)
+    values = PackedLinear(layer.weight, layer.bias)(inputs)
+    assert values.dtype == dtype
+    assert near(values, layer.float()(inputs.float()), tolerance)
 
 
 @torch.inference_mode()
@@ -111,9 +113,9 @@ def test_a_convolution(batch, length, kernel, stride, bias, dtype, tolerance):
     torch.manual_seed(0)
     layer = nn.Conv1d(6, 10, kernel, stride, bias=bias).to(dtype)
     inputs = torch.randn(batch, 6, length).to(dtype)
-    found = PackedConv1d(layer)(inputs)
-    assert found.dtype == dtype
-    assert near(found, layer.float()(inputs.float()), tolerance)
+    values = PackedConv1d(layer)(inputs)
+    assert values.dtype == dtype
+    assert near(values, layer.float()(inputs.float()), tolerance)
 
 
 @torch.inference_mode()
@@ -194,11 +196,32 @@ def test_a_packed_encoder_gives_the_same(name, modality, load_tiny):
         "text": "we lost the dog again",
     }[modality]
     encoder = load_tiny(name, modality)
-    keep = tuple(range(encoder.num_layers + 1))
-    (expected,) = encoder.encode([content], keep)
+    layers = tuple(range(encoder.num_layers + 1))
+    (expected,) = encoder.encode([content], layers)
     optimize_for_cpu(encoder.model)
     assert names_of(encoder.model, PackedLinear)
-    assert near(encoder.encode([content], keep)[0], expected, 1e-4)
+    assert near(encoder.encode([content], layers)[0], expected, 1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("name", ["hubert", "hubert_group"])
+def test_hubert_on_a_cpu_gives_the_values_of_transformers(name, dtype, tolerance, tiny_encoders):
+    """Its own float32 layers and fused attention differ from packed layers and eager attention by rounding."""
+    folder = tiny_encoders[name]
+    wave = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
+    inputs = AutoFeatureExtractor.from_pretrained(folder)(wave, sampling_rate=16_000, return_tensors="pt").input_values
+    reference = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
+    encoder = encoders.load_encoder(
+        encoders.resolve_encoder(str(folder), "audio"), "audio", device=torch.device("cpu"), dtype=dtype
+    )
+    assert encoder.model.config._attn_implementation == "eager"
+    optimize_for_cpu(encoder.model)
+    with torch.inference_mode():
+        states = reference(inputs, output_hidden_states=True).hidden_states
+    # transformers' last entry is after a LayerNorm in the large form, which a block's output is not.
+    layers = tuple(range(encoder.num_layers))
+    (values,) = encoder.encode([wave], layers)
+    assert near(values, torch.cat(states[:-1]), tolerance)
 
 
 def test_where_torch_has_no_onednn_nothing_is_changed(monkeypatch):

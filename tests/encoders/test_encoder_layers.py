@@ -10,14 +10,14 @@ IMAGES = ["clip", "clip_full", "siglip", "vit", "dinov2"]
 TEXTS = ["bert", "roberta", "llama"]
 
 
-def agree(found, expected, states, frames=slice(None)):
-    """`found` (L, T, D) equals the hooked layers everywhere, and hidden_states below the last."""
-    assert len(found) == len(expected) == len(states)
-    for number, (ours, hooked) in enumerate(zip(found, expected, strict=True)):
+def agree(hidden, expected, states, frames=slice(None)):
+    """`hidden` (L, T, D) equals the hooked layers everywhere, and hidden_states below the last."""
+    assert len(hidden) == len(expected) == len(states)
+    for number, (ours, hooked) in enumerate(zip(hidden, expected, strict=True)):
         torch.testing.assert_close(
             ours, hooked[frames], atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"layer {n}: {m}"
         )
-    for ours, state in zip(found[:-1], states[:-1], strict=True):
+    for ours, state in zip(hidden[:-1], states[:-1], strict=True):
         torch.testing.assert_close(ours, state[frames], atol=1e-4, rtol=1e-4)
 
 
@@ -39,9 +39,9 @@ def test_speech_layers(name, tiny_encoders, load_tiny, wave, reference):
     model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
     inputs = AutoFeatureExtractor.from_pretrained(tiny_encoders[name])(wave, sampling_rate=16_000, return_tensors="pt")
     layers, states = reference(model, input_values=inputs.input_values)
-    found = encoder.encode([wave], tuple(range(encoder.num_layers + 1)))[0]
-    assert found.shape == (encoder.num_layers + 1, encoder.num_frames(len(wave)), encoder.channels)
-    agree(found, layers, states)
+    hidden = encoder.encode([wave], tuple(range(encoder.num_layers + 1)))[0]
+    assert hidden.shape == (encoder.num_layers + 1, encoder.num_frames(len(wave)), encoder.channels)
+    agree(hidden, layers, states)
 
 
 def test_whisper_layers(tiny_encoders, load_tiny, wave, reference):
@@ -61,14 +61,14 @@ def test_image_layers(name, tiny_encoders, load_tiny, reference):
     crops = np.random.default_rng(0).integers(0, 256, (2, encoder.size, encoder.size, 3), np.uint8)
     model = AutoModel.from_pretrained(tiny_encoders[name]).eval()
     model = getattr(model, "vision_model", model)
-    look = AutoImageProcessor.from_pretrained(tiny_encoders[name])
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (look.image_mean, look.image_std))
+    processor = AutoImageProcessor.from_pretrained(tiny_encoders[name])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     for number, crop in enumerate(crops):
         pixels = (torch.from_numpy(crop).permute(2, 0, 1) / 255 - mean) / std
         layers, states = reference(model, pixel_values=pixels[None])
-        found = encoder.encode([crops], tuple(range(encoder.num_layers + 1)))[0][:, number]
-        one = (lambda tokens: tokens.mean(0)) if name == "siglip" else (lambda tokens: tokens[0])
-        agree(found, [one(layer) for layer in layers], [one(state) for state in states])
+        hidden = encoder.encode([crops], tuple(range(encoder.num_layers + 1)))[0][:, number]
+        pool = (lambda tokens: tokens.mean(0)) if name == "siglip" else (lambda tokens: tokens[0])
+        agree(hidden, [pool(layer) for layer in layers], [pool(state) for state in states])
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -78,9 +78,9 @@ def test_text_layers(name, tiny_encoders, load_tiny, reference):
     tokens = AutoTokenizer.from_pretrained(tiny_encoders[name])("we lost the dog", return_tensors="pt")
     layers, states = reference(model, input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
     words = slice(None) if name == "llama" else slice(1, -1)  # without the first and the last special token
-    found = encoder.encode(["we lost the dog"], tuple(range(encoder.num_layers + 1)))[0]
-    assert found.shape[1] == 4
-    agree(found, layers, states, words)
+    hidden = encoder.encode(["we lost the dog"], tuple(range(encoder.num_layers + 1)))[0]
+    assert hidden.shape[1] == 4
+    agree(hidden, layers, states, words)
 
 
 @pytest.mark.parametrize(
@@ -96,18 +96,18 @@ def test_layers_counted_without_loading(name, modality, tiny_encoders, load_tiny
 def test_kept_layers_come_in_the_order_asked(load_tiny, wave):
     encoder = load_tiny("hubert", "audio")
     every = encoder.encode([wave], tuple(range(9)))[0]
-    some = encoder.encode([wave], (0, 3, 8))[0]
-    assert torch.equal(some, every[[0, 3, 8]])
+    chosen = encoder.encode([wave], (0, 3, 8))[0]
+    assert torch.equal(chosen, every[[0, 3, 8]])
 
 
 def test_layers_above_the_highest_kept_change_nothing(load_tiny, wave):
     from mertool.encoders.hidden_states import truncate_after
 
     encoder = load_tiny("hubert", "audio")
-    whole = encoder.encode([wave], (2, 5))[0]
+    before = encoder.encode([wave], (2, 5))[0]
     truncate_after(encoder.blocks, 5)
     assert len(encoder.blocks) == 5
-    assert torch.equal(encoder.encode([wave], (2, 5))[0], whole)
+    assert torch.equal(encoder.encode([wave], (2, 5))[0], before)
 
 
 def test_train_mode_masks_and_skips_nothing(tiny_encoders, load_tiny, wave):

@@ -110,16 +110,16 @@ def test_no_connection_is_said_in_seconds(run_cli, tmp_path, write_manifest, dem
 
 
 def test_the_digest_follows_the_weights_and_not_the_place(tiny_encoders, tmp_path):
-    here = resolve_encoder(str(tiny_encoders["hubert_group"]), "audio").digest()
+    digest = resolve_encoder(str(tiny_encoders["hubert_group"]), "audio").digest()
     moved = tmp_path / "elsewhere"
     shutil.copytree(tiny_encoders["hubert_group"], moved)
     (moved / "README.md").write_text("a card changes no value")
-    assert resolve_encoder(str(moved), "audio").digest() == here
+    assert resolve_encoder(str(moved), "audio").digest() == digest
     weights = moved / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert resolve_encoder(str(moved), "audio").digest() != here
+    assert resolve_encoder(str(moved), "audio").digest() != digest
 
 
 def test_the_digest_follows_the_configuration(tiny_encoders, tmp_path):
@@ -196,15 +196,15 @@ def test_weights_in_torchs_own_format_load(tiny_encoders, tmp_path, load_tiny):
     torch.testing.assert_close(encoder.encode([wave], (4,))[0], expected)
 
 
-@pytest.mark.parametrize("part", ["encoder.layers.1.", "feature_extractor."])
-def test_a_checkpoint_that_lacks_weights_is_refused(part, tiny_encoders, tmp_path):
+@pytest.mark.parametrize("prefix", ["encoder.layers.1.", "feature_extractor."])
+def test_a_checkpoint_that_lacks_weights_is_refused(prefix, tiny_encoders, tmp_path):
     """transformers fills in random numbers, with no more than a log line."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_encoders["hubert_group"], folder)
     state = load_file(folder / "model.safetensors")
-    left = {name: value for name, value in state.items() if not name.startswith(part)}
-    assert 0 < len(left) < len(state)
-    save_file(left, folder / "model.safetensors", {"format": "pt"})
+    remaining = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    assert 0 < len(remaining) < len(state)
+    save_file(remaining, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(MertoolError):
         load_cpu(resolve_encoder(str(folder), "audio"), "audio")
 
@@ -214,9 +214,9 @@ def test_an_unused_pooler_may_be_missing(tiny_encoders, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(tiny_encoders["bert"], folder)
     state = load_file(folder / "model.safetensors")
-    left = {name: value for name, value in state.items() if "pooler" not in name}
-    assert len(left) < len(state)
-    save_file(left, folder / "model.safetensors", {"format": "pt"})
+    remaining = {name: value for name, value in state.items() if "pooler" not in name}
+    assert len(remaining) < len(state)
+    save_file(remaining, folder / "model.safetensors", {"format": "pt"})
     encoder = load_cpu(resolve_encoder(str(folder), "text"), "text")
     assert encoder.encode(["we lost"], (3,))[0].shape == (1, 2, 96)
 
