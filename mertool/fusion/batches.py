@@ -1,103 +1,85 @@
 """Batches of many members at once: each member goes through its own rows in its own order."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mertool.fusion.random_bits import Noise
-
-Features = list[torch.Tensor]  # one (N, L, D) per modality
-UNUSED = -100  # a label that is none: the row is not learned from
+from mertool.learning.labelled_clips import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
 class Batch:
-    """features: list of (M, B, L, D); present (M, B, P); labels and weights (M, B), a row of weight 0 is only filling.
+    """B rows of each of M members: rows, labels and loss weights, each (M, B).
 
-    Where clips are mixed, `others` (M, B) are the labels of what was mixed in, and `share` (M, B) is the row's own.
+    A row that only pads a member's last batch has the label IGNORE_INDEX and weight 0.
     """
-
-    features: Features
-    present: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
-    others: torch.Tensor | None = None
-    share: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Rows, labels and weights, each (M, steps x batch), of one pass of members of equally many steps."""
 
     rows: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
 
 
-class Orders:
-    """The orders of members: a new one each epoch, from a generator of the member's own seed."""
+class MemberSampler:
+    """Shuffles the training rows of each member in every epoch, with a generator of the member's own seed.
 
-    def __init__(self, rows: list[torch.Tensor], labels: torch.Tensor, weights: torch.Tensor, seeds: list[int]):
-        """rows: of each member. labels and weights (M, N)."""
-        self.rows = [mine.cpu() for mine in rows]
-        self.labels, self.weights = labels, weights
+    Args:
+        rows: Training rows of each member. The members need equally many batches, not equally many rows.
+        labels: Labels (M, N) of all rows, for each member.
+        weights: Loss weights (M, N) of all rows, for each member.
+        seeds: One seed per member.
+        batch: Rows of a member in a batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        weights: torch.Tensor,
+        seeds: Sequence[int],
+        batch: int,
+    ):
+        # The order is drawn on the CPU, so that it is the same on every device.
+        self.rows = [member_rows.cpu() for member_rows in rows]
+        self.labels, self.weights, self.batch = labels, weights, batch
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def epoch(self, size: int) -> Epoch:
-        """The next pass; filled up to whole batches of `size` with a row of the member's own that counts nothing."""
-        length = -(-max(map(len, self.rows)) // size) * size
+    @property
+    def steps(self) -> int:
+        """Number of batches in an epoch."""
+        return -(-max(map(len, self.rows)) // self.batch)
+
+    def epoch(self) -> Iterator[Batch]:
+        """Yield the batches of the next epoch."""
+        length = self.steps * self.batch
         rows = torch.zeros((len(self.rows), length), dtype=torch.int64)
-        real = torch.zeros((len(self.rows), length), dtype=torch.bool)
-        for number, (mine, generator) in enumerate(zip(self.rows, self.generators, strict=True)):
-            rows[number] = mine[0] if len(mine) else 0
-            rows[number, : len(mine)] = mine[torch.randperm(len(mine), generator=generator)]
-            real[number, : len(mine)] = True
-        rows, real = rows.to(self.labels.device), real.to(self.labels.device)
-        labels = self.labels.gather(1, rows).masked_fill(~real, UNUSED)
-        weights = self.weights.gather(1, rows) * (labels != UNUSED)
-        return Epoch(rows, labels, weights)
+        is_padding = torch.ones((len(self.rows), length), dtype=torch.bool)
+        for member, (member_rows, generator) in enumerate(zip(self.rows, self.generators, strict=True)):
+            count = len(member_rows)
+            rows[member] = member_rows[0] if count else 0
+            rows[member, :count] = member_rows[torch.randperm(count, generator=generator)]
+            is_padding[member, :count] = False
+        rows, is_padding = rows.to(self.labels.device), is_padding.to(self.labels.device)
+        labels = self.labels.gather(1, rows).masked_fill(is_padding, IGNORE_INDEX)
+        weights = self.weights.gather(1, rows) * (labels != IGNORE_INDEX)
+        for start in range(0, length, self.batch):
+            columns = slice(start, start + self.batch)
+            yield Batch(rows[:, columns], labels[:, columns], weights[:, columns])
 
 
-def take(features: Features, present: torch.Tensor, rows: torch.Tensor) -> tuple[Features, torch.Tensor]:
-    """Features and presence of rows (M, B)."""
-    flat = rows.flatten()
-    found = [values.index_select(0, flat).unflatten(0, rows.shape) for values in features]
-    return found, present.index_select(0, flat).unflatten(0, rows.shape)
-
-
-def drop_modalities(present: torch.Tensor, share: float, noise: Noise) -> torch.Tensor:
-    """Hide each present modality (..., P) with probability `share`, but never the last one of a clip."""
-    if share <= 0 or present.shape[-1] == 1:
+def drop_modalities(present: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+    """Return `present` (..., P) with each modality hidden with probability `rate`, but never the last one of a clip."""
+    if rate <= 0 or present.shape[-1] == 1:
         return present
-    kept = present & (noise.uniform(present.shape) >= share)
-    return torch.where(kept.any(-1, keepdim=True), kept, present)
-
-
-def jitter(features: Features, scales: list[torch.Tensor], size: float, noise: Noise) -> Features:
-    """Add normal noise of `size` deviations; scales: deviations (M, 1, L, D) of each modality's channels."""
-    pairs = zip(features, scales, strict=True)
-    return [values + size * scale * noise.normal(values.shape) for values, scale in pairs]
-
-
-def mix(batch: Batch, strength: float, noise: Noise) -> Batch:
-    """Mixup (Zhang et al., 2018): each row becomes a mixture with the next one, where both have the same modalities.
-
-    One share per member and batch, from Beta(strength, strength).
-    """
-    partner = [values.roll(-1, 1) for values in batch.features]
-    others = batch.labels.roll(-1, 1)
-    alike = (batch.present == batch.present.roll(-1, 1)).all(-1) & (others != UNUSED) & (batch.labels != UNUSED)
-    drawn = noise.beta(strength, (len(batch.labels), 1)).expand(batch.labels.shape)
-    share = torch.where(alike, drawn, torch.ones_like(drawn))
-    own = share[..., None, None]
-    mixed = [own * values + (1 - own) * other for values, other in zip(batch.features, partner, strict=True)]
-    return Batch(mixed, batch.present, batch.labels, batch.weights, others, share)
+    remaining = present & (torch.rand(present.shape, generator=generator, device=present.device) >= rate)
+    return torch.where(remaining.any(-1, keepdim=True), remaining, present)
 
 
 def class_weights(labels: torch.Tensor, rows: torch.Tensor, classes: int) -> torch.Tensor:
-    """Weight (N,) of each row so that all classes of a member's rows weigh alike; labels (N,)."""
+    """Return loss weights (N,) for labels (N,), inverse to the frequency of the class among a member's `rows`."""
     used = labels[rows]
-    counts = np.maximum(torch.bincount(used[used != UNUSED], minlength=classes).cpu().numpy(), 1)
-    weight = torch.from_numpy((counts.mean() / counts).astype(np.float32)).to(labels.device)
-    return weight[labels.clamp(min=0)]
+    counts = np.maximum(torch.bincount(used[used != IGNORE_INDEX], minlength=classes).cpu().numpy(), 1)
+    weights = torch.from_numpy((counts.mean() / counts).astype(np.float32)).to(labels.device)
+    return weights[labels.clamp(min=0)]

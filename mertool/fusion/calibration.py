@@ -1,20 +1,13 @@
-"""From logits to probabilities that can be trusted: temperature, and the class prior of other data.
+"""Calibration of an ensemble's probabilities: temperature scaling, and correction for the class priors of other clips.
 
-Temperature (Guo et al., 2017) divides logits by one number, fitted on out-of-fold logits; it changes no label.
+Temperature scaling (Guo et al., 2017) divides logits by one number, fitted on out-of-fold logits; it changes no label.
 
-Prior correction (Saerens, Latinne and Decaestecker, 2002): where new clips have other shares of classes than the
-training clips, but clips of one class are alike in both (label shift), p'(c | x) is proportional to
-p(c | x) target(c) / train(c), and the target shares are found by EM on predictions of unlabelled clips alone.
-
-    effect = temperature_effect(held_out, labels, folds)       # held_out (N, C): out-of-fold logits
-    plain = Correction(effect["temperature"])
-    train = class_prior(labels, classes)                       # uniform, if training was class-balanced
-    shift = em_prior(apply_correction(unlabelled, plain), train)
-    correction = Correction(plain.temperature, tuple(train.tolist()), tuple(shift.prior.tolist()))
-    prior_effect(held_out, labels, unlabelled, correction)
+Prior correction (Saerens, Latinne and Decaestecker, 2002) is for new clips whose classes have other frequencies than in
+training, while clips of one class look the same in both (label shift): p'(c | x) is proportional to
+p(c | x) target(c) / train(c). The target prior is estimated by EM from predictions of unlabelled clips.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,19 +16,22 @@ from scipy.special import log_softmax, softmax
 from scipy.stats import chi2
 
 from mertool.errors import MertoolError
+from mertool.fusion.cross_validation import CrossValidatedEnsemble
+from mertool.learning.folds import Folds
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import calibration_error, confusion_matrix, scores_from_confusion
 
-COLDEST, HOTTEST = 0.05, 20.0  # temperatures beyond say that the logits are of no use
-LEAST_SHARE = 1e-3  # of a class in an estimated prior: EM would shut out for good a class that it once gives 0
-TOLERANCE = 1e-7  # the largest change of a share at which EM has converged
-MOST_ROUNDS = 10_000
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # the best one is at a bound where logits carry no information
+MIN_PRIOR = 1e-3  # of a class: EM could never raise a prior again that it once estimated as 0
+EM_TOLERANCE = 1e-7  # EM has converged when no prior changes by more
+MAX_EM_ITERATIONS = 10_000
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What makes probabilities of logits: a temperature, and shares of classes (C,) in training and in the target.
+    """The correction of logits: a temperature, and class priors (C,) of the training and of the target clips.
 
-    Both priors are given or neither; each is positive and sums to 1.
+    Both priors are given or neither. Raises MertoolError unless each is positive and sums to 1.
     """
 
     temperature: float = 1.0
@@ -49,11 +45,11 @@ class Correction:
             raise MertoolError("a prior correction needs both priors, that of training and that of the target")
         for name, prior in (("train", self.train_prior), ("target", self.target_prior)):
             if prior is not None and not (min(prior) > 0 and abs(sum(prior) - 1) < 1e-6):
-                raise MertoolError(f"the {name} prior {prior} is none: shares above 0 that sum to 1 are")
+                raise MertoolError(f"the {name} prior {prior} is not valid: give shares above 0 that sum to 1")
         if len(self.train_prior or ()) != len(self.target_prior or ()):
             raise MertoolError(
                 f"the train prior has {len(self.train_prior or ())} classes, the target prior "
-                f"{len(self.target_prior or ())}: give as many"
+                f"{len(self.target_prior or ())}: give the same number"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -61,72 +57,120 @@ class Correction:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Correction":
-        """What `to_json` gave; tuples come back from lists."""
+        """Return the correction that `to_json` described; JSON has lists for tuples."""
         priors = {name: tuple(map(float, prior)) if prior else None for name, prior in value.items() if "prior" in name}
         return cls(float(value["temperature"]), **priors)
 
 
 def apply_correction(logits: np.ndarray, correction: Correction) -> np.ndarray:
-    """Probabilities (..., C), float64, of logits (..., C)."""
+    """Return corrected probabilities (..., C), float64, of logits (..., C)."""
     scaled = np.asarray(logits, np.float64) / correction.temperature
     if correction.train_prior and correction.target_prior:
         scaled = scaled + np.log(correction.target_prior) - np.log(correction.train_prior)
     return softmax(scaled, axis=-1)
 
 
+def calibrate_and_correct(
+    ensemble: CrossValidatedEnsemble,
+    labelled: LabelledClips,
+    folds: Folds,
+    *,
+    unlabelled: np.ndarray | None = None,
+    calibrate: bool = True,
+    class_weights: bool = False,
+) -> tuple[Correction, dict[str, Any]]:
+    """Return the correction of an ensemble's logits, and what it changes, as JSON.
+
+    Args:
+        ensemble: Its logits are out-of-fold for the labelled clips, and means of all members for the unlabelled ones.
+        labelled: The N labelled clips.
+        folds: Their folds.
+        unlabelled: (U,), true for the unlabelled clips whose class prior is estimated; None leaves the prior as it is.
+        calibrate: Fit a temperature.
+        class_weights: Training weighted the classes equally, so the training prior is uniform.
+    """
+    rows = ensemble.can_score
+    logits, labels = ensemble.held_out_logits[rows], labelled.labels[rows]
+    correction, effect = Correction(), {}
+    if calibrate:
+        effect["temperature"] = temperature_effect(logits, labels, folds.fold_of[rows])
+        correction = Correction(effect["temperature"]["temperature"])
+    if unlabelled is not None:
+        target_logits = ensemble.fold_logits[:, len(labelled) :][:, unlabelled].mean(0)
+        classes = logits.shape[1]
+        train_prior = np.full(classes, 1 / classes) if class_weights else class_prior(labels, classes)
+        estimate = em_prior(apply_correction(target_logits, correction), train_prior)
+        correction = replace(
+            correction, train_prior=tuple(train_prior.tolist()), target_prior=tuple(estimate.prior.tolist())
+        )
+        effect["prior"] = {
+            **estimate.to_json(),
+            "train": train_prior.tolist(),
+            **prior_effect(logits, labels, target_logits, correction=correction),
+        }
+    return correction, effect
+
+
 # ---------------------------------------------------------------- temperature
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature of the least cross-entropy of logits (N, C) on clips that did not train them.
+    """Return the temperature with the lowest cross-entropy of logits (N, C) of clips that did not train them.
 
-    Out-of-fold logits are means over a fold's members; the mean over all members, which it is used on, is a little less
-    sharp, so what it leaves is rather too little confidence than too much.
+    Out-of-fold logits are means over the members of one fold. The mean over all members, to which the temperature is
+    applied, is a little less sharp, so it errs towards too little confidence.
     """
     if not len(labels):
         raise MertoolError("no clip to fit a temperature on: out-of-fold logits of labelled clips are needed")
     wide = np.asarray(logits, np.float64)
-    found = minimize_scalar(
-        lambda log: cross_entropy(wide / np.exp(log), labels),
-        bounds=(np.log(COLDEST), np.log(HOTTEST)),
+    result = minimize_scalar(
+        lambda log_temperature: cross_entropy(wide / np.exp(log_temperature), labels),
+        bounds=(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    return float(np.exp(result.x))
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log probability, in nats, of the true classes."""
+    """Return the mean negative log probability, in nats, of the labels (N,) under logits (N, C)."""
     return float(-log_softmax(logits, axis=-1)[np.arange(len(labels)), labels].mean())
 
 
 def temperature_effect(logits: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> dict[str, Any]:
-    """What a temperature changes on out-of-fold logits (N, C): cross-entropy and calibration error, before and after.
+    """Return the temperature of out-of-fold logits (N, C), and cross-entropy and calibration error before and after.
 
-    Each fold (`folds` (N,)) is scaled by the temperature of the others, so no clip is judged by what it fitted; the
-    temperature to keep is that of all.
+    For `after` the logits of each fold, by `folds` (N,), are divided by a temperature that was fitted on the other
+    folds, so that no clip is scored by a temperature it was fitted on.
     """
     scaled = np.array(logits, np.float64)
     for fold in np.unique(folds):
         scaled[folds == fold] /= fit_temperature(logits[folds != fold], labels[folds != fold])
+    return {
+        "temperature": fit_temperature(logits, labels),
+        "before": _calibration_scores(np.asarray(logits, np.float64), labels),
+        "after": _calibration_scores(scaled, labels),
+    }
 
-    def judge(given: np.ndarray) -> dict[str, float]:
-        table = calibration_error(softmax(given, axis=-1), labels)
-        return {"cross_entropy": cross_entropy(given, labels), "ece": table["ece"]}
 
-    before = judge(np.asarray(logits, np.float64))
-    return {"temperature": fit_temperature(logits, labels), "before": before, "after": judge(scaled)}
+def _calibration_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    ece = calibration_error(softmax(logits, axis=-1), labels)["ece"]
+    return {"cross_entropy": cross_entropy(logits, labels), "ece": ece}
 
 
 # ---------------------------------------------------------------- prior
 
 
-@dataclass(frozen=True)
-class Shift:
-    """Shares of classes (C,) in unlabelled clips, as EM found them.
+@dataclass(frozen=True, kw_only=True)
+class PriorEstimate:
+    """Class prior (C,) of unlabelled clips, as estimated by EM.
 
-    `p` is of their likelihood-ratio test against the shares of training (Saerens et al., 2002): chi-squared with C - 1
-    degrees of freedom. `shifted` says whether the test tells the two apart at 5 %.
+    Attributes:
+        prior: Share of each class.
+        rounds: Iterations of EM.
+        converged: False if it was stopped by MAX_EM_ITERATIONS.
+        p: Of the likelihood-ratio test against the training prior (Saerens et al., 2002): chi-squared with C - 1
+            degrees of freedom.
     """
 
     prior: np.ndarray
@@ -136,6 +180,7 @@ class Shift:
 
     @property
     def shifted(self) -> bool:
+        """True if the test rejects, at 5 %, that the prior is that of training."""
         return self.p < 0.05
 
     def to_json(self) -> dict[str, Any]:
@@ -143,67 +188,69 @@ class Shift:
 
 
 def class_prior(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Shares (C,) of the classes in labels (N,), one clip added to each so that none is 0."""
+    """Return the share (C,) of each class among labels (N,), with one clip added to each so that none is 0."""
     counts = np.bincount(labels, minlength=classes) + 1.0
     return counts / counts.sum()
 
 
-def em_prior(probabilities: np.ndarray, train_prior: np.ndarray) -> Shift:
-    """Shares of classes in unlabelled clips, from their probabilities (N, C) under `train_prior` (C,).
+def em_prior(probabilities: np.ndarray, train_prior: np.ndarray) -> PriorEstimate:
+    """Estimate the class prior of unlabelled clips from their probabilities (N, C) under `train_prior` (C,).
 
-    EM goes on until no share changes by more than TOLERANCE. Probabilities should be calibrated (a temperature first):
-    overconfident ones lead it astray. No class falls below LEAST_SHARE.
+    Iterates until no share changes by more than EM_TOLERANCE. The probabilities should be calibrated: overconfident
+    ones bias the estimate. No share falls below MIN_PRIOR.
     """
     if len(probabilities) == 0:
         raise MertoolError("no unlabelled clip has a prediction: the prior of the target cannot be estimated")
     train = np.asarray(train_prior, np.float64)
     likelihood = np.asarray(probabilities, np.float64) / train  # p(x | c), up to a factor of each clip
     prior, change, rounds = train, np.inf, 0
-    while change > TOLERANCE and rounds < MOST_ROUNDS:
+    while change > EM_TOLERANCE and rounds < MAX_EM_ITERATIONS:
         joint = likelihood * prior
-        after = _floored((joint / joint.sum(1, keepdims=True)).mean(0))
-        change, prior, rounds = float(np.abs(after - prior).max()), after, rounds + 1
+        updated = _with_minimum((joint / joint.sum(1, keepdims=True)).mean(0))
+        change, prior, rounds = float(np.abs(updated - prior).max()), updated, rounds + 1
     ratio = 2 * float((np.log(likelihood @ prior) - np.log(likelihood @ train)).sum())
-    return Shift(prior, rounds, change <= TOLERANCE, float(chi2.sf(max(0.0, ratio), len(train) - 1)))
+    p = float(chi2.sf(max(0.0, ratio), len(train) - 1))
+    return PriorEstimate(prior=prior, rounds=rounds, converged=change <= EM_TOLERANCE, p=p)
 
 
-def _floored(prior: np.ndarray) -> np.ndarray:
-    """Shares of at least LEAST_SHARE that sum to 1; those above it give what is missing, in proportion."""
-    low = prior < LEAST_SHARE
+def _with_minimum(prior: np.ndarray) -> np.ndarray:
+    """Raise shares to at least MIN_PRIOR; the other shares are scaled so that all still sum to 1."""
+    low = prior < MIN_PRIOR
     if not low.any():
         return prior
-    kept = np.where(low, 0, prior)
-    return np.where(low, LEAST_SHARE, kept * (1 - LEAST_SHARE * low.sum()) / kept.sum())
+    high = np.where(low, 0, prior)
+    return np.where(low, MIN_PRIOR, high * (1 - MIN_PRIOR * low.sum()) / high.sum())
 
 
 def prior_effect(
-    logits: np.ndarray, labels: np.ndarray, unlabelled: np.ndarray, correction: Correction
+    logits: np.ndarray, labels: np.ndarray, target_logits: np.ndarray, *, correction: Correction
 ) -> dict[str, Any]:
-    """What a prior correction changes: labels of unlabelled clips, and scores of labelled held-out ones.
+    """Return what a prior correction changes: labels of unlabelled clips, and scores of labelled held-out ones.
 
-    logits (N, C) are out-of-fold, unlabelled (U, C) the mean of all members. `as_they_are` scores the labelled clips,
-    whose prior is that of training, so a correction for another prior costs there; `at_target` weighs them by class
-    to the target's shares, which is what the target's score would be if label shift were all the difference.
+    logits (N, C) are out-of-fold, target_logits (U, C) the mean of all members. `as_they_are` scores the labelled
+    clips, whose prior is that of training, so a correction for another prior costs there. `at_target` weights them by
+    class to the target prior: the score to expect there if label shift is the only difference.
     """
-    plain = Correction(correction.temperature)
-    guesses = {name: apply_correction(logits, c).argmax(1) for name, c in (("before", plain), ("after", correction))}
+    uncorrected = replace(correction, train_prior=None, target_prior=None)
     classes = logits.shape[1]
-    tables = {name: confusion_matrix(labels, guess, classes).astype(float) for name, guess in guesses.items()}
-    weight = np.ones((classes, 1))
+    matrices = {
+        name: confusion_matrix(labels, apply_correction(logits, applied).argmax(1), classes).astype(float)
+        for name, applied in (("before", uncorrected), ("after", correction))
+    }
+    weights = np.ones((classes, 1))
     if correction.train_prior and correction.target_prior:
-        weight = (np.array(correction.target_prior) / np.array(correction.train_prior))[:, None]
-    weighed = {name: table * weight for name, table in tables.items()}
-    changed = apply_correction(unlabelled, plain).argmax(1) != apply_correction(unlabelled, correction).argmax(1)
+        weights = (np.array(correction.target_prior) / np.array(correction.train_prior))[:, None]
+    before, after = (apply_correction(target_logits, applied).argmax(1) for applied in (uncorrected, correction))
     return {
-        "unlabelled_clips": len(unlabelled),
-        "labels_changed": int(changed.sum()),
-        "as_they_are": {name: float(scores_from_confusion(table)["waf"]) for name, table in tables.items()},
-        "at_target": {name: _weighed_waf(table) for name, table in weighed.items()},
+        "unlabelled_clips": len(target_logits),
+        "labels_changed": int((before != after).sum()),
+        "as_they_are": {name: float(scores_from_confusion(matrix)["waf"]) for name, matrix in matrices.items()},
+        "at_target": {name: _weighted_waf(matrix * weights) for name, matrix in matrices.items()},
     }
 
 
-def _weighed_waf(table: np.ndarray) -> float:
-    """WAF of a confusion matrix (C, C) whose rows carry weights."""
-    support, guessed = table.sum(1), table.sum(0)
-    f1 = 2 * np.diagonal(table) / np.maximum(support + guessed, 1e-12)
+def _weighted_waf(matrix: np.ndarray) -> float:
+    """Return the WAF of a confusion matrix (C, C) whose rows are weighted, so that a row may sum to less than 1."""
+    support, predicted = matrix.sum(1), matrix.sum(0)
+    f1 = 2 * np.diagonal(matrix) / np.maximum(support + predicted, 1e-12)
     return float((f1 * support).sum() / support.sum())

@@ -1,63 +1,72 @@
-"""One system: folds x seeds of a head over some features, and the logits of each clip by members that held it out.
+"""Cross-validated ensembles: folds x seeds of a head, and the logits of each clip by members that held it out.
 
-Three ways. Without a search the hyper-parameters and the number of epochs are given, and nothing is chosen. With one,
-it is nested: a development part of each fold's training clips chooses a draw and its number of epochs, and the fold's
-members are then trained on all of its training clips; its held-out clips choose nothing. The protocol of MERTools
-chooses both on the very clips that score them, and is optimistic.
+Hyper-parameters come about in one of three ways. Without a search they are given, and nothing is selected. With one, it
+is nested: a development split of each fold's training clips selects a trial and its number of epochs, and the fold's
+members are then trained on all of its training clips; its held-out clips select nothing. The protocol of MERTools
+selects both on the very clips that score them, so its scores are optimistic.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from mertool.fusion import heads as fusion
-from mertool.fusion.batches import UNUSED, Features
-from mertool.fusion.ensemble import ensemble_logits, train_members
-from mertool.fusion.hyperparameters import Draw, choose_nested, choose_optimistic, development_parts, make_draws
-from mertool.fusion.trainer import Member, Schedule, Trained
+from mertool.fusion.ensemble import Progress, ensemble_logits, train_members
+from mertool.fusion.heads import HeadSpec
+from mertool.fusion.hyperparameters import (
+    Trial,
+    development_splits,
+    sample_trials,
+    select_optimistic,
+    select_per_fold,
+)
+from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.trainer import EnsembleMember, FusionTraining, TrainedMember
 from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import LabelledClips
+from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
 from mertool.options.fuse import MERTOOLS, NESTED
 
 OPTIMISTIC = "optimistic: epochs and hyper-parameters were chosen on the clips that score them"
-Progress = Callable[[int, int], None]
-Plan = tuple[Draw, int]  # hyper-parameters and epochs
 
 
-@dataclass(frozen=True)
-class Settings:
-    """head: a file of mertool/fusion. search: number of draws, 0 takes `draw`. epochs: all, or with a search or
-    MERTools's protocol the most. seeds: members per fold."""
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig:
+    """What is trained under cross-validation.
+
+    Attributes:
+        head: Name of a file of `mertool/fusion/heads`.
+        classes: Number of classes.
+        trial: Hyper-parameters of all members; with `search` only the largest number of epochs counts.
+        search: Number of random trials; 0 takes `trial`.
+        protocol: `nested` or `mertools`, see the top of this file.
+        seeds: Members per fold.
+        seed: Of trials, development splits and members.
+        training: Everything that all members have in common.
+    """
 
     head: str
     classes: int
-    draw: Draw = field(default_factory=Draw)
+    trial: Trial = field(default_factory=Trial)
     search: int = 0
     protocol: str = NESTED
     seeds: int = 3
-    epochs: int = 60
     seed: int = 0
-    schedule: Schedule = field(default_factory=Schedule)
+    training: FusionTraining = field(default_factory=FusionTraining)
 
 
-@dataclass(frozen=True)
-class Extra:
-    """Rows after the labelled ones that are only trained on: labels (F, U) by fold, UNUSED where a fold does not use
-    a row, and weights (F, U), None is one. They are in no development part and in no fold's held-out part."""
+@dataclass(frozen=True, kw_only=True)
+class EnsembleWeights:
+    """Members of one width and dropout rate.
 
-    labels: np.ndarray
-    weights: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Members:
-    """Heads of one form, trained on folds x seeds: `state` has all tensors stacked, members on axis 0.
-
-    `head` is a file of mertool/fusion; `fold` and `seed` say of each member which fold it did not see and its seed.
+    Attributes:
+        head: Name of a file of `mertool/fusion/heads`.
+        width: Hidden size.
+        dropout: Dropout rate of the training.
+        state: All tensors of the head by name, stacked, members on axis 0.
+        fold: The fold that each member held out.
+        seed: The seed of each member.
     """
 
     head: str
@@ -73,223 +82,231 @@ class Members:
             raise ValueError(f"members of uneven number: folds, seeds and tensors have {sorted(counts)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CrossValidatedEnsemble:
-    """held_out: logits (N, C) of the labelled rows, each the mean of its fold's members. by_fold: logits (F, N + U, C)
-    of all rows. plans: draw and epochs of each fold's members; chosen: how they came about, as JSON."""
+    """A trained ensemble and its logits.
 
-    held_out: np.ndarray
-    by_fold: np.ndarray
-    groups: list[Members]
-    losses: list[float]
-    plans: list[Plan]
-    chosen: dict[str, Any]
-
-
-def train_system(
-    features: Features,
-    present: torch.Tensor,
-    examples: LabelledClips,
-    folds: Folds,
-    settings: Settings,
-    extra: Extra | None = None,
-    progress: Progress = lambda *_: None,
-    plans: list[Plan] | None = None,
-) -> CrossValidatedEnsemble:
-    """Train and score one system.
-
-    features: list of (N + U, L, D), present (N + U, P): rows of the N examples, then of U `extra` ones. plans: draw
-    and epochs of each fold where they are known from an earlier round, so that nothing is searched for.
+    Attributes:
+        held_out_logits: (N, C) of the labelled clips, the mean of the members that held the clip's fold out.
+        fold_logits: (F, N + U, C) of all clips, the mean of each fold's members.
+        can_score: (N,), true where a labelled clip has some modality.
+        weights: All members, those of one shape together.
+        losses: Mean training loss of each epoch.
+        trials: Hyper-parameters of each fold's members.
+        selection: How the trials were selected, as JSON; empty if they were given.
     """
-    data = _Data(features, present, examples, folds, settings, extra)
-    chosen: dict[str, Any] = {}
-    if plans is not None:
-        settings = replace(settings, search=0)
-    elif settings.protocol == MERTOOLS:
-        plans, chosen = _optimistic(data, progress)
-    elif settings.search:
-        plans, chosen = _nested(data, progress)
-    else:
-        plans = [(settings.draw, settings.epochs)] * folds.count
-    places = [(fold, seed) for fold in range(folds.count) for seed in range(settings.seeds)]
-    seeds = [settings.seed * 1000 + seed for _, seed in places]
-    watch = settings.protocol == MERTOOLS
+
+    held_out_logits: np.ndarray
+    fold_logits: np.ndarray
+    can_score: np.ndarray
+    weights: list[EnsembleWeights]
+    losses: list[float]
+    trials: list[Trial]
+    selection: dict[str, Any]
+
+
+def train_ensemble(
+    features: ModalityFeatures,
+    labelled: LabelledClips,
+    folds: Folds,
+    config: EnsembleConfig,
+    *,
+    pseudo_labels: np.ndarray | None = None,
+    trials: list[Trial] | None = None,
+    progress: Progress = lambda *_: None,
+) -> CrossValidatedEnsemble:
+    """Select hyper-parameters, train folds x seeds members and compute their logits.
+
+    Args:
+        features: Features of the N labelled clips, then of U unlabelled ones.
+        labelled: Labels and speakers of the N clips.
+        folds: Fold of each of the N clips.
+        config: What is trained.
+        pseudo_labels: Labels (F, U) of the unlabelled clips for each fold, IGNORE_INDEX where the fold does not train
+            on the clip. Unlabelled clips are in no development split and in no fold.
+        trials: Hyper-parameters of each fold, where they are known from an earlier round; nothing is searched then.
+        progress: Called with the epochs of members that are done, and in all.
+    """
+    data = _FoldData(features, folds, _labels_by_fold(features, labelled, folds, pseudo_labels))
+    search_epochs, selection = 0, {}
+    if trials is None:
+        search_epochs = config.search * folds.count * config.trial.epochs
+        trials, selection = _select_trials(data, labelled, config, progress)
+    is_official = config.protocol == MERTOOLS
     members = [
-        data.member(fold, *plans[fold], seed, data.held_out(fold) if watch else None)
-        for (fold, _), seed in zip(places, seeds, strict=True)
+        member
+        for fold, trial in enumerate(trials)
+        for member in data.members(
+            fold,
+            [(trial, config.seed * 1000 + seed) for seed in range(config.seeds)],
+            validation=data.held_out(fold) if is_official else None,
+            keep_best=is_official,
+        )
     ]
-    before = data.count(settings.search)
-    results = data.train(members, _after(progress, before, before + sum(member.epochs for member in members)))
-    groups = _groups(settings.head, members, results, [fold for fold, _ in places])
-    logits = logits_by_fold(groups, data.build, features, present, folds.count, settings.classes)
-    held_out = logits[folds.fold_of, np.arange(len(examples))]
-    longest = max(len(result.losses) for result in results)
-    losses = [float(np.mean([r.losses[e] for r in results if e < len(r.losses)])) for e in range(longest)]
-    return CrossValidatedEnsemble(held_out, logits, groups, losses, plans, chosen)
+    total = search_epochs + sum(member.trial.epochs for member in members)
+    trained = train_members(
+        HeadSpec(config.head, features.shapes, config.classes),
+        features,
+        members,
+        training=config.training,
+        progress=lambda done, _: progress(search_epochs + done, total),
+    )
+    weights = _group_by_shape(config, members, trained)
+    logits = fold_logits(weights, features, folds=folds.count, classes=config.classes)
+    return CrossValidatedEnsemble(
+        held_out_logits=logits[folds.fold_of, np.arange(len(labelled))],
+        fold_logits=logits,
+        can_score=features.has_any()[: len(labelled)],
+        weights=weights,
+        losses=_mean_losses(trained),
+        trials=trials,
+        selection=selection,
+    )
 
 
-def logits_by_fold(
-    groups: list[Members],
-    build: Callable[[int, float], fusion.Head],
-    features: Features,
-    present: torch.Tensor,
-    folds: int,
-    classes: int,
+def fold_logits(
+    weights: list[EnsembleWeights], features: ModalityFeatures, *, folds: int, classes: int
 ) -> np.ndarray:
-    """Mean logits (F, N, C) of each fold's members, on any rows."""
-    total = np.zeros((folds, len(present), classes), np.float32)
+    """Return the mean logits (F, N, C) of each fold's members on any N clips."""
+    total = np.zeros((folds, len(features), classes), np.float32)
     count = np.zeros(folds)
-    for group in groups:
-        logits = ensemble_logits(build(group.width, 0.0).to(present.device), group.state, features, present)
-        np.add.at(total, np.array(group.fold), logits.cpu().numpy())
+    for group in weights:
+        head = HeadSpec(group.head, features.shapes, classes).build(width=group.width).to(features.device)
+        logits = ensemble_logits(head, group.state, features).cpu().numpy()
+        np.add.at(total, np.array(group.fold), logits)
         np.add.at(count, np.array(group.fold), 1)
     return total / count[:, None, None].astype(np.float32)
 
 
-class _Data:
-    """What the members of a system are made from."""
+@dataclass(frozen=True)
+class _FoldData:
+    """What members of each fold train on: features of N + U clips, folds of the first N, and labels (F, N + U)."""
 
-    def __init__(
-        self,
-        features: Features,
-        present: torch.Tensor,
-        examples: LabelledClips,
-        folds: Folds,
-        settings: Settings,
-        extra: Extra | None,
-    ):
-        self.features, self.present = features, present
-        self.examples, self.folds, self.settings = examples, folds, settings
-        device = present.device
-        more = len(present) - len(examples)
-        own = np.broadcast_to(examples.labels, (folds.count, len(examples)))
-        added = np.full((folds.count, more), UNUSED) if extra is None else extra.labels
-        self.labels = torch.from_numpy(np.concatenate([own, added], 1).astype(np.int64)).to(device)
-        self.weights: torch.Tensor | None = None
-        if extra is not None and extra.weights is not None:
-            weights = np.concatenate([np.ones(own.shape), extra.weights], 1).astype(np.float32)
-            self.weights = torch.from_numpy(weights).to(device)
-        self.usable = present.any(1).cpu().numpy()
-        shapes = [(int(values.shape[1]), int(values.shape[2])) for values in features]
-        self.build = partial(_build, settings.head, shapes, settings.classes)
-        self.rows: dict[tuple[int, bool], torch.Tensor] = {}
+    features: ModalityFeatures
+    folds: Folds
+    labels: np.ndarray
 
-    def train_rows(self, fold: int, without: np.ndarray | None = None) -> torch.Tensor:
-        """Rows that a fold's members learn from; one tensor for all of them, so that they share what is made of it."""
-        key = fold, without is not None
-        if key not in self.rows:
-            labels = self.labels[fold].cpu().numpy()
-            used = self.usable & (labels != UNUSED)
-            used[self.folds.held_out(fold)] = False
-            if without is not None:
-                used[without] = False
-            self.rows[key] = torch.from_numpy(np.flatnonzero(used)).to(self.present.device)
-        return self.rows[key]
-
-    def held_out(self, fold: int) -> torch.Tensor:
-        """Labelled rows of a fold with some modality."""
+    def held_out(self, fold: int) -> np.ndarray:
+        """Return the rows of a fold's labelled clips that have some modality."""
         rows = self.folds.held_out(fold)
-        return torch.from_numpy(rows[self.usable[rows]]).to(self.present.device)
+        return rows[self.features.has_any()[rows]]
 
-    def member(
+    def members(
         self,
         fold: int,
-        draw: Draw,
-        epochs: int,
-        seed: int,
-        watched: torch.Tensor | None = None,
-        without: np.ndarray | None = None,
-    ) -> Member:
-        """One member of a fold; the state of its best epoch is kept where it watches held-out rows."""
-        return Member(
-            self.train_rows(fold, without),
-            self.labels[fold],
-            seed,
-            draw.width,
-            draw.dropout,
-            draw.learning_rate,
-            epochs,
-            None if self.weights is None else self.weights[fold],
-            watched,
-            keep_best=watched is not None and without is None,
-        )
-
-    def count(self, draws: int) -> int:
-        """Epochs of a search."""
-        return draws * self.folds.count * self.settings.epochs
-
-    def train(self, members: list[Member], progress: Progress) -> list[Trained]:
-        schedule, classes = self.settings.schedule, self.settings.classes
-        return train_members(self.build, self.features, self.present, members, classes, schedule, progress)
+        trials: Iterable[tuple[Trial, int]],
+        *,
+        validation: np.ndarray | None = None,
+        keep_best: bool = False,
+    ) -> list[EnsembleMember]:
+        """Return a member of the fold for each (trial, seed); none trains on the `validation` rows."""
+        is_training = self.features.has_any() & (self.labels[fold] != IGNORE_INDEX)
+        is_training[self.folds.held_out(fold)] = False
+        if validation is not None:
+            is_training[validation] = False
+        device = self.features.device
+        # One tensor for all members of the fold: the trainer computes its statistics once.
+        rows = torch.from_numpy(np.flatnonzero(is_training)).to(device)
+        labels = torch.from_numpy(self.labels[fold]).to(device)
+        return [
+            EnsembleMember(
+                rows=rows,
+                labels=labels,
+                seed=seed,
+                trial=trial,
+                validation_rows=None if validation is None else torch.from_numpy(validation).to(device),
+                keep_best=keep_best,
+            )
+            for trial, seed in trials
+        ]
 
 
-def _build(head: str, shapes: list[tuple[int, int]], classes: int, width: int, dropout: float) -> fusion.Head:
-    return fusion.build(head, shapes, classes, width, dropout)
+def _labels_by_fold(
+    features: ModalityFeatures, labelled: LabelledClips, folds: Folds, pseudo_labels: np.ndarray | None
+) -> np.ndarray:
+    """Return labels (F, N + U): the true ones of labelled clips, and each fold's pseudo-labels of the others."""
+    labels = np.full((folds.count, len(features)), IGNORE_INDEX, np.int64)
+    labels[:, : len(labelled)] = labelled.labels
+    if pseudo_labels is not None:
+        labels[:, len(labelled) :] = pseudo_labels
+    return labels
 
 
-def _after(progress: Progress, before: int, total: int) -> Progress:
-    return lambda done, _: progress(before + done, total)
+def _select_trials(
+    data: _FoldData, labelled: LabelledClips, config: EnsembleConfig, progress: Progress
+) -> tuple[list[Trial], dict[str, Any]]:
+    """Return the hyper-parameters of each fold, and how they were selected, as JSON."""
+    folds, is_official = data.folds, config.protocol == MERTOOLS
+    if not config.search:
+        return [config.trial] * folds.count, {"note": OPTIMISTIC} if is_official else {}
+    candidates = sample_trials(config.search, epochs=config.trial.epochs, seed=config.seed)
+    if is_official:
+        held_out = [data.held_out(fold) for fold in range(folds.count)]
+        scores = _score_trials(data, candidates, held_out, config=config, progress=progress)
+        best, waf = select_optimistic(candidates, scores)
+        chosen = {name: value for name, value in best.to_json().items() if name != "epochs"}
+        return [best] * folds.count, {"note": OPTIMISTIC, "draws": len(candidates), **chosen, "waf": waf}
+    splits = development_splits(labelled, folds, config.seed)
+    scores = _score_trials(data, candidates, splits, config=config, progress=progress)
+    trials = select_per_fold(candidates, scores)
+    by_fold = [
+        {"fold": fold, **trial.to_json(), "development_waf": float(scores[fold].max())}
+        for fold, trial in enumerate(trials)
+    ]
+    return trials, {"draws": len(candidates), "by_fold": by_fold}
 
 
-def _search(
-    data: _Data, watched: list[torch.Tensor], without: list[np.ndarray | None], progress: Progress
-) -> tuple[list[Draw], np.ndarray]:
-    """Scores (F, D, E) of every draw on the rows that each fold watches."""
-    settings = data.settings
-    draws = make_draws(settings.search, settings.seed)
+def _score_trials(
+    data: _FoldData,
+    trials: list[Trial],
+    splits: list[np.ndarray],
+    *,
+    config: EnsembleConfig,
+    progress: Progress,
+) -> np.ndarray:
+    """Return the weighted F1 (F, T, E) of each trial after each epoch on the rows that each fold validates on."""
+    # Seeds from 500 on, so that no member of the search is one of those trained later.
+    seeded = [(trial, config.seed * 1000 + 500 + number) for number, trial in enumerate(trials)]
+    has_any = data.features.has_any()
     members = [
-        replace(
-            data.member(fold, draw, settings.epochs, settings.seed * 1000 + 500 + number, watched[fold], without[fold]),
-            keep_best=False,
-        )
-        for fold in range(data.folds.count)
-        for number, draw in enumerate(draws)
+        member for fold, split in enumerate(splits) for member in data.members(fold, seeded, validation=split[has_any[split]])
     ]
-    again = settings.epochs * settings.seeds * data.folds.count
-    results = data.train(members, _after(progress, 0, data.count(len(draws)) + again))
-    scores = np.stack([result.scores for result in results])
-    return draws, scores.reshape(data.folds.count, len(draws), settings.epochs)
+    epochs = config.trial.epochs
+    total = (len(trials) + config.seeds) * data.folds.count * epochs
+    trained = train_members(
+        HeadSpec(config.head, data.features.shapes, config.classes),
+        data.features,
+        members,
+        training=config.training,
+        progress=lambda done, _: progress(done, total),
+    )
+    return np.stack([result.validation_waf for result in trained]).reshape(data.folds.count, len(trials), epochs)
 
 
-def _nested(data: _Data, progress: Progress) -> tuple[list[Plan], dict[str, Any]]:
-    settings = data.settings
-    parts = development_parts(data.examples, data.folds, settings.seed)
-    watched = [torch.from_numpy(rows[data.usable[rows]]).to(data.present.device) for rows in parts]
-    draws, scores = _search(data, watched, list(parts), progress)
-    choices = choose_nested(scores)
-    plans = [(draws[draw], epochs) for draw, epochs in choices]
-    table = [
-        {"fold": fold, **draw.to_json(), "epochs": epochs, "development_waf": float(scores[fold].max())}
-        for fold, (draw, epochs) in enumerate(plans)
-    ]
-    return plans, {"draws": len(draws), "by_fold": table}
-
-
-def _optimistic(data: _Data, progress: Progress) -> tuple[list[Plan], dict[str, Any]]:
-    settings, folds = data.settings, data.folds
-    chosen: dict[str, Any] = {"note": OPTIMISTIC}
-    draw = settings.draw
-    if settings.search:
-        watched = [data.held_out(fold) for fold in range(folds.count)]
-        draws, scores = _search(data, watched, [None] * folds.count, progress)
-        best = choose_optimistic(scores)
-        draw = draws[best]
-        chosen |= {"draws": len(draws), **draw.to_json(), "waf": float(scores[:, best].max(-1).mean())}
-    return [(draw, settings.epochs)] * folds.count, chosen
-
-
-def _groups(head: str, members: list[Member], results: list[Trained], folds: list[int]) -> list[Members]:
-    forms: dict[tuple[int, float], list[int]] = {}
-    for number, member in enumerate(members):
-        forms.setdefault((member.width, member.dropout), []).append(number)
+def _group_by_shape(
+    config: EnsembleConfig, members: list[EnsembleMember], trained: list[TrainedMember]
+) -> list[EnsembleWeights]:
+    """Stack the members of one width and dropout rate; they are `config.seeds` per fold, fold by fold."""
+    shapes: dict[tuple[int, float], list[int]] = {}
+    for index, member in enumerate(members):
+        shapes.setdefault((member.trial.width, member.trial.dropout), []).append(index)
     return [
-        Members(
-            head,
-            width,
-            dropout,
-            {name: torch.stack([results[n].state[name] for n in numbers]) for name in results[numbers[0]].state},
-            tuple(folds[n] for n in numbers),
-            tuple(members[n].seed for n in numbers),
+        EnsembleWeights(
+            head=config.head,
+            width=width,
+            dropout=dropout,
+            state={name: torch.stack([trained[index].state[name] for index in indices]) for name in trained[0].state},
+            fold=tuple(index // config.seeds for index in indices),
+            seed=tuple(members[index].seed for index in indices),
         )
-        for (width, dropout), numbers in forms.items()
+        for (width, dropout), indices in shapes.items()
+    ]
+
+
+def _mean_losses(trained: list[TrainedMember]) -> list[float]:
+    """Return the mean loss of each epoch over the members that had this epoch."""
+    epochs = max(len(member.losses) for member in trained)
+    return [
+        float(np.mean([member.losses[epoch] for member in trained if epoch < len(member.losses)]))
+        for epoch in range(epochs)
     ]

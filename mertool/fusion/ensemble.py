@@ -1,11 +1,12 @@
-"""Training many members at once: folds x seeds x draws, as stacked weights on the device.
+"""Training of many members at once (folds x seeds x trials), as stacked weights on the device.
 
-Members of one width, learning rate and number of steps form stacks; on a CPU small ones, each computed by one thread,
-as many at a time as there are cores (two threads share a product of these sizes badly); on a GPU large ones.
+Members of one width, learning rate and number of steps form stacks. On a CPU stacks are small and each is computed by
+one thread, as many at a time as there are cores: matrix products of these sizes gain little from a second thread. On a
+GPU stacks are large.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -14,145 +15,145 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from mertool.fusion.batches import Features, drop_modalities
-from mertool.fusion.heads import Head
-from mertool.fusion.trainer import Member, Schedule, Trained, train_stack
+from mertool.fusion.heads import FusionHead, HeadSpec
+from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.trainer import EnsembleMember, FusionTraining, TrainedMember, train_stack
 
-__all__ = ["Features", "Member", "Schedule", "Trained", "drop_modalities", "ensemble_logits", "train_members"]
+MIN_STACK_SIZE = 16  # members on a CPU: enough that the fixed cost of a step is small beside its arithmetic
+MAX_STACK_WEIGHTS = 1 << 22  # or as many members as have this many weights together: small members, larger stacks
+GPU_STACK_SIZE = 256  # members
+MAX_FEATURE_VALUES = 1 << 24  # in memory at once when scoring
+Progress = Callable[[int, int], None]  # epochs of members that are done, and in all
 
-LEAST = 16  # members of a stack on a CPU: so many make what a step costs beside arithmetic small
-WEIGHTS = 1 << 22  # or as many as have so many weights together: small members make larger stacks
-ON_GPU = 256  # members of a stack on a GPU
-VALUES = 1 << 24  # feature values in memory at once when scoring
+
+def part_progress(progress: Progress, part: int, parts: int) -> Progress:
+    """Return the progress of one of several trainings of about equal length, as part of the progress of all."""
+    return lambda done, total: progress(part * total + done, parts * total)
 
 
 def train_members(
-    build: Callable[[int, float], Head],
-    features: Features,
-    present: torch.Tensor,
-    members: list[Member],
-    classes: int,
-    schedule: Schedule,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> list[Trained]:
-    """Train members, each as if alone; `build` makes a head of (width, dropout).
+    spec: HeadSpec,
+    features: ModalityFeatures,
+    members: Sequence[EnsembleMember],
+    *,
+    training: FusionTraining,
+    progress: Progress = lambda *_: None,
+) -> list[TrainedMember]:
+    """Train members and return them in the same order; see `train_stack` for what a member depends on."""
+    stacks = plan_stacks(spec, members, batch=training.batch, device=features.device)
+    counter = _EpochCounter(sum(member.trial.epochs for member in members), progress)
 
-    features: list of (N, L, D), present (N, P). `progress` gets the epochs done and in all, over all members.
-    """
-    most = {width: at_once(build, width, present.device) for width in {member.width for member in members}}
-    stacks = _stacks(members, schedule.batch, most)
-    total, state = sum(member.epochs for member in members), _Count()
+    def train(indices: list[int]) -> list[TrainedMember]:
+        stack = [members[index] for index in indices]
+        return train_stack(spec, features, stack, training=training, on_epoch=lambda: counter.add(len(stack)))
 
-    def run(chosen: list[int]) -> list[Trained]:
-        def done() -> None:
-            state.check()
-            with state.lock:
-                state.done += len(chosen)
-                progress(state.done, total)
-
-        state.check()
-        return train_stack(build, features, present, [members[n] for n in chosen], classes, schedule, done)
-
-    found: list[Trained | None] = [None] * len(members)
-    workers = len(stacks) if present.device.type == "cpu" else 1
-    with _onednn(), _threads(workers) as pool:
+    trained: dict[int, TrainedMember] = {}
+    with onednn_matmul(), _thread_pool(len(stacks) if features.device.type == "cpu" else 1) as pool:
         try:
-            for chosen, results in zip(stacks, pool.map(run, stacks), strict=True):
-                for number, result in zip(chosen, results, strict=True):
-                    found[number] = result
+            for indices, results in zip(stacks, pool.map(train, stacks), strict=True):
+                trained |= zip(indices, results, strict=True)
         except BaseException:
-            state.stop = True
+            # Leaving the pool waits for its threads, which would otherwise train to the end.
+            counter.is_cancelled = True
             raise
-    return [result for result in found if result is not None]
+    return [trained[index] for index in range(len(members))]
 
 
-class _Count:
-    """What threads share: epochs done, and whether to stop."""
+def plan_stacks(
+    spec: HeadSpec, members: Sequence[EnsembleMember], *, batch: int, device: torch.device
+) -> list[list[int]]:
+    """Return the indices of the members of each stack, which are nearly equal in size."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, member in enumerate(members):
+        trial, steps, has_validation = member.trial, -(-len(member.rows) // batch), member.validation_rows is not None
+        key = (trial.width, trial.learning_rate, trial.epochs, steps, has_validation, member.keep_best)
+        groups.setdefault(key, []).append(index)
+    stacks = []
+    for (width, *_), group in groups.items():
+        count = -(-len(group) // members_per_stack(spec, width, device))
+        stacks += [stack.tolist() for stack in np.array_split(group, count)]
+    # The longest first, so that threads finish at about the same time.
+    return sorted(stacks, key=lambda stack: -len(stack) * members[stack[0]].trial.width * members[stack[0]].trial.epochs)
 
-    def __init__(self) -> None:
-        self.lock, self.done, self.stop = threading.Lock(), 0, False
 
-    def check(self) -> None:
-        """Raise in the threads that are left once the run has failed or was interrupted."""
-        if self.stop:
-            raise InterruptedError("the run was stopped")
+def members_per_stack(spec: HeadSpec, width: int, device: torch.device) -> int:
+    """Return how many members of a width are trained as one stack at most."""
+    if device.type != "cpu":
+        return GPU_STACK_SIZE
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in spec.build(width=width).parameters())
+    return max(MIN_STACK_SIZE, MAX_STACK_WEIGHTS // weights)
+
+
+@torch.no_grad()
+def ensemble_logits(head: FusionHead, state: dict[str, torch.Tensor], features: ModalityFeatures) -> torch.Tensor:
+    """Return logits (M, N, C) of all M members, whose tensors are stacked in `state`, on the same N clips."""
+    head.eval()
+    members = len(next(iter(state.values())))
+    block = max(1, MAX_FEATURE_VALUES // (members * sum(values[0].numel() for values in features.values)))
+    logits = []
+    for start in range(0, len(features), block):
+        clips = features.rows(slice(start, start + block)).expand(members)
+        logits.append(functional_call(head, state, (clips.values, clips.present)))
+    return torch.cat(logits, 1)
+
+
+class _EpochCounter:
+    """Counts the epochs of all threads, and cancels the other threads after an error or an interrupt."""
+
+    def __init__(self, total: int, progress: Progress):
+        self.total, self.progress, self.done, self.is_cancelled = total, progress, 0, False
+        self._lock = threading.Lock()
+
+    def add(self, epochs: int) -> None:
+        """Report epochs of members. Raises InterruptedError once the training is cancelled."""
+        if self.is_cancelled:
+            raise InterruptedError("the training was cancelled")
+        with self._lock:
+            self.done += epochs
+            self.progress(self.done, self.total)
 
 
 @contextmanager
-def _onednn() -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices where nothing is lost by it; torch's setting is the whole process's.
+def _thread_pool(stacks: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of one thread per core, each computing with one thread of torch's; one stack uses all of these."""
+    threads = torch.get_num_threads()
+    workers = max(1, min(threads, stacks))
+    per_worker = max(1, threads // workers)
+    try:
+        torch.set_num_threads(per_worker)
+        with ThreadPoolExecutor(workers, "members", lambda: torch.set_num_threads(per_worker)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
-    Torch gives them to MKL, which is slow on processors that are not Intel's, unless their factors may be rounded to
-    bfloat16. Without units for that, oneDNN multiplies in float32 all the same: more than twice as fast.
+
+@contextmanager
+def onednn_matmul() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices where it proves exact. The setting is that of the whole process.
+
+    Torch uses MKL for them, which is slow on processors that are not Intel's, unless they may be rounded to bfloat16.
+    oneDNN rounds only on processors with bfloat16 units; on others it multiplies in float32, twice as fast as MKL.
     """
     mkldnn: Any = torch.backends.mkldnn
-    before = mkldnn.matmul.fp32_precision
+    precision = mkldnn.matmul.fp32_precision
     try:
         mkldnn.matmul.fp32_precision = "bf16"
         if not _is_exact():
-            mkldnn.matmul.fp32_precision = before
+            mkldnn.matmul.fp32_precision = precision
         yield
     finally:
-        mkldnn.matmul.fp32_precision = before
+        mkldnn.matmul.fp32_precision = precision
 
 
 def _is_exact() -> bool:
-    """Whether products are as exact as float32 can be, forwards and as gradients: bfloat16 errs far more."""
-    draw = torch.Generator().manual_seed(0)
-    values, weights = torch.randn(4, 32, 512, generator=draw), torch.randn(4, 512, 128, generator=draw)
+    """Return whether batched products have the accuracy of float32, forwards and as gradients; bfloat16's is far off."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 32, 512, generator=generator)
+    weights = torch.randn(4, 512, 128, generator=generator)
     pairs = ((values, weights), (values.mT, values @ weights), (values @ weights, weights.mT))
     errors = [
         (torch.bmm(a, b).double() - a.double() @ b.double()).abs().max() / (a.norm(dim=-1).max() * b.norm(dim=-2).max())
         for a, b in pairs
     ]
     return max(map(float, errors)) < 1e-5
-
-
-@contextmanager
-def _threads(stacks: int) -> Iterator[ThreadPoolExecutor]:
-    """A thread per core, each computing alone; a single stack keeps all of torch's threads."""
-    before = torch.get_num_threads()
-    workers = max(1, min(before, stacks))
-    try:
-        torch.set_num_threads(max(1, before // workers))
-        with ThreadPoolExecutor(workers, "members", lambda: torch.set_num_threads(max(1, before // workers))) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
-
-
-def at_once(build: Callable[[int, float], Head], width: int, device: torch.device) -> int:
-    """How many members of a width make a stack."""
-    if device.type != "cpu":
-        return ON_GPU
-    with torch.device("meta"):
-        return max(LEAST, WEIGHTS // sum(weights.numel() for weights in build(width, 0.0).parameters()))
-
-
-def _stacks(members: list[Member], batch: int, most: dict[int, int]) -> list[list[int]]:
-    """Numbers of the members of each stack, of `most` (by width) at most and of nearly equal sizes."""
-    groups: dict[tuple[float, ...], list[int]] = {}
-    for number, member in enumerate(members):
-        steps, watching = -(-len(member.rows) // batch), member.watched is not None
-        key = (member.width, member.learning_rate, member.epochs, steps, watching, member.keep_best)
-        groups.setdefault(key, []).append(number)
-    parts = [np.array_split(group, -(-len(group) // most[int(key[0])])) for key, group in groups.items()]
-    # The longest first, so that threads end together.
-    found = [part.tolist() for group in parts for part in group]
-    return sorted(found, key=lambda part: -len(part) * members[part[0]].width * members[part[0]].epochs)
-
-
-@torch.no_grad()
-def ensemble_logits(
-    head: Head, state: dict[str, torch.Tensor], features: Features, present: torch.Tensor
-) -> torch.Tensor:
-    """Logits (M, N, C) of all members, whose weights are stacked in `state`, on the same clips."""
-    head.eval()
-    members = len(next(iter(state.values())))
-    size = max(1, VALUES // (members * sum(values[0].numel() for values in features)))
-    found = []
-    for start in range(0, len(present), size):
-        some = [values[start : start + size].expand(members, *[-1] * values.dim()) for values in features]
-        here = present[start : start + size].expand(members, -1, -1)
-        found.append(functional_call(head, state, (some, here)))
-    return torch.cat(found, 1)

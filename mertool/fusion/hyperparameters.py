@@ -1,6 +1,6 @@
-"""Draws of hyper-parameters, and how one of them and an epoch are chosen."""
+"""Hyper-parameters of ensemble members: random trials, and the selection of a trial and a number of epochs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,61 +9,74 @@ from mertool.errors import MertoolError
 from mertool.learning.folds import Folds, make_folds
 from mertool.learning.labelled_clips import LabelledClips
 
-# What the official script of MER2024 draws from.
-WIDTHS, DROPOUTS, RATES = (64, 128, 256), (0.2, 0.3, 0.4, 0.5), (1e-3, 1e-4)
-PARTS = 5  # of a training part, one is the development part
+# The search space of the official script of MER2024.
+WIDTHS, DROPOUTS, LEARNING_RATES = (64, 128, 256), (0.2, 0.3, 0.4, 0.5), (1e-3, 1e-4)
+N_INNER_FOLDS = 5  # of a fold's training clips, one is the development split
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Hyper-parameters of a member: hidden size, dropout and learning rate."""
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Hyper-parameters of a member: hidden size, dropout rate, peak learning rate and number of epochs."""
 
     width: int = 128
     dropout: float = 0.3
     learning_rate: float = 1e-3
+    epochs: int = 60
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def make_draws(count: int, seed: int) -> list[Draw]:
-    """`count` random draws, with repetition, as the official script makes them."""
+def sample_trials(count: int, *, epochs: int, seed: int) -> list[Trial]:
+    """Return `count` random trials, with repetition, as the official script samples them."""
     rng = np.random.default_rng([seed, 1])
-    return [Draw(int(rng.choice(WIDTHS)), float(rng.choice(DROPOUTS)), float(rng.choice(RATES))) for _ in range(count)]
+    return [
+        Trial(
+            width=int(rng.choice(WIDTHS)),
+            dropout=float(rng.choice(DROPOUTS)),
+            learning_rate=float(rng.choice(LEARNING_RATES)),
+            epochs=epochs,
+        )
+        for _ in range(count)
+    ]
 
 
-def shuffled_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
-    """Folds as the official script makes them, neither stratified nor by speaker; but seeded."""
-    if not 2 <= count <= len(examples):
-        raise MertoolError(f"{count} folds of {len(examples)} labelled clips: give --folds from 2 to {len(examples)}")
-    of = np.random.default_rng([seed, 2]).permutation(np.arange(len(examples)) % count)
-    return Folds(of, count, f"{count} folds, shuffled; speakers are not kept apart")
+def official_folds(labelled: LabelledClips, count: int, seed: int) -> Folds:
+    """Return folds as the official script makes them, neither stratified nor by speaker, but seeded."""
+    if not 2 <= count <= len(labelled):
+        raise MertoolError(f"{count} folds of {len(labelled)} labelled clips: give --folds from 2 to {len(labelled)}")
+    fold_of = np.random.default_rng([seed, 2]).permutation(np.arange(len(labelled)) % count)
+    return Folds(fold_of, count, f"{count} folds, shuffled; speakers are not kept apart")
 
 
-def development_parts(examples: LabelledClips, folds: Folds, seed: int) -> list[np.ndarray]:
-    """Of each fold, rows of its training part that choose for it: a fifth, stratified and by speaker like folds."""
-    found = []
+def development_splits(labelled: LabelledClips, folds: Folds, seed: int) -> list[np.ndarray]:
+    """Return for each fold the rows of its training clips that select for it: a fifth, made like the folds."""
+    splits = []
     for fold in range(folds.count):
         rows = folds.train(fold)
-        part = examples.select(folds.fold_of != fold)
-        count = min(PARTS, len(part), int(np.bincount(part.labels).max()))
+        training = labelled.select(folds.fold_of != fold)
+        count = min(N_INNER_FOLDS, len(training), int(np.bincount(training.labels).max()))
         try:
-            inner = make_folds(part, count, seed)
+            inner = make_folds(training, count, seed)
         except MertoolError as error:
             raise MertoolError(
-                f"the training part of fold {fold} cannot be parted again to choose hyper-parameters ({error}): leave "
+                f"the training clips of fold {fold} cannot be split again to select hyper-parameters ({error}): leave "
                 "out --search, or give more clips"
             ) from error
-        found.append(rows[inner.held_out(0)])
-    return found
+        splits.append(rows[inner.held_out(0)])
+    return splits
 
 
-def choose_nested(scores: np.ndarray) -> list[tuple[int, int]]:
-    """Draw and number of epochs for each fold, by scores (F, D, E) on its development part; the first of equals."""
-    places = [np.unravel_index(int(table.argmax()), table.shape) for table in scores]
-    return [(int(draw), int(epoch) + 1) for draw, epoch in places]
+def select_per_fold(trials: list[Trial], scores: np.ndarray) -> list[Trial]:
+    """Return for each fold the trial and its number of epochs with the highest score; of equal ones the first.
+
+    scores: (F, T, E), those of F folds, T trials and E epochs on the fold's development split.
+    """
+    best = [np.unravel_index(int(table.argmax()), table.shape) for table in scores]
+    return [replace(trials[int(trial)], epochs=int(epoch) + 1) for trial, epoch in best]
 
 
-def choose_optimistic(scores: np.ndarray) -> int:
-    """The draw whose mean over folds of the best epoch's score is highest; scores (F, D, E)."""
-    return int(scores.max(-1).mean(0).argmax())
+def select_optimistic(trials: list[Trial], scores: np.ndarray) -> tuple[Trial, float]:
+    """Return the trial with the highest mean over folds of the best epoch's score, and that mean; scores (F, T, E)."""
+    means = scores.max(-1).mean(0)
+    return trials[int(means.argmax())], float(means.max())

@@ -1,4 +1,4 @@
-"""Scores of trained systems on the clips that their members held out."""
+"""Scores of cross-validated ensembles on the clips that their members held out."""
 
 from typing import Any
 
@@ -12,54 +12,51 @@ from mertool.metrics import confusion_matrix, mcnemar, paired_bootstrap, score_j
 AFTERWARDS = "the best part was chosen after the fact, by the scores above"
 
 
-def score_system(
-    system: CrossValidatedEnsemble, here: np.ndarray, examples: LabelledClips, classes: int, seed: int
+def score_ensemble(
+    ensemble: CrossValidatedEnsemble, labelled: LabelledClips, *, classes: int, seed: int
 ) -> dict[str, Any]:
-    """Scores on the examples `here` (N,): a clip without a modality gives that part nothing to judge by."""
-    guess, groups = system.held_out.argmax(1), _speakers(examples, here)
-    return {
-        "clips": int(here.sum()),
-        **score_json(examples.labels[here], guess[here], classes, seed=seed, groups=groups),
-    }
+    """Return the scores on the labelled clips that have some modality of the ensemble, and their number."""
+    rows, groups = ensemble.can_score, _bootstrap_groups(labelled, ensemble.can_score)
+    predicted = ensemble.held_out_logits.argmax(1)
+    scores = score_json(labelled.labels[rows], predicted[rows], classes, seed=seed, groups=groups)
+    return {"clips": int(rows.sum()), **scores}
 
 
-def against_best(
-    systems: dict[str, tuple[CrossValidatedEnsemble, np.ndarray]], examples: LabelledClips, classes: int, seed: int
+def compare_with_best_modality(
+    fusion: CrossValidatedEnsemble,
+    unimodal: dict[str, CrossValidatedEnsemble],
+    labelled: LabelledClips,
+    *,
+    classes: int,
+    seed: int,
 ) -> dict[str, Any]:
-    """The last system against the best of the others, on the examples that this one has features of."""
-    *parts, last = systems
-    tables = {
-        name: confusion_matrix(examples.labels[here], _guess(systems, name)[here], classes)
-        for name, (_, here) in systems.items()
-    }
-    best = max(parts, key=lambda name: scores_from_confusion(tables[name])["waf"])
-    here = systems[best][1]
-    truth, first, second = (values[here] for values in (examples.labels, _guess(systems, best), _guess(systems, last)))
+    """Return paired tests of the fusion against the best unimodal ensemble, on the clips that this one scores."""
+    best = max(unimodal, key=lambda name: _waf(unimodal[name], labelled, classes))
+    rows = unimodal[best].can_score
+    truth, groups = labelled.labels[rows], _bootstrap_groups(labelled, rows)
+    first, second = (ensemble.held_out_logits.argmax(1)[rows] for ensemble in (unimodal[best], fusion))
     return {
         "part": best,
         "note": AFTERWARDS,
-        "clips": int(here.sum()),
-        **paired_bootstrap(truth, first, second, classes=classes, seed=seed, groups=_speakers(examples, here)),
+        "clips": int(rows.sum()),
+        **paired_bootstrap(truth, first, second, classes=classes, seed=seed, groups=groups),
         "mcnemar": mcnemar(truth, first, second),
     }
 
 
 def majority_class_waf(labels: np.ndarray, classes: int) -> float:
-    """Weighted F1 of always guessing the largest class."""
-    always = np.full_like(labels, np.bincount(labels).argmax())
-    return float(scores_from_confusion(confusion_matrix(labels, always, classes))["waf"])
+    """Return the weighted F1 of always predicting the largest class."""
+    predicted = np.full_like(labels, np.bincount(labels).argmax())
+    return float(scores_from_confusion(confusion_matrix(labels, predicted, classes))["waf"])
 
 
-def _waf(system: CrossValidatedEnsemble, here: np.ndarray, examples: LabelledClips, classes: int) -> float:
-    table = confusion_matrix(examples.labels[here], system.held_out.argmax(1)[here], classes)
-    return float(scores_from_confusion(table)["waf"])
+def _waf(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, classes: int) -> float:
+    rows = ensemble.can_score
+    matrix = confusion_matrix(labelled.labels[rows], ensemble.held_out_logits.argmax(1)[rows], classes)
+    return float(scores_from_confusion(matrix)["waf"])
 
 
-def _guess(systems: dict[str, tuple[CrossValidatedEnsemble, np.ndarray]], name: str) -> np.ndarray:
-    return systems[name][0].held_out.argmax(1)
-
-
-def _speakers(examples: LabelledClips, here: np.ndarray) -> np.ndarray | None:
-    """Whom intervals draw anew: the speakers of some clips where all are known, else the clips (None)."""
-    groups = speaker_groups(examples)
-    return None if groups is None else groups[here]
+def _bootstrap_groups(labelled: LabelledClips, rows: np.ndarray) -> np.ndarray | None:
+    """Return the speakers of the clips in `rows` if all speakers are known, else None: clips are resampled."""
+    groups = speaker_groups(labelled)
+    return None if groups is None else groups[rows]

@@ -1,54 +1,159 @@
-"""Self-training of a system: `pseudo.self_train` with the members of `train_system`.
+"""Self-training on unlabelled clips: rounds of pseudo-labels, separate for each fold.
 
-singles = [train_system([features[m]], present[:, [m]], examples, folds, settings) for each part m]
-system, done = self_train_system(features, present, examples, folds, settings, singles, SelfTraining())
+In a round the members of fold f, trained on the labelled clips outside f and on the pseudo-labels of the round before,
+score all unlabelled clips; `select_pseudo_labels` selects some; the members of fold f are trained anew with these. So a
+label of fold f never reaches the members that score fold f. This would break with a temperature fitted on all held-out
+clips before the selection, with a number of steps common to members of several folds, or with one set of pseudo-labels
+for all folds. Unlabelled clips are in no fold.
+
+The unimodal ensembles whose agreement is asked for are trained once, on labelled clips only: trained on pseudo-labels
+they would soon agree with whatever fusion predicts. Nothing is selected on held-out scores: the ensemble of the last
+round is the result, whatever its score.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 
-from mertool.fusion.batches import Features
-from mertool.fusion.cross_validation import CrossValidatedEnsemble, Extra, Settings, train_system
-from mertool.fusion.pseudo_labels import Round, SelfTrained, SelfTraining, UnimodalPredictions, self_train
+from mertool.errors import MertoolError
+from mertool.fusion.calibration import class_prior
+from mertool.fusion.cross_validation import CrossValidatedEnsemble, EnsembleConfig, train_ensemble
+from mertool.fusion.ensemble import Progress, part_progress
+from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.pseudo_labels import (
+    MIN_CONFIDENCE,
+    PseudoLabelSelection,
+    UnimodalPredictions,
+    select_pseudo_labels,
+)
 from mertool.learning.folds import Folds, speaker_groups
-from mertool.learning.labelled_clips import LabelledClips
+from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
+from mertool.metrics import paired_bootstrap, score_json
 
 
-def self_train_system(
-    features: Features,
-    present: torch.Tensor,
-    examples: LabelledClips,
-    folds: Folds,
-    settings: Settings,
-    singles: Sequence[CrossValidatedEnsemble],
-    options: SelfTraining,
-    progress: Callable[[int, int], None] = lambda *_: None,
-) -> tuple[CrossValidatedEnsemble, SelfTrained]:
-    """Train a system with pseudo-labels; it is the one of the last round.
+@dataclass(frozen=True)
+class SelfTraining:
+    """How pseudo-labels are used.
 
-    features: list of (N + U, L, D), present (N + U, P): rows of the N examples, then of the unlabelled clips. singles:
-    each part alone on the same rows, trained on labelled clips; without them (one part) nothing has to agree.
-    Hyper-parameters are searched for once, on labelled clips.
+    Attributes:
+        rounds: Number of times that pseudo-labels are selected and members trained anew.
+        share: Pseudo-labelled clips of the last round, as a share of the fold's labelled training clips. Earlier
+            rounds have proportionally fewer.
+        confidence: See `select_pseudo_labels`.
     """
-    labelled = len(examples)
-    available = present[labelled:].cpu().numpy()
-    witnesses = [
-        UnimodalPredictions(single.by_fold[:, labelled:], available[:, part]) for part, single in enumerate(singles)
-    ]
-    before: list[CrossValidatedEnsemble] = []
 
-    def train(pseudo: np.ndarray) -> Round:
-        def step(done: int, total: int) -> None:
-            progress(len(before) * total + done, (options.rounds + 1) * total)
+    rounds: int = 3
+    share: float = 1.0
+    confidence: float = 0.8
 
-        plans = before[0].plans if before else None
-        system = train_system(features, present, examples, folds, settings, Extra(pseudo), step, plans)
-        before.append(replace(system, chosen=before[0].chosen if before else system.chosen))
-        return Round(system.held_out, system.by_fold[:, labelled:], before[-1])
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise MertoolError(f"{self.rounds} rounds of self-training: give at least 1")
+        if not self.share > 0:
+            raise MertoolError(f"a share of {self.share:g} pseudo-labelled clips: give a number above 0")
+        if not MIN_CONFIDENCE <= self.confidence < 1:
+            raise MertoolError(f"a confidence of {self.confidence:g}: give a number from {MIN_CONFIDENCE:g} to below 1")
 
-    groups = speaker_groups(examples)
-    done = self_train(train, len(available), witnesses, examples.labels, folds, options, settings.seed, groups)
-    return done.last.kept, done
+
+@dataclass(frozen=True)
+class SelfTrainingResult:
+    """The ensemble of the last round, the pseudo-labels (F, U) it learned from, and the report of all rounds as JSON."""
+
+    ensemble: CrossValidatedEnsemble
+    pseudo_labels: np.ndarray
+    report: dict[str, Any]
+
+
+def self_train(
+    features: ModalityFeatures,
+    labelled: LabelledClips,
+    folds: Folds,
+    config: EnsembleConfig,
+    *,
+    unimodal: Sequence[CrossValidatedEnsemble],
+    self_training: SelfTraining,
+    progress: Progress = lambda *_: None,
+) -> SelfTrainingResult:
+    """Train on labelled clips, then `self_training.rounds` times on pseudo-labelled clips, too.
+
+    Args:
+        features: Features of the N labelled clips, then of U unlabelled ones.
+        labelled: Labels and speakers of the N clips.
+        folds: Fold of each of the N clips.
+        config: What is trained. Hyper-parameters are searched for once, on labelled clips.
+        unimodal: An ensemble for each modality, of the same clips, trained on the labelled ones. With one modality
+            give none: nothing has to agree then.
+        self_training: How pseudo-labels are used.
+        progress: Called with the epochs of members that are done, and in all.
+    """
+    available = features.present[len(labelled) :].cpu().numpy()
+    rounds = self_training.rounds
+    pseudo_labels = np.full((folds.count, len(available)), IGNORE_INDEX, np.int64)
+    reports = []
+    first = last = train_ensemble(features, labelled, folds, config, progress=part_progress(progress, 0, rounds + 1))
+    for number in range(1, rounds + 1):
+        selections = []
+        for fold in range(folds.count):
+            labels = labelled.labels[folds.train(fold)]
+            votes = [
+                UnimodalPredictions(ensemble.fold_logits[fold, len(labelled) :], available[:, modality])
+                for modality, ensemble in enumerate(unimodal)
+            ]
+            selection = select_pseudo_labels(
+                last.fold_logits[fold, len(labelled) :],
+                votes,
+                prior=class_prior(labels, config.classes),
+                quota=number / rounds * self_training.share * len(labels),
+                confidence=self_training.confidence,
+            )
+            selections.append(selection)
+        pseudo_labels = np.stack([selection.labels for selection in selections])
+        last = train_ensemble(
+            features,
+            labelled,
+            folds,
+            config,
+            pseudo_labels=pseudo_labels,
+            trials=first.trials,
+            progress=part_progress(progress, number, rounds + 1),
+        )
+        reports.append(_report_round(selections, first, last, labelled, config=config))
+    report = {
+        "unlabelled_clips": len(available),
+        "before": _score(first, labelled, config)["waf"],
+        "rounds": reports,
+    }
+    return SelfTrainingResult(replace(last, selection=first.selection), pseudo_labels, report)
+
+
+def _report_round(
+    selections: list[PseudoLabelSelection],
+    first: CrossValidatedEnsemble,
+    last: CrossValidatedEnsemble,
+    labelled: LabelledClips,
+    *,
+    config: EnsembleConfig,
+) -> dict[str, Any]:
+    """Return selected clips by class, mean over folds, and the held-out score against that without pseudo-labels."""
+    gain = paired_bootstrap(
+        labelled.labels,
+        first.held_out_logits.argmax(1),
+        last.held_out_logits.argmax(1),
+        classes=config.classes,
+        seed=config.seed,
+        groups=speaker_groups(labelled),
+    )
+    return {
+        "agreed": np.mean([selection.agreed for selection in selections], 0).tolist(),
+        "thresholds": np.mean([selection.thresholds for selection in selections], 0).tolist(),
+        "taken": np.mean([selection.n_selected for selection in selections], 0).tolist(),
+        "waf": _score(last, labelled, config)["waf"],
+        "gain": gain,
+    }
+
+
+def _score(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, config: EnsembleConfig) -> dict[str, Any]:
+    predicted, groups = ensemble.held_out_logits.argmax(1), speaker_groups(labelled)
+    return score_json(labelled.labels, predicted, config.classes, seed=config.seed, groups=groups)

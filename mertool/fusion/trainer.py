@@ -1,30 +1,38 @@
-"""One stack: members of one width, learning rate and number of steps, trained as one head with an axis of members."""
+"""Training of one stack: members of one width, learning rate and number of steps, as one head with a member axis."""
 
-import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
-from mertool.fusion.batches import Batch, Epoch, Features, Orders, class_weights, drop_modalities, jitter, mix, take
-from mertool.fusion.heads import Dropout, Head, stack
-from mertool.fusion.objective import losses
-from mertool.fusion.random_bits import Factors, Noise
-from mertool.metrics import scores_from_confusion
+from mertool.fusion.batches import MemberSampler, class_weights, drop_modalities
+from mertool.fusion.heads import FusionHead, HeadSpec, stack_members
+from mertool.fusion.hyperparameters import Trial
+from mertool.fusion.modality_features import ModalityFeatures
+from mertool.learning.early_stopping import EarlyStopping
+from mertool.learning.labelled_clips import IGNORE_INDEX
+from mertool.learning.lr_schedule import cosine, set_learning_rate
+from mertool.metrics import confusion_matrix, scores_from_confusion
 
-_BUILDING = threading.Lock()  # heads draw their initial weights from torch's one global generator
+VALIDATION_BATCH = 64  # rows of each member that are scored at once
+_BUILDING = threading.Lock()  # heads draw initial weights from torch's one global generator
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, kw_only=True)
+class FusionTraining:
     """How members are trained, the same for all.
 
-    weight_decay: decoupled (AdamW), or added to the gradient (Adam) where `decoupled` is false. cosine: the learning
-    rate falls to zero along half a cosine. modality_dropout: share of modalities hidden in training. feature_noise: in
-    deviations. mixup: strength of the Beta distribution. class_weights: classes weigh alike. contrast: weight of the
-    agreement of modalities. Zero is off.
+    Attributes:
+        batch: Clips per step.
+        weight_decay: Decoupled (AdamW), or added to the gradient (Adam) where `decoupled` is false.
+        decoupled: See `weight_decay`.
+        cosine: The learning rate decays to zero along half a cosine; else it is constant.
+        modality_dropout: Probability that a modality of a clip is hidden in a training step.
+        label_smoothing: Share of the label that is spread over all classes.
+        class_weights: Weight the loss by inverse class frequency.
     """
 
     batch: int = 32
@@ -32,205 +40,167 @@ class Schedule:
     decoupled: bool = True
     cosine: bool = True
     modality_dropout: float = 0.15
-    feature_noise: float = 0.0
-    mixup: float = 0.0
     label_smoothing: float = 0.0
     class_weights: bool = False
-    contrast: float = 0.0
 
 
-@dataclass(frozen=True)
-class Member:
-    """One model to be trained: on `rows`, by `labels` (N,) of which UNUSED ones are passed over.
+@dataclass(frozen=True, kw_only=True)
+class EnsembleMember:
+    """One model to be trained.
 
-    weights (N,): of rows in the loss, None is one. watched: rows that are scored after every epoch; the state of the
-    best epoch is kept where `keep_best`.
+    Attributes:
+        rows: Training rows (n,) of the features.
+        labels: Class index (N,) of all rows, or IGNORE_INDEX.
+        seed: Of the initial weights and the order of batches.
+        trial: Width, dropout, learning rate and number of epochs.
+        validation_rows: Rows that are scored after every epoch; None scores none.
+        keep_best: Return the weights of the epoch that scored highest, not of the last one.
     """
 
     rows: torch.Tensor
     labels: torch.Tensor
     seed: int
-    width: int = 128
-    dropout: float = 0.3
-    learning_rate: float = 1e-3
-    epochs: int = 60
-    weights: torch.Tensor | None = None
-    watched: torch.Tensor | None = None
+    trial: Trial
+    validation_rows: torch.Tensor | None = None
     keep_best: bool = False
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A trained member: its state, mean loss (E,) and weighted F1 of the watched rows (E,) by epoch."""
+class TrainedMember:
+    """Tensors of a trained member by name; mean training loss (E,) and validation weighted F1 (E,) of each epoch."""
 
     state: dict[str, torch.Tensor]
     losses: np.ndarray
-    scores: np.ndarray
+    validation_waf: np.ndarray
 
 
 def train_stack(
-    build: Callable[[int, float], Head],
-    features: Features,
-    present: torch.Tensor,
-    members: list[Member],
-    classes: int,
-    schedule: Schedule,
-    done: Callable[[], None],
-) -> list[Trained]:
-    """Train members of one width, rate, number of epochs and of steps. `done` is called after each epoch."""
-    noise = Noise([member.seed for member in members], present.device)
-    head = _make(build, features, present, members, noise)
-    orders = _orders(members, classes, schedule)
-    scales = _deviations(features, present, members) if schedule.feature_noise else []
-    optimizer = _optimizer(head, members[0].learning_rate, schedule)
-    epochs, steps = members[0].epochs, -(-len(members[0].rows) // schedule.batch)
-    watch = _Watch(features, present, members, classes) if members[0].watched is not None else None
-    history = torch.zeros(epochs, len(members), device=present.device)
-    for epoch in range(epochs):
+    spec: HeadSpec,
+    features: ModalityFeatures,
+    members: Sequence[EnsembleMember],
+    *,
+    training: FusionTraining,
+    on_epoch: Callable[[], None],
+) -> list[TrainedMember]:
+    """Train members of one width, learning rate, number of epochs and of batches. Calls `on_epoch` after each epoch.
+
+    Random numbers of dropout come from one generator of the stack: with dropout, a member depends on the seeds of the
+    members it is stacked with, but on nothing else that is trained.
+    """
+    trial, has_validation = members[0].trial, members[0].validation_rows is not None
+    generator = _stack_generator(members, features.device)
+    head = _initial_stack(spec, features, members, generator)
+    sampler = _member_sampler(members, training, spec.classes)
+    optimizer = _make_optimizer(head, trial.learning_rate, training)
+    best = [EarlyStopping() for _ in members]
+    losses = torch.zeros(trial.epochs, len(members), device=features.device)
+    scores = np.zeros((trial.epochs if has_validation else 0, len(members)))
+    step, total_steps = 0, trial.epochs * sampler.steps
+    for epoch in range(trial.epochs):
         head.train()
-        order = orders.epoch(schedule.batch)
-        for step in range(steps):
-            batch = _batch(order, step, features, present, scales, schedule, noise)
-            if schedule.cosine:
-                place = (epoch * steps + step) / (epochs * steps)
-                optimizer.param_groups[0]["lr"] = members[0].learning_rate * (1 + math.cos(math.pi * place)) / 2
-            loss = losses(head, batch, schedule.label_smoothing, schedule.contrast)
+        for batch in sampler.epoch():
+            clips = features.rows(batch.rows)
+            present = drop_modalities(clips.present, training.modality_dropout, generator)
+            logits = head(clips.values, present)
+            loss = member_losses(logits, batch.labels, batch.weights, smoothing=training.label_smoothing)
+            if training.cosine:
+                set_learning_rate(optimizer, cosine(step, total_steps))
             optimizer.zero_grad()
+            # A member's loss depends on its own weights only, so the gradient of the sum is the gradient of each.
             loss.sum().backward()
             optimizer.step()
-            history[epoch] += loss.detach() / steps
-        if watch:
-            watch.look(head)
-        done()
-    states = watch.states(head) if watch else _states(head)
-    scores = np.stack(watch.scores) if watch else np.zeros((0, len(members)))
-    return [
-        Trained({name: value[number] for name, value in states.items()}, losses_of, scores[:, number])
-        for number, losses_of in enumerate(history.T.cpu().numpy())
+            losses[epoch] += loss.detach() / sampler.steps
+            step += 1
+        if has_validation:
+            scores[epoch] = validation_waf(head, features, members, spec.classes)
+            for early_stopping, waf, state in zip(best, scores[epoch], _member_states(head), strict=True):
+                early_stopping.update(epoch + 1, -waf, state)
+        on_epoch()
+    states = [each.best_weights for each in best] if members[0].keep_best else _member_states(head)
+    return [TrainedMember(*member) for member in zip(states, losses.T.cpu().numpy(), scores.T, strict=True)]
+
+
+def member_losses(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, *, smoothing: float
+) -> torch.Tensor:
+    """Return the weighted mean cross-entropy (M,) of each member; logits (M, B, C), labels and weights (M, B)."""
+    cross_entropies = nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=smoothing, ignore_index=IGNORE_INDEX
+    )
+    return (cross_entropies.view(labels.shape) * weights).sum(1) / weights.sum(1).clamp(min=1e-12)
+
+
+@torch.no_grad()
+def validation_waf(
+    head: FusionHead, features: ModalityFeatures, members: Sequence[EnsembleMember], classes: int
+) -> np.ndarray:
+    """Return the weighted F1 (M,) of each member on its own validation rows."""
+    member_rows = [member.validation_rows for member in members if member.validation_rows is not None]
+    # Members hold out unequally many rows: shorter ones are padded with row 0, which is not scored.
+    rows = nn.utils.rnn.pad_sequence(member_rows, batch_first=True)
+    labels = torch.stack([member.labels for member in members]).gather(1, rows).cpu().numpy()
+    head.eval()
+    logits = []
+    for columns in rows.split(VALIDATION_BATCH, 1):
+        clips = features.rows(columns)
+        logits.append(head(clips.values, clips.present))
+    predictions = torch.cat(logits, 1).argmax(-1).cpu().numpy()
+    matrices = [
+        confusion_matrix(labels[member, : len(own)], predictions[member, : len(own)], classes)
+        for member, own in enumerate(member_rows)
     ]
+    return scores_from_confusion(np.stack(matrices))["waf"]
 
 
-def _make(
-    build: Callable[[int, float], Head],
-    features: Features,
-    present: torch.Tensor,
-    members: list[Member],
-    noise: Noise,
-) -> Head:
-    """The stacked head; each member's normaliser is fitted on its own rows."""
-    heads: list[Head] = []
-    fitted: dict[int, Head] = {}
+def _stack_generator(members: Sequence[EnsembleMember], device: torch.device) -> torch.Generator:
+    """Return the generator of dropout and modality dropout, seeded by the seeds of all members of the stack."""
+    seed = np.random.SeedSequence([member.seed for member in members]).generate_state(1, np.uint32)
+    return torch.Generator(device).manual_seed(int(seed[0]))
+
+
+def _initial_stack(
+    spec: HeadSpec, features: ModalityFeatures, members: Sequence[EnsembleMember], generator: torch.Generator
+) -> FusionHead:
+    """Return the stacked head: initial weights by each member's seed, its standardizer fitted on its own rows."""
+    heads: list[FusionHead] = []
+    fitted: dict[int, FusionHead] = {}
     for member in members:
         with _BUILDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(member.seed)
-            head = build(member.width, member.dropout).to(present.device)
-        if id(member.rows) in fitted:
-            for own, other in zip(head.buffers(), fitted[id(member.rows)].buffers(), strict=True):
-                own.copy_(other)
+            head = spec.build(width=member.trial.width, dropout=member.trial.dropout).to(features.device)
+        # Members of one fold share one tensor of rows, so its statistics are computed once for them.
+        if other := fitted.get(id(member.rows)):
+            for buffer, other_buffer in zip(head.buffers(), other.buffers(), strict=True):
+                buffer.copy_(other_buffer)
         else:
-            head.fit_normaliser([values[member.rows] for values in features], present[member.rows])
+            head.fit_standardizer([values[member.rows] for values in features.values], features.present[member.rows])
             fitted[id(member.rows)] = head
         heads.append(head)
-    stacked = stack(heads)
-    rates = [member.dropout for member in members]
-    factors = Factors(noise, rates)
-    for module in stacked.modules():
-        if isinstance(module, Dropout):
-            module.rate, module.factors = 0.0, factors if any(rates) else None
-    return stacked
+    return stack_members(heads, generator)
 
 
-def _orders(members: list[Member], classes: int, schedule: Schedule) -> Orders:
-    weights = [
-        torch.ones(len(member.labels), device=member.labels.device) if member.weights is None else member.weights
-        for member in members
-    ]
-    if schedule.class_weights:
-        pairs = zip(weights, members, strict=True)
-        weights = [weight * class_weights(member.labels, member.rows, classes) for weight, member in pairs]
+def _member_sampler(members: Sequence[EnsembleMember], training: FusionTraining, classes: int) -> MemberSampler:
     labels = torch.stack([member.labels for member in members])
-    rows, seeds = [member.rows for member in members], [member.seed for member in members]
-    return Orders(rows, labels, torch.stack(weights), seeds)
+    weights = torch.ones(labels.shape, device=labels.device)
+    if training.class_weights:
+        weights = torch.stack([class_weights(member.labels, member.rows, classes) for member in members])
+    return MemberSampler(
+        rows=[member.rows for member in members],
+        labels=labels,
+        weights=weights,
+        seeds=[member.seed for member in members],
+        batch=training.batch,
+    )
 
 
-def _deviations(features: Features, present: torch.Tensor, members: list[Member]) -> list[torch.Tensor]:
-    """Deviation (M, 1, L, D) of each channel of each modality over a member's rows."""
-    found = []
-    for number, values in enumerate(features):
-        each = [values[m.rows][present[m.rows, number]].std(0, correction=0) for m in members]
-        found.append(torch.stack(each).nan_to_num().unsqueeze(1))
-    return found
-
-
-def _optimizer(head: Head, learning_rate: float, schedule: Schedule) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if schedule.decoupled else torch.optim.Adam
+def _make_optimizer(head: FusionHead, learning_rate: float, training: FusionTraining) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW if training.decoupled else torch.optim.Adam
     fused = next(head.parameters()).device.type in ("cpu", "cuda")
-    return kind(head.parameters(), lr=learning_rate, weight_decay=schedule.weight_decay, fused=fused)
+    return optimizer(head.parameters(), lr=learning_rate, weight_decay=training.weight_decay, fused=fused)
 
 
-def _batch(
-    order: Epoch,
-    step: int,
-    features: Features,
-    present: torch.Tensor,
-    scales: list[torch.Tensor],
-    schedule: Schedule,
-    noise: Noise,
-) -> Batch:
-    chosen = slice(step * schedule.batch, (step + 1) * schedule.batch)
-    found, here = take(features, present, order.rows[:, chosen])
-    here = drop_modalities(here, schedule.modality_dropout, noise)
-    if scales:
-        found = jitter(found, scales, schedule.feature_noise, noise)
-    batch = Batch(found, here, order.labels[:, chosen], order.weights[:, chosen])
-    return mix(batch, schedule.mixup, noise) if schedule.mixup else batch
-
-
-def _states(head: Head) -> dict[str, torch.Tensor]:
-    return {name: value.detach() for name, value in [*head.named_parameters(), *head.named_buffers()]}
-
-
-class _Watch:
-    """Scores of members on rows that they are not trained on, epoch by epoch."""
-
-    SIZE = 64  # rows at once, of each member
-
-    def __init__(self, features: Features, present: torch.Tensor, members: list[Member], classes: int):
-        self.features, self.present, self.classes = features, present, classes
-        watched = [member.watched for member in members if member.watched is not None]
-        length = max(map(len, watched))
-        filled = [torch.cat([rows, rows.new_zeros(length - len(rows))]) for rows in watched]
-        self.rows = torch.stack(filled)
-        counts = torch.tensor([len(rows) for rows in watched], device=self.rows.device)
-        self.real = torch.arange(length, device=self.rows.device) < counts[:, None]
-        self.truth = torch.stack([member.labels for member in members]).gather(1, self.rows)
-        self.keep = members[0].keep_best
-        self.scores: list[np.ndarray] = []
-        self.best: dict[str, torch.Tensor] = {}
-
-    @torch.no_grad()
-    def look(self, head: Head) -> None:
-        """Score the members as they are, and keep those that were never better."""
-        head.eval()
-        guess = []
-        for rows in self.rows.split(self.SIZE, 1):
-            features, present = take(self.features, self.present, rows)
-            guess.append(head(features, present).argmax(-1))
-        cells = self.truth * self.classes + torch.cat(guess, 1)
-        member = torch.arange(len(cells), device=cells.device)[:, None] * self.classes**2
-        counts = torch.bincount((cells + member)[self.real], minlength=len(cells) * self.classes**2)
-        table = counts.view(-1, self.classes, self.classes).cpu().numpy()
-        found = scores_from_confusion(table)["waf"]
-        better = np.ones(len(found), bool) if not self.scores else found > np.max(self.scores, axis=0)
-        self.scores.append(found)
-        if self.keep:
-            chosen = torch.from_numpy(better).to(cells.device)
-            for name, value in _states(head).items():
-                if name not in self.best:
-                    self.best[name] = value.clone()
-                else:
-                    self.best[name][chosen] = value[chosen]
-
-    def states(self, head: Head) -> dict[str, torch.Tensor]:
-        """Of the best epochs, where they are kept, else the last."""
-        return self.best if self.keep else _states(head)
+def _member_states(head: FusionHead) -> list[dict[str, torch.Tensor]]:
+    """Return the tensors of each member by name, as views of the stack."""
+    stacked = {name: value.detach() for name, value in [*head.named_parameters(), *head.named_buffers()]}
+    members = len(next(iter(stacked.values())))
+    return [{name: value[member] for name, value in stacked.items()} for member in range(members)]

@@ -1,19 +1,35 @@
-"""Fusion heads, one file each: a module with `build(shapes, classes, width, dropout)`.
+"""Fusion heads, one file each: a module with `build(shapes, *, classes, width, dropout)`, which returns a `FusionHead`.
 
-A head takes the features of all modalities, a list of (B, L, D), and which are present (B, M), and gives
-logits (B, C). A modality that is absent must not change the logits, whatever its values. Heads are made of the layers
-in `_layers.py`, so that many of them, stacked, are one head with an axis of members in front of everything.
+A head takes the features of P modalities, a list of (B, L, D), and which are present, (B, P), and returns logits (B, C).
+The values of an absent modality never change the logits. Heads are made of the layers in `_layers.py`, so that the
+same code trains one head, or a stack of many with an axis of ensemble members in front.
 """
 
+from dataclasses import dataclass
+
 from mertool import registry
-from mertool.fusion.heads._inputs import Head
-from mertool.fusion.heads._layers import Dropout, stack
+from mertool.fusion.heads._layers import stack_members
+from mertool.fusion.heads._projection import FusionHead, Shapes
 
 PACKAGE = "fusion.heads"
 
-__all__ = ["PACKAGE", "Dropout", "Head", "build", "stack"]
+__all__ = ["PACKAGE", "FusionHead", "HeadSpec", "Shapes", "build", "stack_members"]
 
 
-def build(name: str, shapes: list[tuple[int, int]], classes: int, width: int, dropout: float) -> Head:
-    """A fresh head for modalities of `shapes` (entries, channels)."""
-    return registry.load(PACKAGE, "fusion head", name).build(shapes, classes, width, dropout)
+def build(name: str, shapes: Shapes, *, classes: int, width: int, dropout: float) -> FusionHead:
+    """Return a head with new random weights, for modalities of `shapes`. Raises MertoolError for an unknown name."""
+    module = registry.load(PACKAGE, "fusion head", name)
+    return module.build(shapes, classes=classes, width=width, dropout=dropout)
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What all members of an ensemble have in common: the name of their head, its modalities and number of classes."""
+
+    name: str
+    shapes: Shapes
+    classes: int
+
+    def build(self, *, width: int, dropout: float = 0.0) -> FusionHead:
+        """Return a head with new random weights."""
+        return build(self.name, self.shapes, classes=self.classes, width=width, dropout=dropout)

@@ -1,11 +1,11 @@
-"""Layers that one head, or many heads at once, are made of.
+"""Layers of fusion heads, which also compute many heads at once.
 
-A head's parameters and buffers may have one more axis in front, that of M members (`stack`). Features are then
-(M, B, ...) instead of (B, ...), every member works on its own rows, and a layer is one batched product. So a head is
-written once, for the axes it names, and leaves those before them alone.
+A head's parameters and buffers may have one more axis in front, of length M, one entry per ensemble member
+(`stack_members`). Features are then (M, B, ...) instead of (B, ...), each member has its own B clips, and a linear layer
+is one batched matrix product. A head is therefore written once: it addresses its own axes from the end.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -15,13 +15,16 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Linear(nn.Module):
-    """`nn.Linear` on (..., in), initialised alike; its weight is (in, out): the gradient needs no transposing."""
+    """`nn.Linear` on (..., inputs), with the same initialisation.
+
+    The weight is (inputs, outputs), so that neither the product nor its gradient needs a transposed copy.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        plain = nn.Linear(inputs, outputs)
-        self.weight = nn.Parameter(plain.weight.detach().T.contiguous())
-        self.bias = nn.Parameter(plain.bias.detach())
+        linear = nn.Linear(inputs, outputs)
+        self.weight = nn.Parameter(linear.weight.detach().T.contiguous())
+        self.bias = nn.Parameter(linear.bias.detach())
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         if self.weight.dim() == 2:
@@ -31,48 +34,72 @@ class Linear(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout; where `factors` is set (shape -> zeros, or one over the share kept), it is asked for them instead."""
+    """Dropout with a random generator of its own, and with one rate per member in a stack.
+
+    `nn.Dropout` draws from torch's global generator, which threads that train different stacks would share: results
+    would then depend on the timing of the threads.
+
+    Attributes:
+        rate: From 0 to below 1; in a stack the largest of the members' rates.
+        member_rates: In a stack the rate of each member (M,), on the device of the values.
+        generator: On the device of the values; None is torch's global one.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
-        self.factors: Callable[[torch.Size], torch.Tensor] | None = None
+        self.member_rates: torch.Tensor | None = None
+        self.generator: torch.Generator | None = None
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        if self.training and self.factors is not None:
-            return values * self.factors(values.shape)
-        return nn.functional.dropout(values, self.rate, self.training)
+        if not self.training or self.rate == 0:
+            return values
+        mask = torch.rand(values.shape, generator=self.generator, device=values.device)
+        if self.member_rates is None:
+            return values * mask.ge_(self.rate).div_(1 - self.rate)
+        rates = self.member_rates.view(-1, *[1] * (values.dim() - 1))
+        return values * mask.ge_(rates).div_(1 - rates)
 
 
 def mlp(inputs: int, width: int, outputs: int, dropout: float) -> nn.Sequential:
-    """Two linear layers with ReLU and dropout between them."""
+    """Return two linear layers with ReLU and dropout between them."""
     return nn.Sequential(Linear(inputs, width), nn.ReLU(), Dropout(dropout), Linear(width, outputs))
 
 
-def blank(values: torch.Tensor, present: torch.Tensor, training: bool) -> torch.Tensor:
-    """Values (..., D), with zeros where `present` (...,) is false.
+def zero_absent(values: torch.Tensor, present: torch.Tensor, *, training: bool) -> torch.Tensor:
+    """Return values (..., D) with zeros where `present` (...) is false, NaN and infinity included.
 
-    In training features are finite and a product will do, many times faster on a CPU; else even NaN becomes zero.
+    In training features are known to be finite, and a product is many times faster on a CPU than `torch.where`.
     """
-    there = present.unsqueeze(-1)
-    return values * there.to(values.dtype) if training else torch.where(there, values, torch.zeros_like(values))
+    mask = present.unsqueeze(-1)
+    return values * mask.to(values.dtype) if training else torch.where(mask, values, torch.zeros_like(values))
 
 
-def by_clip(parameter: torch.Tensor, axes: int) -> torch.Tensor:
-    """A parameter of `axes` axes, with one for clips before them, after the members' if there is one."""
+def broadcast_over_batch(parameter: torch.Tensor, axes: int) -> torch.Tensor:
+    """Return a parameter of `axes` axes, or a stack (M, ...) of it, with a batch axis of length 1 before those axes."""
     return parameter.unsqueeze(-1 - axes)
 
 
-def stack(heads: Sequence[AnyModule]) -> AnyModule:
-    """The first head, its parameters and buffers replaced by those of all heads on a new first axis."""
+def stack_members(heads: Sequence[AnyModule], generator: torch.Generator | None = None) -> AnyModule:
+    """Return the first head with the parameters, buffers and dropout rates of all M heads on a new first axis.
+
+    Unlike `torch.func.stack_module_state` with `vmap` this keeps an ordinary module, whose optimizer and dropout are
+    torch's. `generator` is the one that dropout draws from.
+    """
+    stack = heads[0]
     states = [dict([*head.named_parameters(), *head.named_buffers()]) for head in heads]
-    first = heads[0]
     for name, value in states[0].items():
-        owner, _, own = name.rpartition(".")
-        together = torch.stack([state[name].detach() for state in states])
-        module = first.get_submodule(owner)
+        owner, _, attribute = name.rpartition(".")
+        stacked = torch.stack([state[name].detach() for state in states])
+        module = stack.get_submodule(owner)
         if isinstance(value, nn.Parameter):
-            module.register_parameter(own, nn.Parameter(together))
+            module.register_parameter(attribute, nn.Parameter(stacked))
         else:
-            module.register_buffer(own, together)
-    return first
+            module.register_buffer(attribute, stacked)
+    dropouts = [[module for module in head.modules() if isinstance(module, Dropout)] for head in heads]
+    device = next(stack.parameters()).device
+    for layers in zip(*dropouts, strict=True):
+        rates = [layer.rate for layer in layers]
+        layers[0].rate, layers[0].member_rates = max(rates), torch.tensor(rates, device=device)
+        layers[0].generator = generator
+    return stack

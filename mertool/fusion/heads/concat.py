@@ -1,22 +1,21 @@
-"""Concatenation of the hidden vectors and a small classifier: the plain baseline."""
+"""Concatenation of the hidden vectors and a linear classifier: the plain baseline."""
 
 import torch
 from torch import nn
 
-from mertool.fusion.heads._inputs import Head, Inputs
 from mertool.fusion.heads._layers import Dropout, Linear
+from mertool.fusion.heads._projection import FusionHead, ModalityProjection, Shapes
 
 
-def build(shapes: list[tuple[int, int]], classes: int, width: int, dropout: float) -> Head:
-    return ConcatHead(shapes, classes, width, dropout)
+class ConcatHead(FusionHead):
+    """ReLU, dropout and a linear layer on the concatenated hidden vectors."""
 
-
-class ConcatHead(Head):
-    """See the top of this file."""
-
-    def __init__(self, shapes: list[tuple[int, int]], classes: int, width: int, dropout: float):
-        super().__init__(Inputs(shapes, width, dropout))
+    def __init__(self, shapes: Shapes, *, classes: int, width: int, dropout: float):
+        super().__init__(ModalityProjection(shapes, width, dropout))
         self.classify = nn.Sequential(nn.ReLU(), Dropout(dropout), Linear(len(shapes) * width, classes))
 
-    def judge(self, embedded: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        return self.classify(embedded.flatten(-2))
+    def forward(self, features: list[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
+        return self.classify(self.inputs(features, present).flatten(-2))
+
+
+build = ConcatHead
