@@ -29,7 +29,7 @@ from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, score_adap
 from mertool.adapters.finished import ADAPTERS, FinishedAdapters
 from mertool.adapters.method_comparison import HELD_OUT, compare_runs, plot_comparison
 from mertool.adapters.probed_layers import read_probe
-from mertool.adapters.setup import UNLABELLED, AdapterConfig, AdapterSetup, prepare
+from mertool.adapters.setup import AdapterConfig, AdapterSetup, prepare
 from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype
 from mertool.encoders.hidden_states import find_blocks
@@ -41,7 +41,7 @@ from mertool.features import describe_layers, format_layers, parse_layers
 from mertool.learning.accelerator import make_accelerator
 from mertool.learning.folds import Folds, speaker_groups
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
-from mertool.learning.labelled_clips import LabelledClips
+from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.finetune import FinetuneOptions
 from mertool.predictions import Predictions
@@ -241,7 +241,7 @@ def _prepare(
         splits=adapter_splits(examples, folds, options.seed),
         skipped={clip: reason for clip, reason in data.skipped.items() if clip in set(resolved.examples.clips)},
     )
-    labels = np.full(len(data.names), UNLABELLED)
+    labels = np.full(len(data.names), IGNORE_INDEX)
     labels[: len(examples)] = examples.labels
     setup = prepare(
         encoder,

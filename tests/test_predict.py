@@ -147,7 +147,7 @@ def test_json_lines_say_the_same(bundle, clips, call, tmp_path):
 def test_the_probabilities_are_those_of_the_mean_logits(bundle, clips, call, tmp_path):
     import torch
 
-    from mertool.fusion import heads as fusion
+    from mertool.fusion.heads import HeadSpec
     from mertool.runs import load_tensors
     from mertool.store import FeatureStore
 
@@ -158,7 +158,7 @@ def test_the_probabilities_are_those_of_the_mean_logits(bundle, clips, call, tmp
         values = torch.from_numpy(store.read(found.clips))
     logits = []
     for member in range(3):
-        head = fusion.build("attention", [(1, 96)], 6, 8, 0.1).eval()
+        head = HeadSpec("attention", [(1, 96)], 6).build(width=8).eval()
         head.load_state_dict({name: value[member] for name, value in state.items()})
         with torch.no_grad():
             logits.append(head([values], torch.ones(len(values), 1, dtype=torch.bool)))

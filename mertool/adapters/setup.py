@@ -17,8 +17,7 @@ from mertool.adapters.data import AdaptationData
 from mertool.adapters.inputs import BlockInputs
 from mertool.adapters.masked_prediction import ReconstructionTarget
 from mertool.adapters.model import AdapterModel, ClassificationHead
-
-UNLABELLED = -100  # label of clips without one; torch's cross-entropy ignores this index
+from mertool.learning.labelled_clips import IGNORE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,7 @@ class AdapterSetup:
         blocks: The frozen blocks; each adapter gets a copy.
         upper_blocks: The blocks above, which only the mean offset of an adapter needs.
         inputs: Inputs of the blocks for all clips.
-        labels: Class index (N,) of each clip: labelled clips first, then those with UNLABELLED.
+        labels: Class index (N,) of each clip: labelled clips first, then those with IGNORE_INDEX.
         reconstruction_frames: Frames (T, M) of each clip that masked frames are reconstructed as; None without masks.
         n_classes: Number of classes.
         frozen_features: Means over time (W, n, D) of the frozen blocks, for the n labelled clips.
@@ -93,12 +92,12 @@ class AdapterSetup:
     @property
     def labelled_rows(self) -> np.ndarray:
         """Rows (n,) of the labelled clips, the first n."""
-        return np.flatnonzero(self.labels != UNLABELLED)
+        return np.flatnonzero(self.labels != IGNORE_INDEX)
 
     @property
     def unlabelled_rows(self) -> np.ndarray:
         """Rows of the other clips."""
-        return np.flatnonzero(self.labels == UNLABELLED)
+        return np.flatnonzero(self.labels == IGNORE_INDEX)
 
     def fit_head(self, features: torch.Tensor, rows: np.ndarray) -> ClassificationHead:
         """Fit the linear probe of features (n, D) of the labelled clips on the training rows `rows`."""
@@ -118,7 +117,7 @@ def prepare(
 ) -> AdapterSetup:
     """Strip `encoder` down to the blocks that training runs (in place), and compute the frozen features of the clips.
 
-    `labels` (N,) are those of the clips of `data`: labelled clips first, then unlabelled ones with UNLABELLED.
+    `labels` (N,) are those of the clips of `data`: labelled clips first, then unlabelled ones with IGNORE_INDEX.
     """
     encoder_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
     upper_blocks = tuple(encoder.blocks[max(config.layers) :])
@@ -138,7 +137,7 @@ def prepare(
         labels=labels,
         reconstruction_frames=data.reconstruction_frames,
         n_classes=n_classes,
-        frozen_features=inputs.mean_pool(blocks, np.flatnonzero(labels != UNLABELLED), blocks.layers),
+        frozen_features=inputs.mean_pool(blocks, np.flatnonzero(labels != IGNORE_INDEX), blocks.layers),
         encoder_parameters=encoder_parameters,
         encoder_layers=encoder.num_layers,
         accelerator=accelerator,

@@ -20,9 +20,10 @@ from torch import nn
 from mertool.adapters.cross_validation import AdapterSplit
 from mertool.adapters.inputs import epoch_batches
 from mertool.adapters.masked_prediction import span_mask
-from mertool.adapters.setup import UNLABELLED, Adapter, AdapterConfig, AdapterSetup, new_adapter
+from mertool.adapters.setup import Adapter, AdapterConfig, AdapterSetup, new_adapter
 from mertool.devices import seed_everything
 from mertool.learning.early_stopping import EarlyStopping, check_finite
+from mertool.learning.labelled_clips import IGNORE_INDEX
 from mertool.learning.lr_schedule import set_learning_rate, warmup_cosine
 from mertool.probing.linear import INVERSE_PENALTY
 
@@ -153,7 +154,7 @@ def _label_loss(setup: AdapterSetup, adapter: Adapter, logits: torch.Tensor, *, 
         labels,
         torch.as_tensor(adapter.class_weights, dtype=torch.float32, device=logits.device),
         reduction="sum",
-        ignore_index=UNLABELLED,
+        ignore_index=IGNORE_INDEX,
         label_smoothing=setup.config.label_smoothing,
     )
 
@@ -168,7 +169,7 @@ def _mask_loss(adapter: Adapter, predictions: torch.Tensor | None, clips: "_Micr
 def _loss_normalizers(setup: AdapterSetup, adapter: Adapter, batch: np.ndarray, *, epoch: int) -> tuple[float, float]:
     """Return the sum of class weights and the number of masked frames of a batch, over all processes."""
     labels = setup.labels[batch]
-    label_weight = float(adapter.class_weights[labels[labels != UNLABELLED]].sum())
+    label_weight = float(adapter.class_weights[labels[labels != IGNORE_INDEX]].sum())
     n_masked = sum(_mask(setup, row, epoch).sum() for row in batch) if adapter.target else 0.0
     return label_weight, float(n_masked)
 
@@ -202,7 +203,7 @@ class _MicroBatch:
 def _load_micro_batch(setup: AdapterSetup, adapter: Adapter, rows: np.ndarray, *, epoch: int) -> _MicroBatch:
     inputs, lengths = setup.inputs.load(rows)
     labels = torch.as_tensor(setup.labels[rows], device=inputs.device)
-    labelled = torch.nonzero(labels != UNLABELLED)[:, 0]
+    labelled = torch.nonzero(labels != IGNORE_INDEX)[:, 0]
     if not len(labelled):
         # In every process the head must take part in the backward pass; an ignored label makes the loss 0.
         labelled = torch.arange(1, device=inputs.device)

@@ -1,7 +1,7 @@
 """`Bundle`: a run of `fuse` that scores raw clips by itself. It holds only safetensors and JSON; nothing else is read.
 
     run.json                 parts, members, correction, classes, files, seal
-    members-K.safetensors    heads of one form: all folds and seeds, stacked, each with its normaliser
+    members-K.safetensors    heads of one form: all folds and seeds, stacked, each with its standardizer
     encoders/DIGEST/         a local encoder or speech recogniser: configuration, vocabulary, safetensors
     partN/adapters/final/    the adapter trained on all folds, if the features are adapted
     partN/aligner/           the aligner, if the features are aligned
@@ -19,14 +19,14 @@ from mertool.bundle.layout import COPY_BYTES
 from mertool.bundle.reader import Bundle
 from mertool.bundle.writer import write
 from mertool.fusion.calibration import Correction
-from mertool.fusion.cross_validation import Members
+from mertool.fusion.cross_validation import EnsembleWeights
 
 __all__ = [
     "COPY_BYTES",
     "Bundle",
     "Correction",
+    "EnsembleWeights",
     "FeatureSpec",
-    "Members",
     "check_provenance",
     "describe_features",
     "write",

@@ -11,14 +11,14 @@ from mertool.bundle.layout import encoder_folder, file_digest, manifest_digest, 
 from mertool.encoders import CheckpointRef, resolve_encoder
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
-from mertool.fusion import heads as fusion
-from mertool.fusion.batches import Features
 from mertool.fusion.calibration import Correction, apply_correction
 from mertool.fusion.ensemble import ensemble_logits
+from mertool.fusion.heads import FusionHead, HeadSpec
+from mertool.fusion.modality_features import ModalityFeatures
 from mertool.runs import Run, load_tensors
 
 NEEDS = ("parts", "members", "correction", "classes", "files", "seal")
-Heads = list[tuple[fusion.Head, dict[str, torch.Tensor]]]
+Heads = list[tuple[FusionHead, dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ class Bundle:
 
     # ------------------------------------------------------------ scoring
 
-    def ensemble_logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
+    def ensemble_logits(self, features: list[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
         """Logits (M, N, C) of all members; features one (N, L, D) per spec, present (N, specs), on one device."""
         heads = self._heads(present.device)
-        return torch.cat([ensemble_logits(head, state, features, present) for head, state in heads])
+        clips = ModalityFeatures(features, present)
+        return torch.cat([ensemble_logits(head, state, clips) for head, state in heads])
 
-    def logits(self, features: Features, present: torch.Tensor) -> torch.Tensor:
+    def logits(self, features: list[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
         """Mean (N, C) of the members' logits, as in the official protocol, before any correction."""
         return self.ensemble_logits(features, present).mean(0)
 
@@ -81,8 +82,10 @@ class Bundle:
             self._on_device[device] = [self._load(group, device) for group in self.run.info["members"]]
         return self._on_device[device]
 
-    def _load(self, group: dict[str, Any], device: torch.device) -> tuple[fusion.Head, dict[str, torch.Tensor]]:
-        head = fusion.build(group["head"], self.shapes, len(self.classes), group["width"], group["dropout"])
+    def _load(self, group: dict[str, Any], device: torch.device) -> tuple[FusionHead, dict[str, torch.Tensor]]:
+        head = HeadSpec(group["head"], self.shapes, len(self.classes)).build(
+            width=group["width"], dropout=group["dropout"]
+        )
         state = load_tensors(self.run.folder / group["file"])
         own = dict([*head.named_parameters(), *head.named_buffers()])
         if {name: value.shape for name, value in own.items()} != {name: v.shape[1:] for name, v in state.items()}:

@@ -9,11 +9,13 @@ from mertool.bundle.feature_spec import FeatureSpec, check_provenance, copied_en
 from mertool.bundle.layout import encoder_files, encoder_folder, file_digest, manifest_digest, trained_folder
 from mertool.files import explain_write_errors
 from mertool.fusion.calibration import Correction
-from mertool.fusion.cross_validation import Members
+from mertool.fusion.cross_validation import EnsembleWeights
 from mertool.runs import RunDraft
 
 
-def write(draft: RunDraft, specs: Sequence[FeatureSpec], *, groups: Sequence[Members], correction: Correction) -> None:
+def write(
+    draft: RunDraft, specs: Sequence[FeatureSpec], *, groups: Sequence[EnsembleWeights], correction: Correction
+) -> None:
     """Make the draft of a run a bundle; the names of the classes must be in its info already."""
     check_provenance(specs)
     members = []

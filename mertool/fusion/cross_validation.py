@@ -7,7 +7,7 @@ selects both on the very clips that score them, so its scores are optimistic.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,8 @@ def train_ensemble(
         progress: Called with the epochs of members that are done, and in all.
     """
     data = _FoldData(features, folds, _labels_by_fold(features, labelled, folds, pseudo_labels))
-    search_epochs, selection = 0, {}
+    search_epochs = 0
+    selection: dict[str, Any] = {}
     if trials is None:
         search_epochs = config.search * folds.count * config.trial.epochs
         trials, selection = _select_trials(data, labelled, config, progress)
@@ -164,9 +165,7 @@ def train_ensemble(
     )
 
 
-def fold_logits(
-    weights: list[EnsembleWeights], features: ModalityFeatures, *, folds: int, classes: int
-) -> np.ndarray:
+def fold_logits(weights: list[EnsembleWeights], features: ModalityFeatures, *, folds: int, classes: int) -> np.ndarray:
     """Return the mean logits (F, N, C) of each fold's members on any N clips."""
     total = np.zeros((folds, len(features), classes), np.float32)
     count = np.zeros(folds)
@@ -269,7 +268,9 @@ def _score_trials(
     seeded = [(trial, config.seed * 1000 + 500 + number) for number, trial in enumerate(trials)]
     has_any = data.features.has_any()
     members = [
-        member for fold, split in enumerate(splits) for member in data.members(fold, seeded, validation=split[has_any[split]])
+        member
+        for fold, split in enumerate(splits)
+        for member in data.members(fold, seeded, validation=split[has_any[split]])
     ]
     epochs = config.trial.epochs
     total = (len(trials) + config.seeds) * data.folds.count * epochs

@@ -59,7 +59,7 @@ class SelfTraining:
 
 @dataclass(frozen=True)
 class SelfTrainingResult:
-    """The ensemble of the last round, the pseudo-labels (F, U) it learned from, and the report of all rounds as JSON."""
+    """The ensemble of the last round, its pseudo-labels (F, U), and the report of all rounds as JSON."""
 
     ensemble: CrossValidatedEnsemble
     pseudo_labels: np.ndarray

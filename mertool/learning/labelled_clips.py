@@ -8,6 +8,8 @@ from mertool.errors import MertoolError
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore
 
+IGNORE_INDEX = -100  # label of a clip that is not learned from: the default `ignore_index` of torch's cross-entropy
+
 
 @dataclass(frozen=True)
 class LabelledClips:

@@ -50,11 +50,8 @@ class FuseOptions(Options):
         below=1,
         default_help="0.15, with mertools 0",
     )
-    feature_noise: float = option(0.0, help="Normal noise on features, in standard deviations.", minimum=0, below=100)
-    mixup: float = option(0.0, help="Mix clips, with shares from Beta(A, A).", minimum=0, below=100)
     label_smoothing: float = option(0.0, help="Share of the label that is spread over all classes.", minimum=0, below=1)
     class_weights: bool = option(False, help="Weight the loss by inverse class frequency.")
-    contrast: float = option(0.0, help="Weight of a contrastive loss between modalities.", minimum=0, below=100)
     unlabelled: tuple[Path, ...] = option(
         (),
         help="Store of clips without labels to learn from as well, one for each store; may be given repeatedly.",

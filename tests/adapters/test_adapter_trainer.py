@@ -8,9 +8,10 @@ from mertool.adapters import inputs, trainer
 from mertool.adapters.cross_validation import AdapterSplit
 from mertool.adapters.data import AdaptationData
 from mertool.adapters.inputs import epoch_batches
-from mertool.adapters.setup import UNLABELLED, AdapterConfig, new_adapter, prepare
+from mertool.adapters.setup import AdapterConfig, new_adapter, prepare
 from mertool.errors import MertoolError
 from mertool.learning.accelerator import make_accelerator
+from mertool.learning.labelled_clips import IGNORE_INDEX
 
 N_CLIPS = 16
 SPLIT = AdapterSplit(name="fold0", train=np.arange(8), development=np.arange(8, 12), held_out=np.arange(12, 14))
@@ -28,7 +29,7 @@ def make_setup(load_tiny):
         labels = np.array([row % 2 for row in range(N_CLIPS)])
         for row, clip in enumerate(frames):
             clip += labels[row]
-        labels[14:] = UNLABELLED
+        labels[14:] = IGNORE_INDEX
         data = AdaptationData(
             names=tuple(f"c{row}" for row in range(N_CLIPS)),
             inputs={1: [torch.from_numpy(clip) for clip in frames]},

@@ -140,7 +140,7 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     import torch
 
     from mertool import bundle
-    from mertool.fusion import heads as fusion
+    from mertool.fusion.heads import HeadSpec
     from mertool.learning.cached_features import load_features
     from mertool.manifest import EMOTIONS
     from mertool.runs import new_run
@@ -153,12 +153,14 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
             features.append(torch.from_numpy(load_features([store], store.ids)[0][0]))
     torch.manual_seed(0)
     shapes = [(int(values.shape[1]), int(values.shape[2])) for values in features]
-    heads = [fusion.build("attention", shapes, len(EMOTIONS), 128, 0.3) for _ in range(5)]
+    heads = [HeadSpec("attention", shapes, len(EMOTIONS)).build(width=128, dropout=0.3) for _ in range(5)]
     for head in heads:
-        head.fit_normaliser(features, torch.ones(len(features[0]), len(features), dtype=torch.bool))
+        head.fit_standardizer(features, torch.ones(len(features[0]), len(features), dtype=torch.bool))
     tensors = [dict([*head.named_parameters(), *head.named_buffers()]) for head in heads]
     state = {name: torch.stack([member[name].detach() for member in tensors]) for name in tensors[0]}
-    members = bundle.Members("attention", 128, 0.3, state, tuple(range(5)), (0,) * 5)
+    members = bundle.EnsembleWeights(
+        head="attention", width=128, dropout=0.3, state=state, fold=tuple(range(5)), seed=(0,) * 5
+    )
     with new_run(folder, "fuse", key="bench", options={}, classes=list(EMOTIONS)) as draft:
         bundle.write(draft, specs, groups=[members], correction=bundle.Correction())
     return folder

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch.func import stack_module_state
 
 from mertool import bundle
-from mertool.bundle import Bundle, Correction, FeatureSpec, Members
+from mertool.bundle import Bundle, Correction, EnsembleWeights, FeatureSpec
 from mertool.bundle.layout import encoder_folder
 from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError
 from mertool.features import Recipe
-from mertool.fusion import heads as fusion
+from mertool.fusion.heads import HeadSpec
 from mertool.runs import Run, cache_key, new_run
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter
 
@@ -66,14 +66,21 @@ def specs_of(paths: list[Path]) -> list[FeatureSpec]:
     return parts
 
 
-def group(width: int, count: int, seed: int) -> Members:
+def group(width: int, count: int, seed: int) -> EnsembleWeights:
     torch.manual_seed(seed)
-    heads = [fusion.build("attention", SHAPES, 3, width, 0.1) for _ in range(count)]
+    heads = [HeadSpec("attention", SHAPES, 3).build(width=width, dropout=0.1) for _ in range(count)]
     parameters, buffers = stack_module_state(heads)
-    return Members("attention", width, 0.1, {**parameters, **buffers}, tuple(range(count)), (seed,) * count)
+    return EnsembleWeights(
+        head="attention",
+        width=width,
+        dropout=0.1,
+        state={**parameters, **buffers},
+        fold=tuple(range(count)),
+        seed=(seed,) * count,
+    )
 
 
-def fused(folder: Path, parts: list[FeatureSpec], groups: list[Members]) -> Path:
+def fused(folder: Path, parts: list[FeatureSpec], groups: list[EnsembleWeights]) -> Path:
     with new_run(folder, "fuse", key="key", options={}, classes=CLASSES) as draft:
         bundle.write(draft, parts, groups=groups, correction=CORRECTION)
     return folder
@@ -136,7 +143,7 @@ def test_members_vote_by_the_mean_of_their_logits(made, features):
     single = []
     for members in (group(4, 2, 0), group(6, 3, 1)):
         for number in range(len(members.fold)):
-            head = fusion.build("attention", SHAPES, 3, members.width, 0.1).eval()
+            head = HeadSpec("attention", SHAPES, 3).build(width=members.width).eval()
             head.load_state_dict({name: value[number] for name, value in members.state.items()})
             with torch.no_grad():
                 single.append(head(*features))

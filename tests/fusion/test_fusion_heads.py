@@ -1,22 +1,21 @@
-"""What every fusion head of the folder keeps to."""
+"""The contract of fusion heads, tested on every file of the folder."""
 
 import pytest
 import torch
 
 from mertool import registry
 from mertool.errors import MertoolError
-from mertool.fusion import heads as fusion
-from mertool.fusion.heads import stack
+from mertool.fusion.heads import HeadSpec, stack_members
 
 HEADS = registry.choices("fusion.heads")
 SHAPES = [(3, 8), (1, 5), (2, 4)]
 each_head = pytest.mark.parametrize("name", HEADS)
-UNSCALED = {"attention-mertools"}  # takes features as they are
+UNSTANDARDISED = {"attention-mertools"}  # takes features as they are
 
 
-def build(name, shapes=SHAPES, dropout=0.0, seed=1):
+def build(name, shapes=SHAPES, seed=1):
     torch.manual_seed(seed)
-    head = fusion.build(name, shapes, 6, 16, dropout).eval()
+    head = HeadSpec(name, shapes, 6).build(width=16).eval()
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
@@ -47,8 +46,8 @@ def test_an_absent_modality_never_changes_the_logits(name, absent, value):
     expected = head(features, present)
     for seed in range(5):
         other = inputs(seed=seed + 100)
-        fill = {"random": 1.0, "huge": 1e20, "nan": float("nan"), "infinite": float("inf")}[value]
-        changed = [other[n] * fill if n in absent else features[n] for n in range(3)]
+        factor = {"random": 1.0, "huge": 1e20, "nan": float("nan"), "infinite": float("inf")}[value]
+        changed = [other[n] * factor if n in absent else features[n] for n in range(3)]
         assert torch.equal(head(changed, present), expected)
 
 
@@ -94,16 +93,16 @@ def test_a_single_modality(name):
     assert head(inputs(shapes=[(4, 7)]), torch.ones(12, 1, dtype=torch.bool)).shape == (12, 6)
 
 
-@pytest.mark.parametrize("name", sorted(set(HEADS) - UNSCALED))
-def test_features_are_normalised_by_the_clips_that_have_them(name):
-    """Scale and offset of a modality are the normaliser's affair: they change no logit."""
+@pytest.mark.parametrize("name", sorted(set(HEADS) - UNSTANDARDISED))
+def test_features_are_standardised_by_the_clips_that_have_them(name):
+    """Scale and offset of a modality change no logit."""
     features = inputs(200)
     present = torch.rand(200, 3, generator=torch.Generator().manual_seed(2)) < 0.7
     head = build(name)
-    head.fit_normaliser(features, present)
+    head.fit_standardizer(features, present)
     expected = head(features, present)
     moved = [values * scale + offset for values, scale, offset in zip(features, (50, 0.1, 3), (4, -2, 90), strict=True)]
-    head.fit_normaliser(moved, present)
+    head.fit_standardizer(moved, present)
     torch.testing.assert_close(head(moved, present), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -112,7 +111,7 @@ def test_a_constant_channel_is_no_division_by_zero(name):
     features, present = inputs(), torch.ones(12, 3, dtype=torch.bool)
     features[0][:, :, 2] = 4.0
     head = build(name)
-    head.fit_normaliser(features, present)
+    head.fit_standardizer(features, present)
     assert head(features, present).isfinite().all()
 
 
@@ -122,48 +121,43 @@ def test_stacked_heads_are_each_head_by_itself(name):
     features, present = inputs(), torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.6
     expected = torch.stack([head(features, present) for head in alone])
     rows = [values.expand(3, *values.shape) for values in features]
-    found = stack(alone)(rows, present.expand(3, -1, -1))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    stacked = stack_members(alone)(rows, present.expand(3, -1, -1))
+    torch.testing.assert_close(stacked, expected, atol=1e-5, rtol=1e-4)
 
 
 @each_head
 def test_every_parameter_of_a_stack_gets_a_gradient(name):
-    head = stack([build(name, seed=seed) for seed in (1, 2)])
+    head = stack_members([build(name, seed=seed) for seed in (1, 2)])
     rows = [values.expand(2, *values.shape) for values in inputs()]
     present = torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.6
     head(rows, present.expand(2, -1, -1)).square().sum().backward()
     for key, parameter in head.named_parameters():
-        if key == "inputs.mixes.1":  # this part has one entry, so nothing is mixed
+        if key == "inputs.mixes.1":  # this modality has one layer, so nothing is mixed
             continue
         assert all(each.abs().sum() > 0 for each in parameter.grad), key
 
 
-@each_head
-def test_a_vector_for_each_modality_for_the_contrastive_loss(name):
-    head, present = build(name), torch.ones(12, 3, dtype=torch.bool)
-    present[:, 1] = False
-    vectors = head.vectors(head.embed(inputs(), present))
-    assert vectors.shape == (12, 3, 16)
-    if name not in UNSCALED:  # there, zeros go in, and biases come out
-        assert vectors[:, 1].abs().sum() == 0
-
-
 @pytest.mark.parametrize(("width", "count"), [(64, 226_633), (128, 543_369), (256, 1_447_177)])
 def test_the_official_form_has_the_official_number_of_parameters(width, count):
-    head = fusion.build("attention-mertools", [(1, 1024), (1, 1024), (1, 768)], 6, width, 0.3)
+    head = HeadSpec("attention-mertools", [(1, 1024), (1, 1024), (1, 768)], 6).build(width=width)
     assert sum(parameter.numel() for parameter in head.parameters()) == count
     assert not list(head.buffers())
 
 
 def test_low_rank_fusion_is_affine_in_each_modality():
     head, present = build("low-rank"), torch.ones(12, 3, dtype=torch.bool)
-    embedded = head.embed(inputs(), present)
-    double = embedded.clone()
-    double[:, 0] *= 2
-    zero = embedded.clone()
-    zero[:, 0] = 0
-    once, twice, none = (head.judge(each, present) for each in (embedded, double, zero))
+    hidden = head.inputs(inputs(), present)
+    head.inputs = HiddenVectors()  # scaling the features would not scale the hidden vectors
+    scaled = [hidden * torch.tensor([factor, 1.0, 1.0])[:, None] for factor in (0.0, 1.0, 2.0)]
+    none, once, twice = (head(vectors, present) for vectors in scaled)
     torch.testing.assert_close(twice - once, once - none, atol=1e-2, rtol=1e-3)
+
+
+class HiddenVectors(torch.nn.Module):
+    """Takes the place of a head's projection, and returns its input."""
+
+    def forward(self, hidden, present):
+        return hidden
 
 
 def test_late_fusion_is_the_mean_of_the_probabilities():
@@ -178,8 +172,8 @@ def test_late_fusion_is_the_mean_of_the_probabilities():
     torch.testing.assert_close(head(features, present).softmax(-1), torch.stack(alone).mean(0))
 
 
-def test_cross_attention_asks_with_the_first_part():
-    """Without it one learned query asks, so all that tells its clips apart is what the others answer."""
+def test_the_queries_of_cross_attention_are_the_first_modality():
+    """Without it there is one learned query, so clips differ only by what it attends to in the others."""
     head, features, present = build("cross-attention"), inputs(), torch.ones(12, 3, dtype=torch.bool)
     present[:, 1:] = False
     others = [features[0], *(torch.randn_like(values) for values in features[1:])]
@@ -193,11 +187,11 @@ def test_attention_weighs_only_what_is_present():
     head, features = build("attention"), inputs()
     present = torch.rand(12, 3, generator=torch.Generator().manual_seed(2)) < 0.5
     present[~present.any(1), 0] = True
-    weights = head.weigh(head.inputs(features, present), present)
+    weights = head.attention_weights(head.inputs(features, present), present)
     torch.testing.assert_close(weights.sum(1), torch.ones(12))
     assert (weights[~present] == 0).all()
 
 
 def test_an_unknown_head_gets_a_suggestion():
     with pytest.raises(MertoolError, match=r"unknown fusion head 'conact': did you mean 'concat'\?"):
-        fusion.build("conact", SHAPES, 6, 16, 0.0)
+        HeadSpec("conact", SHAPES, 6).build(width=16)

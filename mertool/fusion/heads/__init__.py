@@ -1,6 +1,6 @@
-"""Fusion heads, one file each: a module with `build(shapes, *, classes, width, dropout)`, which returns a `FusionHead`.
+"""Fusion heads, one file each: a module whose `build(shapes, *, classes, width, dropout)` returns a `FusionHead`.
 
-A head takes the features of P modalities, a list of (B, L, D), and which are present, (B, P), and returns logits (B, C).
+A head takes the features of P modalities, a list of (B, L, D), and which are present, (B, P); it returns logits (B, C).
 The values of an absent modality never change the logits. Heads are made of the layers in `_layers.py`, so that the
 same code trains one head, or a stack of many with an axis of ensemble members in front.
 """
@@ -11,25 +11,24 @@ from mertool import registry
 from mertool.fusion.heads._layers import stack_members
 from mertool.fusion.heads._projection import FusionHead, Shapes
 
-PACKAGE = "fusion.heads"
-
-__all__ = ["PACKAGE", "FusionHead", "HeadSpec", "Shapes", "build", "stack_members"]
-
-
-def build(name: str, shapes: Shapes, *, classes: int, width: int, dropout: float) -> FusionHead:
-    """Return a head with new random weights, for modalities of `shapes`. Raises MertoolError for an unknown name."""
-    module = registry.load(PACKAGE, "fusion head", name)
-    return module.build(shapes, classes=classes, width=width, dropout=dropout)
+__all__ = ["FusionHead", "HeadSpec", "Shapes", "stack_members"]
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What all members of an ensemble have in common: the name of their head, its modalities and number of classes."""
+    """The head that all members of an ensemble have.
+
+    Attributes:
+        name: Name of a file of this package, with hyphens.
+        shapes: (L, D) of each modality: layers or spans, and channels.
+        classes: Number of classes.
+    """
 
     name: str
     shapes: Shapes
     classes: int
 
     def build(self, *, width: int, dropout: float = 0.0) -> FusionHead:
-        """Return a head with new random weights."""
-        return build(self.name, self.shapes, classes=self.classes, width=width, dropout=dropout)
+        """Return a head with new random weights. Raises MertoolError for an unknown name."""
+        module = registry.load("fusion.heads", "fusion head", self.name)
+        return module.build(self.shapes, classes=self.classes, width=width, dropout=dropout)

@@ -1,8 +1,8 @@
 """Layers of fusion heads, which also compute many heads at once.
 
 A head's parameters and buffers may have one more axis in front, of length M, one entry per ensemble member
-(`stack_members`). Features are then (M, B, ...) instead of (B, ...), each member has its own B clips, and a linear layer
-is one batched matrix product. A head is therefore written once: it addresses its own axes from the end.
+(`stack_members`). Features are then (M, B, ...) instead of (B, ...), each member has its own B clips, and a linear
+layer is one batched matrix product. A head is therefore written once: it addresses its own axes from the end.
 """
 
 from collections.abc import Sequence
