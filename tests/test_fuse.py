@@ -215,7 +215,7 @@ def test_the_official_protocol_is_called_optimistic(made, invoke, tmp_path):
     info, metrics = (json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("run", "metrics"))
     assert info["selection"] == metrics["selection"] == words
     assert info["members"][0]["head"] == "attention-mertools"
-    assert info["settings"]["schedule"]["weight_decay"] == 1e-5
+    assert info["settings"]["training"]["weight_decay"] == 1e-5
     assert metrics["folds"] == "3 folds, shuffled; speakers are not kept apart"
 
 
@@ -225,7 +225,6 @@ def test_the_official_protocol_is_called_optimistic(made, invoke, tmp_path):
         (["--protocol", "mertool"], "did you mean 'mertools'"),
         (["--dropout", "1"], "--dropout 1: give a number from 0 to below 1"),
         (["--modality-dropout", "-0.1"], "--modality-dropout -0.1: give a number from 0 to below 1"),
-        (["--mixup", "-1"], "--mixup"),
         (["--learning-rate", "0"], "--learning-rate 0: give a number between 0 and 1"),
     ],
 )

@@ -6,7 +6,7 @@ from scipy.special import softmax
 
 from mertool.errors import MertoolError
 from mertool.fusion.calibration import (
-    LEAST_SHARE,
+    MIN_PRIOR,
     Correction,
     apply_correction,
     class_prior,
@@ -143,7 +143,7 @@ def test_a_class_that_no_clip_looks_like_keeps_a_least_share():
     logits, _ = drawn(400)
     probabilities = softmax(logits - np.array([0, 0, 0, 50.0]), -1)
     shift = em_prior(probabilities, UNIFORM)
-    assert shift.prior[3] == pytest.approx(LEAST_SHARE)
+    assert shift.prior[3] == pytest.approx(MIN_PRIOR)
     assert shift.prior.sum() == pytest.approx(1)
     Correction(1.0, tuple(UNIFORM), tuple(shift.prior))
 
@@ -171,7 +171,7 @@ def test_the_effect_of_a_prior_correction():
     there, truth = drawn(6000, target, seed=1)
     there = there - np.log(target) + np.log(train)
     correction = Correction(1.0, tuple(train), tuple(em_prior(softmax(there, -1), train).prior))
-    effect = prior_effect(logits, labels, there, correction)
+    effect = prior_effect(logits, labels, there, correction=correction)
     assert effect["as_they_are"]["after"] < effect["as_they_are"]["before"]
     assert effect["at_target"]["after"] > effect["at_target"]["before"] + 0.05
     assert effect["unlabelled_clips"] == 6000
