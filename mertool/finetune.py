@@ -5,7 +5,6 @@ training clip can come from an adapter that was not trained on its label, and al
 epoch of each adapter is chosen on development clips, which are an eighth of those it may see.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from accelerate import Accelerator
 from mertool import encoders, registry
 from mertool.adapters import methods as peft_methods
 from mertool.adapters.blocks import check_adaptable
-from mertool.adapters.cross_validation import AdapterSplit, adapter_splits, join_held_out
+from mertool.adapters.cross_validation import AdapterSplit, adapter_splits
 from mertool.adapters.data import (
     CACHE_FOLDER,
     AdaptationData,
@@ -25,10 +24,10 @@ from mertool.adapters.data import (
     read_adaptation_data,
     sample_unlabelled,
 )
-from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, score_adaptation
 from mertool.adapters.finished import ADAPTERS, FinishedAdapters
-from mertool.adapters.method_comparison import HELD_OUT, compare_runs, plot_comparison
+from mertool.adapters.method_comparison import compare_runs, plot_comparison
 from mertool.adapters.probed_layers import read_probe
+from mertool.adapters.reporting import write_results
 from mertool.adapters.setup import AdapterConfig, AdapterSetup, prepare
 from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype
@@ -37,15 +36,14 @@ from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import item_digest
 from mertool.extraction.progress import ProgressFactory
-from mertool.features import describe_layers, format_layers, parse_layers
+from mertool.features import parse_layers
 from mertool.learning.accelerator import make_accelerator
-from mertool.learning.folds import Folds, speaker_groups
+from mertool.learning.folds import Folds
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
 from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.finetune import FinetuneOptions
-from mertool.predictions import Predictions
-from mertool.runs import Run, RunDraft, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, cache_key, find_reusable_run, new_run
 
 KEYED_BY_CONTENT = ("encoder", "folds")  # options whose content, not whose text, is in a run's key
 # HuBERT was trained on clusters of layer 9 of 12 (Hsu et al., 2021), chinese-hubert-large likewise.
@@ -96,7 +94,9 @@ class _LabelledData:
     skipped: dict[str, str]
 
 
-def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progress: ProgressFactory) -> tuple[Run, bool]:
+def finetune(
+    manifest: Manifest, output: Path, options: FinetuneOptions, *, progress: ProgressFactory
+) -> tuple[Run, bool]:
     """Train the adapters; return the run, and whether a complete run of the same inputs was reused."""
     options = read_probe(options)
     resolved = _resolve(manifest, options)
@@ -117,7 +117,7 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
         training = TrainingProgress(update, total=sum(map(setup.config.count_steps, labelled.splits)))
         for split in labelled.splits:
             result = finished.load(split.name)
-            # Every process looks before the first one writes, otherwise some would wait for gradients of the others.
+            # Every process must look before the first one writes: all have to agree on what is trained.
             accelerator.wait_for_everyone()
             if result is None:
                 adapter = train_adapter(setup, split, training.report_step)
@@ -128,13 +128,24 @@ def finetune(manifest: Manifest, output: Path, options: FinetuneOptions, progres
         run_info = _run_info(resolved, options, setup=setup, labelled=labelled)
         with new_run(output, "finetune", key=key, **run_info) as draft:
             finished.adapters.rename(draft.folder / ADAPTERS)
-            _write_results(draft, options, setup=setup, labelled=labelled, results=results)
+            write_folds(draft.folder / "folds.csv", labelled.examples, labelled.folds)
+            draft.metrics.update(folds=labelled.folds.description, skipped=labelled.skipped)
+            write_results(
+                draft,
+                setup,
+                examples=labelled.examples,
+                classes=options.classes,
+                splits=labelled.splits,
+                results=results,
+            )
         finished.remove()
     accelerator.wait_for_everyone()
     return Run.read(output, "finetune"), False
 
 
-def compare(manifest: Manifest, output: Path, options: FinetuneOptions, progress: ProgressFactory) -> tuple[Run, bool]:
+def compare(
+    manifest: Manifest, output: Path, options: FinetuneOptions, *, progress: ProgressFactory
+) -> tuple[Run, bool]:
     """Train the methods of `options.compare` under the same conditions, each in a run named after it beside `output`.
 
     Returns the run that compares them, and whether it was reused.
@@ -151,7 +162,9 @@ def compare(manifest: Manifest, output: Path, options: FinetuneOptions, progress
             budget=options.budget if has_size else None,
             size=options.size if has_size else None,
         )
-        runs[method], _ = finetune(manifest, output.with_name(f"{output.name}-{method}"), own_options, progress)
+        runs[method], _ = finetune(
+            manifest, output.with_name(f"{output.name}-{method}"), own_options, progress=progress
+        )
     key = cache_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in runs.values()]})
     if run := find_reusable_run(output, "compare", key=key, options=options):
         return run, True
@@ -319,51 +332,3 @@ def _run_info(
         "folds": folds,
         "adapter_of_clip": {clip: f"fold{fold}" for clip, fold in folds.items()},
     }
-
-
-def _write_results(
-    draft: RunDraft,
-    options: FinetuneOptions,
-    *,
-    setup: AdapterSetup,
-    labelled: _LabelledData,
-    results: Sequence[AdapterResult],
-) -> None:
-    """Write scores without and with adapters, predictions of held-out clips, folds and plots into the run."""
-    examples, splits = labelled.examples, labelled.splits
-    write_folds(draft.folder / "folds.csv", examples, labelled.folds)
-    scorer = HeldOutScorer(examples=examples, n_classes=len(options.classes), seed=options.seed)
-    draft.metrics.update(
-        {
-            "clips": len(examples),
-            "unlabelled": len(setup.unlabelled_rows),
-            "skipped": labelled.skipped,
-            "folds": labelled.folds.description,
-            "interval": "speakers" if speaker_groups(examples) is not None else "clips",
-            "method": options.method,
-            "size": setup.config.size,
-            "layers": format_layers(setup.config.layers),
-            "trainable": results[-1].n_trainable,
-            "parameters": setup.encoder_parameters,
-            **score_adaptation(scorer, splits, results, layers=setup.blocks.layers),
-            "history": {split.name: asdict(result.history) for split, result in zip(splits, results, strict=True)},
-        }
-    )
-    logits = torch.from_numpy(join_held_out(splits, [result.head_logits for result in results]))
-    probabilities = logits.softmax(1).numpy().astype(np.float64)
-    modalities = tuple(("audio",) for _ in examples.clips)
-    Predictions(examples.clips, options.classes, probabilities, modalities).write(draft.folder / HELD_OUT)
-    _plot(draft, setup.blocks.layers)
-
-
-def _plot(draft: RunDraft, layers: tuple[int, ...]) -> None:
-    from mertool.plots import plot_adaptation, plot_training_losses
-
-    metrics = draft.metrics
-    title = f"{metrics['method']} on {describe_layers(metrics['layers'])}"
-    losses = {
-        name: (history["label_loss"], [history["start_loss"], *history["development_loss"]], history["best_epoch"])
-        for name, history in metrics["history"].items()
-    }
-    plot_training_losses(draft.folder / "losses", losses, title)
-    plot_adaptation(draft.folder / "layers", list(layers), metrics["probes"], title)

@@ -20,7 +20,7 @@ from mertool.predictions import Predictions
 from mertool.runs import load_tensors
 from mertool.store import FeatureStore
 
-TRIO = ("spk01_001", "spk01_005", "spk02_003", "spk02_004", "spk03_002", "spk03_003", "spk04_002", "spk04_005")
+CLIPS = ("spk01_001", "spk01_005", "spk02_003", "spk02_004", "spk03_002", "spk03_003", "spk04_002", "spk04_005")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def manifest(tmp_path, demo_rows, write_manifest):
 
     def write(**changes):
         rows = []
-        for number, clip in enumerate(TRIO):
+        for number, clip in enumerate(CLIPS):
             label = ("sad", "happy")[number % 2]
             rows.append({**demo_rows[clip], "label": label, "end": "0.8", **changes.get(clip, {})})
         return write_manifest(tmp_path / "clips.csv", rows)
@@ -44,8 +44,8 @@ def finetune(invoke, tiny_encoders, tmp_path, monkeypatch, keep_a_trained_epoch)
 
     def run(source, name="run", *options, encoder="hubert_group"):
         size = [] if {"ia3", "bitfit", "full"} & set(options) else ["--size", 4]
-        given = ["--encoder", tiny_encoders[encoder], "--layers", "2-3", *size, "--folds", 2, "--epochs", 1]
-        result = invoke("finetune", source, "-o", tmp_path / name, *given, "--json", *options)
+        arguments = ["--encoder", tiny_encoders[encoder], "--layers", "2-3", *size, "--folds", 2, "--epochs", 1]
+        result = invoke("finetune", source, "-o", tmp_path / name, *arguments, "--json", *options)
         assert result.exit_code == 0, (result.exception, result.stderr)
         return json.loads(result.stdout)
 
@@ -67,16 +67,29 @@ def same(a, b):
 # ---------------------------------------------------------------- the run
 
 
-def test_an_adapter_per_fold_and_one_on_all(finetune_run):
+def test_finetune_trains_an_adapter_per_fold_and_one_on_all_clips(finetune_run):
     names = {folder.name for folder in (finetune_run / "adapters").iterdir()}
     assert names == {"fold0", "fold1", "fold2", "final"}
     adapters = [adapter(finetune_run, name) for name in sorted(names)]
     assert not any(same(a, b) for a, b in pairwise(adapters))
 
 
-def test_adapters_that_do_harm_stay_as_they_began_and_it_says_so(invoke, manifest, tiny_encoders, tmp_path):
-    given = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--size", 4, "--folds", 2, "--epochs", 2]
-    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *given, "--learning-rate", 0.9, "--patience", 2)
+def test_adapters_that_raise_the_development_loss_have_no_effect_and_a_note_says_so(
+    invoke, manifest, tiny_encoders, tmp_path
+):
+    arguments = [
+        "--encoder",
+        tiny_encoders["hubert_group"],
+        "--layers",
+        "2-3",
+        "--size",
+        4,
+        "--folds",
+        2,
+        "--epochs",
+        2,
+    ]
+    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *arguments, "--learning-rate", 0.9, "--patience", 2)
     assert result.exit_code == 0, result.stderr
     assert "3 of 3 adapters change nothing: no epoch was better than the start" in result.stderr
     ups = [value for name, value in adapter(tmp_path / "run", "final").items() if ".up." in name]
@@ -84,7 +97,7 @@ def test_adapters_that_do_harm_stay_as_they_began_and_it_says_so(invoke, manifes
     assert not any(value.any() for value in ups)
 
 
-def test_each_clip_is_given_the_adapter_of_the_fold_that_held_it_out(finetune_run, clip_names):
+def test_each_clip_has_the_adapter_of_the_fold_that_held_it_out(finetune_run, clip_names):
     facts = info(finetune_run)
     assert facts["adapter_of_clip"] == {clip: f"fold{fold}" for clip, fold in facts["folds"].items()}
     assert set(facts["folds"]) == set(clip_names.labelled) - {clip_names.no_sound}
@@ -94,7 +107,7 @@ def test_each_clip_is_given_the_adapter_of_the_fold_that_held_it_out(finetune_ru
     assert all(len(folds) == 1 for folds in speakers.values())
 
 
-def test_the_probes_window_and_encoder_are_taken(finetune_run, probe_run):
+def test_window_and_encoder_are_those_of_the_probe(finetune_run, probe_run):
     first, last = info(probe_run)["window"]
     assert info(finetune_run)["layers"] == list(range(first, last + 1))
     assert info(finetune_run)["encoder"]["name"] == "tiny-random-hubert"
@@ -117,8 +130,8 @@ def test_metrics_and_plots(finetune_run, clip_names):
         assert probe["gain"]["difference"] == pytest.approx(difference)
     assert metrics["probes"][str(last)]["frozen"] == metrics["frozen"]
     assert metrics["interval"] == "speakers"
-    wanted = {"losses.png", "losses.svg", "layers.png", "layers.svg", "folds.csv", "held_out.csv"}
-    assert wanted <= {file.name for file in finetune_run.iterdir()}
+    files = {"losses.png", "losses.svg", "layers.png", "layers.svg", "folds.csv", "held_out.csv"}
+    assert files <= {file.name for file in finetune_run.iterdir()}
 
 
 def test_held_out_predictions_are_those_that_are_scored(finetune_run, clip_names, demo_rows):
@@ -135,33 +148,33 @@ def test_nothing_of_an_unfinished_run_is_left(finetune_run):
     assert not list(finetune_run.parent.glob(".*"))
 
 
-def test_a_folds_adapter_never_saw_the_labels_of_its_clips(manifest, finetune, tmp_path):
-    """Two clips of one speaker change labels: the fold that holds them out must not notice."""
+def test_the_adapter_of_a_fold_does_not_depend_on_the_labels_of_its_clips(manifest, finetune, tmp_path):
+    """Two clips of one speaker change labels; the adapter of the fold that holds them out stays the same."""
     finetune(manifest(), "before")
     folds = info(tmp_path / "before")["folds"]
     swapped = {"spk01_001": {"label": "happy"}, "spk01_005": {"label": "sad"}}
     finetune(manifest(**swapped), "after")
     assert info(tmp_path / "after")["folds"] == folds
-    apart = f"fold{folds['spk01_001']}"
-    other = f"fold{1 - folds['spk01_001']}"
-    assert same(adapter(tmp_path / "before", apart), adapter(tmp_path / "after", apart))
-    for name in (other, "final"):
+    held_out = f"fold{folds['spk01_001']}"
+    trained_on = f"fold{1 - folds['spk01_001']}"
+    assert same(adapter(tmp_path / "before", held_out), adapter(tmp_path / "after", held_out))
+    for name in (trained_on, "final"):
         assert not same(adapter(tmp_path / "before", name), adapter(tmp_path / "after", name))
 
 
-def test_a_folds_adapter_never_saw_the_sound_of_its_clips(manifest, finetune, tmp_path, demo_rows):
-    """To rounding: clips are pooled in batches by length, which change with the sound."""
+def test_the_adapter_of_a_fold_does_not_depend_on_the_audio_of_its_clips(manifest, finetune, tmp_path, demo_rows):
+    """Up to rounding: clips are pooled in batches by length, and these change with the audio."""
     finetune(manifest(), "before")
     folds = info(tmp_path / "before")["folds"]
     finetune(manifest(spk01_001={"path": demo_rows["spk05_005"]["path"]}), "after")
-    apart = f"fold{folds['spk01_001']}"
+    held_out = f"fold{folds['spk01_001']}"
 
     def change(name):
-        before, after = (adapter(tmp_path / run, name) for run in ("before", "after"))
-        return max(float((before[key] - after[key]).abs().max()) for key in before)
+        old, new = (adapter(tmp_path / run, name) for run in ("before", "after"))
+        return max(float((old[key] - new[key]).abs().max()) for key in old)
 
     # Adam's first steps are of one size, however small the gradient: rounding may move a parameter by a little more.
-    assert 20 * change(apart) < change("final")
+    assert 20 * change(held_out) < change("final")
 
 
 def test_the_same_seed_gives_the_same_adapters(manifest, finetune, tmp_path):
@@ -194,7 +207,7 @@ def test_methods_and_encoders(method, encoder, manifest, finetune, tmp_path):
 
 @pytest.mark.parametrize("exact", [(), ("--no-prefix-cache",)])
 @pytest.mark.parametrize("target", ["units", "features", "logmel"])
-def test_every_target_of_the_masks(target, exact, manifest, finetune):
+def test_every_reconstruction_target(target, exact, manifest, finetune):
     source = manifest(spk01_001={"label": "", "split": "unlabelled"})
     result = finetune(
         source,
@@ -236,14 +249,14 @@ def test_the_prefix_is_stored_once_for_all_runs_beside_each_other(manifest, fine
 
 
 def test_folds_of_a_file(manifest, finetune, tmp_path):
-    wanted = {clip: number % 2 for number, clip in enumerate(sorted(TRIO, reverse=True))}
-    lines = [f"{clip},{fold}\n" for clip, fold in wanted.items()]
+    fold_of_clip = {clip: number % 2 for number, clip in enumerate(sorted(CLIPS, reverse=True))}
+    lines = [f"{clip},{fold}\n" for clip, fold in fold_of_clip.items()]
     (tmp_path / "folds.csv").write_text("clip,fold\n" + "".join(lines))
-    source = manifest(**{clip: {"speaker": ""} for clip in TRIO})
-    labels = {clip: ("sad", "happy")[number // 2 % 2] for number, clip in enumerate(sorted(TRIO, reverse=True))}
+    source = manifest(**{clip: {"speaker": ""} for clip in CLIPS})
+    labels = {clip: ("sad", "happy")[number // 2 % 2] for number, clip in enumerate(sorted(CLIPS, reverse=True))}
     source = manifest(**{clip: {"speaker": "", "label": label} for clip, label in labels.items()})
     result = finetune(source, "run", "--folds", tmp_path / "folds.csv")
-    assert info(tmp_path / "run")["folds"] == wanted
+    assert info(tmp_path / "run")["folds"] == fold_of_clip
     assert result["interval"] == "clips"
 
 
@@ -251,8 +264,8 @@ def test_a_budget_sets_the_size(manifest, invoke, tiny_encoders, tmp_path):
     each = 2 * (
         32 * 2 + 1
     )  # weights of a bottleneck one wide, in two blocks; the second bias has 32 whatever the width
-    given = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--folds", 2, "--epochs", 1, "--json"]
-    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *given, "--budget", 64 + 5 * each + 7)
+    arguments = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--folds", 2, "--epochs", 1, "--json"]
+    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *arguments, "--budget", 64 + 5 * each + 7)
     assert result.exit_code == 0, (result.exception, result.stderr)
     metrics = json.loads(result.stdout)
     assert (metrics["size"], metrics["trainable"]) == (5, 64 + 5 * each)
@@ -260,25 +273,25 @@ def test_a_budget_sets_the_size(manifest, invoke, tiny_encoders, tmp_path):
 
 def test_a_comparison_of_methods(manifest, invoke, tiny_encoders, tmp_path):
     folds = tmp_path / "folds.csv"
-    folds.write_text("clip,fold\n" + "".join(f"{clip},{clip[4] in '12'}\n" for clip in TRIO))
-    given = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--folds", folds, "--epochs", 1]
+    folds.write_text("clip,fold\n" + "".join(f"{clip},{clip[4] in '12'}\n" for clip in CLIPS))
+    arguments = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--folds", folds, "--epochs", 1]
     result = invoke(
-        *("finetune", manifest(), "-o", tmp_path / "all", *given, "--compare", "bottleneck,lora,bitfit"),
+        *("finetune", manifest(), "-o", tmp_path / "all", *arguments, "--compare", "bottleneck,lora,bitfit"),
         *("--budget", "2k", "--json"),
     )
     assert result.exit_code == 0, (result.exception, result.stderr)
     metrics = json.loads(result.stdout)
     assert list(metrics["methods"]) == ["bottleneck", "lora", "bitfit"]
     assert all(0 < metrics["methods"][name]["trainable"] <= 2000 for name in ("bottleneck", "lora"))
-    others = [scores for name, scores in metrics["methods"].items() if name != metrics["best"]]
-    assert all(0 < scores["against_best"]["p"] <= 1 and 0 < scores["mcnemar"]["p"] <= 1 for scores in others)
+    rest = [scores for name, scores in metrics["methods"].items() if name != metrics["best"]]
+    assert all(0 < scores["against_best"]["p"] <= 1 and 0 < scores["mcnemar"]["p"] <= 1 for scores in rest)
     assert (tmp_path / "all" / "methods.png").exists()
     assert (tmp_path / "all-lora" / "adapters" / "final" / "adapter_config.json").exists()
-    shown = invoke(
-        "finetune", manifest(), "-o", tmp_path / "all", *given, "--compare", "bottleneck,lora", "--budget", 2000
+    printed = invoke(
+        "finetune", manifest(), "-o", tmp_path / "all", *arguments, "--compare", "bottleneck,lora", "--budget", 2000
     )
-    assert "against the best" in shown.stdout
-    assert "all-" in shown.stdout.split("--adapter")[1]
+    assert "against the best" in printed.stdout
+    assert "all-" in printed.stdout.split("--adapter")[1]
 
 
 @pytest.mark.parametrize(
@@ -302,8 +315,8 @@ def test_a_comparison_of_methods(manifest, invoke, tiny_encoders, tmp_path):
     ],
 )
 def test_wrong_options(options, message, manifest, invoke, tiny_encoders, tmp_path):
-    given = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--folds", 2, *options]
-    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *given)
+    arguments = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--folds", 2, *options]
+    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *arguments)
     assert isinstance(result.exception, MertoolError), (result.exception, result.stderr)
     assert message in str(result.exception)
     assert not (tmp_path / "run").exists()
@@ -316,7 +329,7 @@ def test_a_killed_run_resumes_and_equals_an_undisturbed_one(manifest, finetune, 
     """Finished adapters are reused; the one that was in training is trained again from the start."""
     from mertool import finetune as stage
 
-    whole = finetune(manifest(), "whole", "--epochs", 3)
+    undisturbed = finetune(manifest(), "whole", "--epochs", 3)
     train_adapter, trained = stage.train_adapter, []
 
     def train_until_killed(setup, split, progress):
@@ -344,7 +357,7 @@ def test_a_killed_run_resumes_and_equals_an_undisturbed_one(manifest, finetune, 
     resumed = finetune(manifest(), "killed", "--epochs", 3)
     assert titles[-1] == "adapters (1 of 3 were trained before)"
     assert trained == ["fold0", "fold1", "fold1", "final"]
-    assert resumed["history"] == whole["history"]
+    assert resumed["history"] == undisturbed["history"]
     for name in ("fold0", "fold1", "final"):
         assert same(adapter(tmp_path / "whole", name), adapter(tmp_path / "killed", name))
     assert (tmp_path / "whole" / "held_out.csv").read_text() == (tmp_path / "killed" / "held_out.csv").read_text()
@@ -355,18 +368,18 @@ def test_a_killed_run_resumes_and_equals_an_undisturbed_one(manifest, finetune, 
 def test_two_processes_train_what_one_does(manifest, tiny_encoders, tmp_path):
     """By torchrun on two CPU processes; batches of five leave one of them with less."""
     source = manifest()
-    given = ["finetune", source, "--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--size", 4]
-    given += ["--folds", 2, "--epochs", 2, "--batch", 3, "--device", "cpu", "--dtype", "float32", "--json"]
+    arguments = ["finetune", source, "--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--size", 4]
+    arguments += ["--folds", 2, "--epochs", 2, "--batch", 3, "--device", "cpu", "--dtype", "float32", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     results = []
     for processes in (1, 2):
         run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, "--standalone"]
-        command = [*run, "-m", "mertool", *given, "-o", tmp_path / f"run{processes}"]
+        command = [*run, "-m", "mertool", *arguments, "-o", tmp_path / f"run{processes}"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr
         results.append(json.loads(done.stdout))  # one process alone reports
-    one, two = (adapter(tmp_path / f"run{processes}", "final") for processes in (1, 2))
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+    single, double = (adapter(tmp_path / f"run{processes}", "final") for processes in (1, 2))
+    assert max(float((single[key] - double[key]).abs().max()) for key in single) < 1e-5
     losses = [result["history"]["final"]["label_loss"] for result in results]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
@@ -404,7 +417,7 @@ def manual(folder, name, tiny_encoders, wave):
     return (torch.stack([state[0].mean(0) for state in states[:-1]]) - offset[:-1]).numpy()
 
 
-def test_training_clips_get_the_adapter_that_did_not_see_them(
+def test_training_clips_have_the_adapter_that_was_not_trained_on_them(
     acoustic_store, audio_store, finetune_run, demo_rows, tiny_encoders, clip_names
 ):
     from mertool.media import read_audio
@@ -419,8 +432,8 @@ def test_training_clips_get_the_adapter_that_did_not_see_them(
             np.testing.assert_allclose(
                 value[:-1], manual(finetune_run, name, tiny_encoders, wave), atol=1e-4, rtol=1e-4
             )
-            for other in {"fold0", "fold1", "fold2", "final"} - {name}:
-                elsewhere = manual(finetune_run, other, tiny_encoders, wave)
+            for other_name in {"fold0", "fold1", "fold2", "final"} - {name}:
+                elsewhere = manual(finetune_run, other_name, tiny_encoders, wave)
                 assert np.abs(value[:-1] - elsewhere).max() > 1e-3
 
 
@@ -436,14 +449,14 @@ def test_the_mean_offset_of_an_adapter_is_subtracted(
     finetune(manifest(), "run", "--learning-rate", 0.02, "--dtype", "float32", *exact, encoder=encoder)
     frozen, folds = load_tiny(encoder, "audio"), info(tmp_path / "run")["folds"]
     every = tuple(range(frozen.num_layers + 1))
-    waves = {clip: read_audio(Path(demo_rows[clip]["path"]), 0, 0.8) for clip in TRIO}
+    waves = {clip: read_audio(Path(demo_rows[clip]["path"]), 0, 0.8) for clip in CLIPS}
     before = {clip: frozen.encode([wave], every)[0].mean(1) for clip, wave in waves.items()}
     adapted = MultiAdapterEncoder.load(load_tiny(encoder, "audio"), tmp_path / "run" / "adapters", torch.device("cpu"))
     for name in ("fold0", "fold1", "final"):
         adapted.select(name)
-        learned = [clip for clip in TRIO if name != f"fold{folds[clip]}"]
-        made = adapted.encode_prepared([adapted.prepare(waves[clip]) for clip in learned], every)
-        added = torch.stack([after.mean(1) - before[clip] for clip, after in zip(learned, made, strict=True)])
+        trained_on = [clip for clip in CLIPS if name != f"fold{folds[clip]}"]
+        outputs = adapted.encode_prepared([adapted.prepare(waves[clip]) for clip in trained_on], every)
+        added = torch.stack([output.mean(1) - before[clip] for clip, output in zip(trained_on, outputs, strict=True)])
         spread, offset = added.std(0), adapted.mean_offsets[name]
         assert added[:, :2].abs().max() < 1e-3
         assert not offset[:2].any()
@@ -458,11 +471,11 @@ def test_an_adapter_without_its_mean_offset_is_refused(finetune_run, tmp_path):
         load_mean_offsets(tmp_path / "adapters")
 
 
-def test_extraction_says_which_adapter_it_took(
+def test_extraction_reports_which_adapters_it_used(
     acoustic_store, invoke, workspace, finetune_run, tiny_encoders, clip_names
 ):
-    given = ["--encoder", tiny_encoders["hubert"], "--adapter", finetune_run, "--storage", "float32"]
-    result = invoke("extract", "audio", workspace.manifest, "-o", acoustic_store, *given)
+    arguments = ["--encoder", tiny_encoders["hubert"], "--adapter", finetune_run, "--storage", "float32"]
+    result = invoke("extract", "audio", workspace.manifest, "-o", acoustic_store, *arguments)
     trained_on = len(clip_names.labelled) - 1
     assert f"{trained_on} training clips got that of the fold which held them out, all others" in result.stdout
 
@@ -472,28 +485,30 @@ def test_layers_below_the_adapters_are_those_of_the_frozen_encoder(acoustic_stor
     with FeatureStore(acoustic_store) as store, FeatureStore(audio_store) as plain:
         adapted, frozen = store.read(store.ids), plain.read(store.ids)
     np.testing.assert_allclose(adapted[:, :first], frozen[:, :first], atol=1e-3, rtol=1e-3)
-    below, above = (np.abs(adapted - frozen).mean(axis=(0, 2))[part] for part in (slice(0, first), slice(first, None)))
-    assert above.max() > 5 * below.max()  # what is below is rounded alone
+    below, above = (
+        np.abs(adapted - frozen).mean(axis=(0, 2))[layers] for layers in (slice(0, first), slice(first, None))
+    )
+    assert above.max() > 5 * below.max()  # layers below differ by rounding only
 
 
 def test_an_adapter_of_another_encoder_is_refused(invoke, workspace, finetune_run, tiny_encoders, tmp_path):
-    given = ["--encoder", tiny_encoders["hubert_group"], "--adapter", finetune_run]
-    result = invoke("extract", "audio", workspace.manifest, "-o", tmp_path / "a.h5", *given)
+    arguments = ["--encoder", tiny_encoders["hubert_group"], "--adapter", finetune_run]
+    result = invoke("extract", "audio", workspace.manifest, "-o", tmp_path / "a.h5", *arguments)
     assert isinstance(result.exception, MertoolError)
     assert "adapts encoder 'tiny-random-hubert'" in str(result.exception)
     assert "not 'hubert_group'" in str(result.exception)
 
 
 def test_a_probe_of_another_encoder_is_refused(invoke, workspace, probe_run, tiny_encoders, tmp_path):
-    given = ["--probe", probe_run, "--encoder", tiny_encoders["wavlm"]]
-    result = invoke("finetune", workspace.manifest, "-o", tmp_path / "run", *given)
+    arguments = ["--probe", probe_run, "--encoder", tiny_encoders["wavlm"]]
+    result = invoke("finetune", workspace.manifest, "-o", tmp_path / "run", *arguments)
     assert isinstance(result.exception, MertoolError)
     assert "probed encoder 'tiny-random-hubert'" in str(result.exception)
 
 
 def test_whisper_cannot_be_adapted(invoke, manifest, tiny_encoders, tmp_path):
-    given = ["--encoder", tiny_encoders["whisper"], "--layers", 2, "--folds", 2, "--epochs", 1]
-    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *given)
+    arguments = ["--encoder", tiny_encoders["whisper"], "--layers", 2, "--folds", 2, "--epochs", 1]
+    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *arguments)
     assert isinstance(result.exception, MertoolError)
     assert "spectrograms" in str(result.exception)
     assert not (tmp_path / "run").exists()
@@ -503,25 +518,33 @@ def test_whisper_cannot_be_adapted(invoke, manifest, tiny_encoders, tmp_path):
 
 
 def test_adapted_features_of_a_clip_do_not_depend_on_its_label(manifest, finetune, call, tiny_encoders, tmp_path):
-    """Exactly, not by chance level: random labels could not be read from features that ignore them."""
+    """The features are equal, not only as good as chance."""
     swapped = {"spk01_001": {"label": "happy"}, "spk01_005": {"label": "sad"}}
     values = {}
     for name, changes in (("before", {}), ("after", swapped)):
         source = manifest(**changes)
         finetune(source, name, "--learning-rate", 0.02)
-        given = ["--encoder", tiny_encoders["hubert_group"], "--adapter", tmp_path / name, "--storage", "float32", "-q"]
-        call("extract", "audio", source, "-o", tmp_path / f"{name}.h5", *given)
+        arguments = [
+            "--encoder",
+            tiny_encoders["hubert_group"],
+            "--adapter",
+            tmp_path / name,
+            "--storage",
+            "float32",
+            "-q",
+        ]
+        call("extract", "audio", source, "-o", tmp_path / f"{name}.h5", *arguments)
         with FeatureStore(tmp_path / f"{name}.h5") as store:
             values[name] = dict(zip(store.ids, store.read(store.ids), strict=True))
     folds = info(tmp_path / "after")["folds"]
-    for clip in TRIO:  # the two, and who shares their fold, whose adapter read neither label
+    for clip in CLIPS:  # the two, and who shares their fold, whose adapter read neither label
         apart = folds[clip] == folds["spk01_001"]
         assert np.array_equal(values["before"][clip], values["after"][clip]) == apart, clip
 
 
 @pytest.fixture
 def tones(tmp_path, write_manifest):
-    """Sixty tones of twelve speakers with labels drawn by chance: there is nothing to learn but the clips."""
+    """Sixty tones of twelve speakers with random labels: training can only memorize the clips."""
     random = np.random.default_rng(3)
     rows = []
     for number in range(60):
@@ -541,21 +564,21 @@ def test_without_masks_the_prefix_changes_nothing(tones, finetune, tmp_path):
     for name, history in stored["history"].items():
         for loss in ("label_loss", "development_loss"):
             np.testing.assert_allclose(history[loss], exact["history"][name][loss], rtol=2e-3)
-    one, other = (adapter(tmp_path / run, "final") for run in ("stored", "exact"))
-    assert max(float((one[key] - other[key]).abs().max()) for key in one) < 2e-3
+    adapters = [adapter(tmp_path / run, "final") for run in ("stored", "exact")]
+    assert max(float((adapters[0][key] - adapters[1][key]).abs().max()) for key in adapters[0]) < 2e-3
 
 
 def test_with_random_labels_fusion_on_adapted_features_stays_at_chance(
     tones, call, invoke, tiny_encoders, tmp_path, monkeypatch
 ):
-    """Even of adapters that know their clips by heart; and would not if each clip had that of all clips."""
+    """Also with overfitted adapters, whose own training clips score far above chance."""
     monkeypatch.setattr(
         "mertool.adapters.cross_validation._split_development", lambda examples, rows, seed: (rows, rows)
     )
     encoder = tiny_encoders["wav2vec2"]
-    given = ["--encoder", encoder, "--layers", "1-4", "--method", "full", "--folds", 3, "--mask-weight", 0, "-q"]
+    arguments = ["--encoder", encoder, "--layers", "1-4", "--method", "full", "--folds", 3, "--mask-weight", 0, "-q"]
     learn = ["--epochs", 40, "--learning-rate", 2e-3, "--batch", 20]
-    call("finetune", tones, "-o", tmp_path / "honest", *given, *learn)
+    call("finetune", tones, "-o", tmp_path / "honest", *arguments, *learn)
     shutil.copytree(tmp_path / "honest", tmp_path / "leaky")
     facts = info(tmp_path / "leaky")
     facts["adapter_of_clip"] = {}  # so all clips get the adapter that was trained on all of them
@@ -586,20 +609,32 @@ def test_with_random_labels_fusion_on_adapted_features_stays_at_chance(
     assert accuracy["leaky"]["low"] > 0.6
 
 
-def test_fusion_takes_the_folds_of_the_adapters(acoustic_store, text_store, workspace, finetune_run, invoke, tmp_path):
-    given = ["fuse", acoustic_store, text_store, "-m", workspace.manifest, "--epochs", 1, "--seeds", 1, "--width", 4]
-    result = invoke(*given, "-o", tmp_path / "fused", "--json")
+def test_fusion_uses_the_folds_of_the_adapters(acoustic_store, text_store, workspace, finetune_run, invoke, tmp_path):
+    arguments = [
+        "fuse",
+        acoustic_store,
+        text_store,
+        "-m",
+        workspace.manifest,
+        "--epochs",
+        1,
+        "--seeds",
+        1,
+        "--width",
+        4,
+    ]
+    result = invoke(*arguments, "-o", tmp_path / "fused", "--json")
     assert result.exit_code == 0, result.exception
     assert "those of the adapters" in json.loads(result.stdout)["folds"]
     folds = info(finetune_run)["folds"]
     assert folds.items() <= info(tmp_path / "fused")["folds"].items()
-    asked = {**info(tmp_path / "fused")["folds"]}
+    fold_of_clip = {**info(tmp_path / "fused")["folds"]}
     for name, change in (("same", 0), ("mixed", 1)):
         first = next(iter(folds))
-        asked[first] = (asked[first] + change) % 3
-        (tmp_path / f"{name}.csv").write_text("clip,fold\n" + "".join(f"{c},{f}\n" for c, f in asked.items()))
-    assert invoke(*given, "-o", tmp_path / "same", "--folds", tmp_path / "same.csv").exit_code == 0
-    mixed = invoke(*given, "-o", tmp_path / "mixed", "--folds", tmp_path / "mixed.csv")
+        fold_of_clip[first] = (fold_of_clip[first] + change) % 3
+        (tmp_path / f"{name}.csv").write_text("clip,fold\n" + "".join(f"{c},{f}\n" for c, f in fold_of_clip.items()))
+    assert invoke(*arguments, "-o", tmp_path / "same", "--folds", tmp_path / "same.csv").exit_code == 0
+    mixed = invoke(*arguments, "-o", tmp_path / "mixed", "--folds", tmp_path / "mixed.csv")
     assert "leave out --folds" in str(mixed.exception)
-    other = invoke(*given, "-o", tmp_path / "other", "--folds", 2)
-    assert "leave out --folds" in str(other.exception)
+    another = invoke(*arguments, "-o", tmp_path / "other", "--folds", 2)
+    assert "leave out --folds" in str(another.exception)

@@ -120,10 +120,10 @@ def read_adaptation_data(
     audio: dict[str, _DecodedAudio] = {}
     skipped: dict[str, str] = {}
     if spec.layers:
-        layer_frames, failures = _read_layers(manifest, spec, cache, progress)
+        layer_frames, failures = _read_layers(manifest, spec, cache=cache, progress=progress)
         skipped |= failures
     if spec.from_frontend or spec.log_mel:
-        audio, failures = _read_audio(manifest, spec, encoder, progress)
+        audio, failures = _read_audio(manifest, spec, encoder=encoder, progress=progress)
         skipped |= failures
     names = tuple(clip.clip for clip in manifest.clips if clip.clip not in skipped)
     if not names:
@@ -144,10 +144,10 @@ def read_adaptation_data(
 
 
 def _read_layers(
-    manifest: Manifest, spec: AdaptationDataSpec, cache: Path, progress: ProgressFactory
+    manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path, progress: ProgressFactory
 ) -> tuple[dict[str, dict[int, np.ndarray]], dict[str, str]]:
     """Return frames (T, D) by clip and layer, and the clips without audio with their reason."""
-    path = _extract_layers(manifest, spec, cache, progress)
+    path = _extract_layers(manifest, spec, cache=cache, progress=progress)
     with FeatureStore(path) as store:
         names = [clip.clip for clip in manifest.clips if clip.clip in store.index]
         skipped = {failure.clip: failure.reason for failure in store.failures()}
@@ -160,16 +160,16 @@ def _read_layers(
     return layer_frames, skipped
 
 
-def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, cache: Path, progress: ProgressFactory) -> Path:
+def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path, progress: ProgressFactory) -> Path:
     """Extract what is missing in the frame store of these layers, and return its path."""
     checkpoint = spec.checkpoint
     recipe = Recipe(
-        "audio",
-        checkpoint.name,
-        spec.weights,
-        spec.layers,
-        "none",
-        dtype_name(spec.dtype),
+        modality="audio",
+        encoder=checkpoint.name,
+        weights=spec.weights,
+        layers=spec.layers,
+        pool="none",
+        compute_dtype=dtype_name(spec.dtype),
         media={"sample_rate": SAMPLE_RATE},
         preprocessing=PREPROCESSING_VERSIONS["audio"],
     )
@@ -193,7 +193,7 @@ def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, cache: Path, p
 
 @torch.inference_mode()
 def _read_audio(
-    manifest: Manifest, spec: AdaptationDataSpec, encoder: Any, progress: ProgressFactory
+    manifest: Manifest, spec: AdaptationDataSpec, *, encoder: Any, progress: ProgressFactory
 ) -> tuple[dict[str, _DecodedAudio], dict[str, str]]:
     """Decode every clip; return what the spec needs of it, and the clips that cannot be read with the reason."""
     items = [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips]

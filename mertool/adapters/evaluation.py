@@ -130,6 +130,7 @@ def score_adaptation(
     scorer: HeldOutScorer,
     splits: Sequence[AdapterSplit],
     results: Sequence[AdapterResult],
+    *,
     layers: tuple[int, ...],
 ) -> dict[str, Any]:
     """Return the scores of all clips without and with adapters: of the trained heads, and of a probe of each block."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mertool.adapters.reporting import HELD_OUT
 from mertool.features import describe_layers
 from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
@@ -12,7 +13,6 @@ from mertool.metrics import mcnemar, paired_bootstrap
 from mertool.predictions import Predictions
 from mertool.runs import Run
 
-HELD_OUT = "held_out.csv"  # predictions of held-out clips in a run of finetune
 SHARED_METRICS = ("clips", "folds", "interval", "layers", "frozen", "parameters")
 
 

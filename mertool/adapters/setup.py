@@ -1,4 +1,4 @@
-"""What the adapters of one encoder share, and a new adapter with its heads, ready to train."""
+"""Preparation of training: the state that the adapters of one encoder share, and a new adapter with its heads."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -22,7 +22,7 @@ from mertool.learning.labelled_clips import IGNORE_INDEX
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What an adapter is, its loss and its training. `FinetuneOptions` checks the values.
+    """Method, loss and optimization of an adapter. `FinetuneOptions` checks the values.
 
     Attributes:
         method: PEFT method, a file of mertool/adapters/methods.
@@ -61,7 +61,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSetup:
-    """What all adapters of one encoder share: frozen blocks, clips and configuration. Made by `prepare`.
+    """State that all adapters of one encoder share: frozen blocks, clips and configuration. Made by `prepare`.
 
     Attributes:
         config: Method, loss and optimization.

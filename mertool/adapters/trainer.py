@@ -100,8 +100,8 @@ def _make_optimizer(trainable: dict[str, nn.Parameter], config: AdapterConfig) -
     """Return AdamW with a lower peak learning rate for the classification head."""
     head_rate = min(config.learning_rate, MAX_HEAD_LEARNING_RATE)
     head = [parameter for name, parameter in trainable.items() if name.startswith("head.")]
-    others = [parameter for name, parameter in trainable.items() if not name.startswith("head.")]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": head, "lr": head_rate}]
+    adapter = [parameter for name, parameter in trainable.items() if not name.startswith("head.")]
+    groups: list[dict[str, Any]] = [{"params": adapter}, {"params": head, "lr": head_rate}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 

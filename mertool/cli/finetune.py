@@ -48,9 +48,9 @@ def finetune(
         return progress(title, quiet or not reports, unit)
 
     if options.compare:
-        run, reused = stage.compare(manifest, output, options, show_progress)
+        run, reused = stage.compare(manifest, output, options, progress=show_progress)
     else:
-        run, reused = stage.finetune(manifest, output, options, show_progress)
+        run, reused = stage.finetune(manifest, output, options, progress=show_progress)
     if not reports:
         return
     if as_json:

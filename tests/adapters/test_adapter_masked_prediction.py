@@ -58,8 +58,8 @@ def test_units_are_fitted_on_the_training_rows_only(frames):
     _, clips = frames
     before = ReconstructionTarget.fit("units", clips, np.arange(4), seed=0)
     changed = [*clips[:4], clips[4] * 9, clips[5] * 9]
-    after = ReconstructionTarget.fit("units", changed, np.arange(4), seed=0)
-    assert torch.equal(before.targets_for(0), after.targets_for(0))
+    refitted = ReconstructionTarget.fit("units", changed, np.arange(4), seed=0)
+    assert torch.equal(before.targets_for(0), refitted.targets_for(0))
 
 
 def test_features_are_standardised(frames):

@@ -112,9 +112,9 @@ def test_the_gradient_does_not_depend_on_the_division_into_forward_passes(mask_w
         losses = trainer._training_step(setup, adapter, adapter.model, optimizer=optimizer, batch=batch, epoch=0)
         steps.append((losses, weights(adapter)))
     assert len(setup.inputs.length_batches(batch)) == 1
-    for losses, after in steps[1:]:
+    for losses, weights_after in steps[1:]:
         np.testing.assert_allclose(losses, steps[0][0], rtol=1e-5)
-        for name, value in after.items():
+        for name, value in weights_after.items():
             torch.testing.assert_close(value, steps[0][1][name], atol=1e-6, rtol=1e-5)
 
 

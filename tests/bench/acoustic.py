@@ -3,11 +3,11 @@
     python tests/bench/acoustic.py RAVDESS
 
 RAVDESS is a folder with the corpus as FLAC: labels.csv (file,label,speaker) and EmoBox's six actor-independent folds
-(emobox_folds.csv). A small HuBERT is pre-trained on its sound, without labels (see pretrain.py; the sound of the
-held-out actors is heard, too, so this is no estimate for a corpus never heard). Then, by mertool's own commands:
+(emobox_folds.csv). A small HuBERT is pre-trained on its audio, without labels (see pretrain.py). The audio of held-out
+actors is included, so this is no estimate for an unknown corpus. Then, by mertool's own commands:
 layers are probed; each method adapts the recommended window under one budget; all blocks are fine-tuned; the same
-model with random weights is probed. Every clip is scored once, by what never learned from its actor. The window was
-chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that. UA is that of an adapted
+model with random weights is probed. Every clip is scored once, by a model that was not trained on its actor. The
+window was chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that. UA is that of an adapted
 encoder with its head; "of a probe" that of a new linear probe of the last adapted layer in the store that
 `extract --adapter` makes, as later stages read it: each clip's features come from the adapter that held it out.
 
@@ -15,7 +15,7 @@ The loss is cross-entropy; MASKED adds the reconstruction of hidden frames. Adap
 rates, which are for models whose hidden states are smaller: on development parts ten times is better (sum of the
 bottleneck's best losses in the first three folds, four epochs: 4.79 with the usual rate, 4.72 with ten times).
 
-What is done is kept in build/bench/acoustic and not done again. Writes build/bench/acoustic.json.
+Finished steps are kept in build/bench/acoustic and not repeated. Writes build/bench/acoustic.json.
 """
 
 import argparse
@@ -65,8 +65,8 @@ def main() -> None:
         weight = 0.1 if name == MASKED else 0
         mertool("finetune", manifest, "-o", run, *jobs[name], "--mask-weight", weight, *common)
         store, (first, last) = run.with_suffix(".h5"), layers_of(run)
-        given = ["--encoder", models["hubert"], "--adapter", run, "--layers", f"{first},{last}"]
-        mertool("extract", "audio", manifest, "-o", store, *given, "-q")
+        arguments = ["--encoder", models["hubert"], "--adapter", run, "--layers", f"{first},{last}"]
+        mertool("extract", "audio", manifest, "-o", store, *arguments, "-q")
         probe = PLACE / f"probe-{run.name}"
         mertool("probe-layers", store, "-m", manifest, "-o", probe, "--folds", folds, "--no-mlp", *CLASSES, "-q")
         say(f"trained and probed: {name}")
@@ -147,7 +147,7 @@ def collect(runs: dict[str, Path]) -> list[Row]:
     """A row per system: UA against that of the frozen features, with intervals and tests beside it."""
     metrics = {name: json.loads((run / "metrics.json").read_text()) for name, run in runs.items()}
     probes = {name: json.loads((PLACE / f"probe-{name}" / "metrics.json").read_text()) for name in ("random", "hubert")}
-    frozen = next(found for name, found in metrics.items() if name != EVERY)["frozen"]
+    frozen = next(scores for name, scores in metrics.items() if name != EVERY)["frozen"]
     base = frozen["uar"]["value"]
     window_end = str(max(layers_of(run)[1] for name, run in runs.items() if name != EVERY))
     rows = [
@@ -156,15 +156,15 @@ def collect(runs: dict[str, Path]) -> list[Row]:
         make_row("frozen, last layer of the window", frozen, base, features=probes["hubert"]["layers"][window_end]),
     ]
     truth, guesses = read_guesses(runs)
-    for name, found in metrics.items():
-        share = found["trainable"] / found["parameters"]
-        extra = {"trainable": found["trainable"], "share": share, "size": found["size"], "layers": found["layers"]}
-        extra["waf_gain_over_frozen"] = found["gain"]
+    for name, scores in metrics.items():
+        share = scores["trainable"] / scores["parameters"]
+        extra = {"trainable": scores["trainable"], "share": share, "size": scores["size"], "layers": scores["layers"]}
+        extra["waf_gain_over_frozen"] = scores["gain"]
         probe = json.loads((PLACE / f"probe-{runs[name].name}" / "metrics.json").read_text())
         extra["features"] = probe["layers"][str(layers_of(runs[name])[1])]
         if name != EVERY:
             extra["waf_gain_over_full"] = paired(truth, guesses[EVERY], guesses[name])
-        rows.append(make_row(name, found["adapted"], base, **extra))
+        rows.append(make_row(name, scores["adapted"], base, **extra))
     return rows
 
 
@@ -174,18 +174,18 @@ def make_row(name: str, scores: dict[str, Any], base: float, **extra: Any) -> Ro
 
 
 def read_guesses(runs: dict[str, Path]) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, np.ndarray]]:
-    """True class and actor of every clip, and what each run said."""
+    """True class and actor of every clip, and the predictions of each run."""
     from mertool.predictions import Predictions
 
     with open(PLACE / "clips.csv", newline="", encoding="utf-8") as file:
         rows = {row["clip"]: row for row in csv.DictReader(file)}
     guesses = {}
     for name, run in runs.items():
-        found = Predictions.read(run / "held_out.csv")
-        guesses[name] = found.probabilities.argmax(1)
-    classes = list(found.classes)
-    truth = np.array([classes.index(rows[clip]["label"]) for clip in found.clips])
-    return (truth, np.array([rows[clip]["speaker"] for clip in found.clips])), guesses
+        predictions = Predictions.read(run / "held_out.csv")
+        guesses[name] = predictions.probabilities.argmax(1)
+    classes = list(predictions.classes)
+    truth = np.array([classes.index(rows[clip]["label"]) for clip in predictions.clips])
+    return (truth, np.array([rows[clip]["speaker"] for clip in predictions.clips])), guesses
 
 
 def paired(truth: tuple[np.ndarray, np.ndarray], first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -205,7 +205,7 @@ def show(rows: list[Row]) -> None:
         probed = interval(fields["features"]["uar"]) if "features" in fields else ""
         name = row.name.removeprefix("acoustic/")
         cells = [name, trainable, interval(fields["uar"]), probed, interval(fields["waf"])]
-        cells += [gain(fields.get(f"waf_gain_over_{what}")) for what in ("frozen", "full")]
+        cells += [gain(fields.get(f"waf_gain_over_{baseline}")) for baseline in ("frozen", "full")]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -213,11 +213,11 @@ def interval(score: dict[str, float]) -> str:
     return "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * score[name] for name in ("value", "low", "high")))
 
 
-def gain(found: dict[str, float] | None) -> str:
-    if found is None:
+def gain(comparison: dict[str, float] | None) -> str:
+    if comparison is None:
         return ""
-    low, high = (f"{100 * found[name]:+.1f}" for name in ("low", "high"))
-    return f"{100 * found['difference']:+.1f} [{low}, {high}], p = {found['p']:.3f}"
+    low, high = (f"{100 * comparison[name]:+.1f}" for name in ("low", "high"))
+    return f"{100 * comparison['difference']:+.1f} [{low}, {high}], p = {comparison['p']:.3f}"
 
 
 def parse() -> argparse.Namespace:

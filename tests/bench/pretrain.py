@@ -45,7 +45,7 @@ PENALTY = 0.1  # inverse strength of the probes' L2 penalty
 
 @dataclass(frozen=True)
 class Options:
-    """How to pre-train. Sizes of 0 are chosen by the device: tiny on a CPU, small on a GPU.
+    """Options of pre-training. Sizes of 0 are chosen by the device: tiny on a CPU, small on a GPU.
 
     minutes, steps: of training, both iterations together; steps count if given; device: cpu or cuda; width, layers,
     heads, channels: of the transformer and of the convolutions before it; units: clusters to predict;
@@ -193,12 +193,12 @@ def train(
     codes = torch.nn.Parameter(torch.randn(options.units, options.width, device=options.device))
     parameters = [*model.parameters(), *head.parameters(), codes]
     optimizer = torch.optim.AdamW(parameters, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    started = said = saved = time.monotonic()
+    started = reported_at = saved_at = time.monotonic()
     loss_mean = hits_mean = 0.0
     step, done = 0, 0.0
     model.train()
     while done < 1.0:
-        sound, units, masked = (part.to(options.device) for part in next(batches))
+        sound, units, masked = (tensor.to(options.device) for tensor in next(batches))
         for group in optimizer.param_groups:
             group["lr"] = options.rate * min(done / 0.08, (1 - done) / 0.92)  # warm-up, then linear decay
         with torch.autocast(options.device.split(":")[0], torch.bfloat16):
@@ -211,16 +211,16 @@ def train(
         optimizer.step()
         step += 1
         hits = (cosines.argmax(-1) == units[masked]).float().mean().item()
-        keep = min(0.98, 1 - 1 / step)
-        loss_mean, hits_mean = keep * loss_mean + (1 - keep) * loss.item(), keep * hits_mean + (1 - keep) * hits
+        decay = min(0.98, 1 - 1 / step)
+        loss_mean, hits_mean = decay * loss_mean + (1 - decay) * loss.item(), decay * hits_mean + (1 - decay) * hits
         now = time.monotonic()
         done = step / steps if steps else (now - started) / (60 * minutes)
         record = {"steps": step, "seconds": round(now - started), "loss": loss_mean, "accuracy": hits_mean}
-        if now - said > SAY_EVERY or done >= 1.0:
-            said, left = now, (now - started) * (1 / min(done, 1.0) - 1)
-            say(f"step {step}: loss {loss_mean:.3f}, masked accuracy {hits_mean:.1%}, {left / 60:.1f} min left")
-        if now - saved > SAVE_EVERY or done >= 1.0:
-            saved = now
+        if now - reported_at > SAY_EVERY or done >= 1.0:
+            reported_at, seconds_left = now, (now - started) * (1 / min(done, 1.0) - 1)
+            say(f"step {step}: loss {loss_mean:.3f}, masked accuracy {hits_mean:.1%}, {seconds_left / 60:.1f} min left")
+        if now - saved_at > SAVE_EVERY or done >= 1.0:
+            saved_at = now
             yield record
 
 
@@ -347,8 +347,8 @@ def mel_filters(count: int, size: int) -> np.ndarray:
     """Triangles (count, size // 2 + 1) on the mel scale from 20 Hz to half the rate."""
     mel = 1127 * np.log1p(np.fft.rfftfreq(size, 1 / RATE) / 700)
     edges = np.linspace(1127 * np.log1p(20 / 700), mel[-1], count + 2)
-    left, centre, right = (edges[shift : shift + count, None] for shift in range(3))
-    return np.clip(np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)), 0, None)
+    lower, centre, upper = (edges[shift : shift + count, None] for shift in range(3))
+    return np.clip(np.minimum((mel - lower) / (centre - lower), (upper - mel) / (upper - centre)), 0, None)
 
 
 def hidden_features(model: "HubertModel", clips: Sequence[np.ndarray], layer: int, device: str) -> list[np.ndarray]:
@@ -356,7 +356,7 @@ def hidden_features(model: "HubertModel", clips: Sequence[np.ndarray], layer: in
     frames = [states[layer] for states in hidden_states(model, clips, device)]
     everything = np.concatenate(frames)
     mean, scale = everything.mean(axis=0), everything.std(axis=0) + 1e-6
-    return [(part - mean) / scale for part in frames]
+    return [(clip - mean) / scale for clip in frames]
 
 
 def hidden_states(model: "HubertModel", clips: Sequence[np.ndarray], device: str) -> Iterator[np.ndarray]:
@@ -380,7 +380,7 @@ def cluster(features: list[np.ndarray], options: Options) -> list[np.ndarray]:
     shares = np.bincount(units, minlength=options.units) / len(units)
     entropy = -(shares * np.log(shares + 1e-12)).sum()
     say(f"{(shares > 0).sum()} units of {len(frames)} frames, entropy {entropy:.2f} nats: the loss of a blind guess")
-    return np.split(units, np.cumsum([len(part) for part in features])[:-1])
+    return np.split(units, np.cumsum([len(clip) for clip in features])[:-1])
 
 
 # The check
@@ -399,8 +399,8 @@ def print_check(waves: dict[str, np.ndarray], folder: Path, folds: dict[str, Any
     """UA of each layer of the model in the folder, and of the same model with random weights."""
     random, trained = check(waves, folder, folds, options)
     print("layer  random  trained   (UA in per cent; layer 0 is the input of layer 1)")
-    for layer, (before, after) in enumerate(zip(random, trained, strict=True)):
-        print(f"{layer:5d}  {100 * before:6.1f}  {100 * after:7.1f}")
+    for layer, (random_ua, trained_ua) in enumerate(zip(random, trained, strict=True)):
+        print(f"{layer:5d}  {100 * random_ua:6.1f}  {100 * trained_ua:7.1f}")
 
 
 def check(
@@ -428,13 +428,13 @@ def probe(model: "HubertModel", waves: dict[str, np.ndarray], folds: dict[str, A
 
     clips = [normalise(wave) for wave in waves.values()]
     means = np.stack([states.mean(axis=1) for states in hidden_states(model, clips, complete(options).device)])
-    place = {name: number for number, name in enumerate(waves)}
+    row_of_name = {name: number for number, name in enumerate(waves)}
 
     def score(layer: int, fold: dict[str, list[tuple[str, str]]]) -> float:
         data = {}
         for split in ("train", "test"):
             names, labels = zip(*fold[split], strict=True)
-            data[split] = means[[place[name] for name in names], layer], labels
+            data[split] = means[[row_of_name[name] for name in names], layer], labels
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=1000))
         guesses = classifier.fit(*data["train"]).predict(data["test"][0])
         return recall_score(data["test"][1], guesses, average="macro")

@@ -1,4 +1,4 @@
-"""What our own PEFT methods share: a tuner for PEFT, the layer it puts around a module, and the registration.
+"""Base of our own PEFT methods: a tuner for PEFT, the layer it puts around a module, and the registration.
 
 A method defines a replacement, an `nn.Module` made as `Replacement(base, size)` for a module of the model and called in
 its place as `replacement(base, *args, **kwargs)`. The parameters of the replacement are trained and saved. PEFT knows

@@ -33,9 +33,9 @@ def _one_thread():
 
 def block_numbers(names):
     """Blocks, counted from 1, named in parameter names."""
-    found = [re.search(r"encoder\.layers\.(\d+)\.", name) for name in names]
-    assert all(found), names
-    return {int(match.group(1)) + 1 for match in found}
+    matches = [re.search(r"encoder\.layers\.(\d+)\.", name) for name in names]
+    assert all(matches), names
+    return {int(match.group(1)) + 1 for match in matches}
 
 
 @each_method
@@ -80,13 +80,13 @@ def test_a_fresh_adapter_changes_nothing(name, method, load_tiny):
 @each_method
 @each_form
 def test_a_trained_adapter_changes_only_what_comes_after_it(name, method, load_tiny):
-    keep = tuple(range(5))
+    layers = tuple(range(5))
     encoder = fresh(load_tiny, name)
     truncate_after(encoder.blocks, 4)
-    (plain,) = encoder.encode([WAVE[0].numpy()], keep)
+    (plain,) = encoder.encode([WAVE[0].numpy()], layers)
     model, encoder = adapt(encoder, method, (2, 3))
     shake(model)
-    (now,) = encoder.encode([WAVE[0].numpy()], keep)
+    (now,) = encoder.encode([WAVE[0].numpy()], layers)
     changed = [not torch.equal(a, b) for a, b in zip(plain, now, strict=True)]
     between = method != "layer-adapters"  # which change nothing before the last chosen block
     assert changed == [False, False, between, True, True]
@@ -100,8 +100,8 @@ def test_a_clip_alone_and_in_a_padded_batch_has_the_same_features(name, method, 
     model.eval()
     waves = [WAVE[0].numpy(), WAVE[1, :1700].numpy()]
     together = encoder.encode(waves, (1, 2, 3))
-    for one, batched in zip(waves, together, strict=True):
-        assert close(batched, encoder.encode([one], (1, 2, 3))[0])
+    for wave, batched in zip(waves, together, strict=True):
+        assert close(batched, encoder.encode([wave], (1, 2, 3))[0])
 
 
 @each_method
@@ -110,10 +110,10 @@ def test_a_copy_is_a_model_of_its_own(method, load_tiny):
     model(WAVE)  # with a graph behind it
     shake(model)
     expected = output(model)
-    other = copy.deepcopy(model)
-    assert torch.equal(output(other), expected)
-    shake(other, seed=1)
-    assert not torch.equal(output(other), expected)
+    clone = copy.deepcopy(model)
+    assert torch.equal(output(clone), expected)
+    shake(clone, seed=1)
+    assert not torch.equal(output(clone), expected)
     assert torch.equal(output(model), expected)
 
 
@@ -188,8 +188,8 @@ def test_what_was_trained_on_a_part_of_the_model_fits_the_whole(method, load_tin
     model, _ = adapt(encoder, method, (2, 3))
     shake(model)
     peft_methods.save_adapter(model, tmp_path, "final")
-    whole = peft_methods.load_adapters(fresh(load_tiny, "hubert").model, tmp_path)
-    parameters = dict(whole.named_parameters())
+    whole_model = peft_methods.load_adapters(fresh(load_tiny, "hubert").model, tmp_path)
+    parameters = dict(whole_model.named_parameters())
     for key, parameter in trainable(model).items():
         assert torch.equal(parameters[key], parameter)
     added = parameters.keys() - {key.replace(".base_layer", "") for key in parameters}
@@ -258,5 +258,5 @@ def test_many_targets_are_saved_by_their_full_names(tmp_path):
     truncate_after(model.encoder.layers, 10)
     model = peft_methods.add_adapter(model, model.encoder.layers, range(1, 11), method="lora", size=2)
     peft_methods.save_adapter(model, tmp_path, "final")
-    whole = peft_methods.load_adapters(HubertModel(config), tmp_path)
-    assert block_numbers(k for k, _ in whole.named_parameters() if "lora_" in k) == set(range(1, 11))
+    whole_model = peft_methods.load_adapters(HubertModel(config), tmp_path)
+    assert block_numbers(k for k, _ in whole_model.named_parameters() if "lora_" in k) == set(range(1, 11))
