@@ -3,13 +3,13 @@
     python tests/bench/acoustic.py RAVDESS
 
 RAVDESS is a folder with the corpus as FLAC: labels.csv (file,label,speaker) and EmoBox's six actor-independent folds
-(emobox_folds.csv). A small HuBERT is pre-trained on its audio, without labels (see pretrain.py). The audio of held-out
-actors is included, so this is no estimate for an unknown corpus. Then, by mertool's own commands:
-layers are probed; each method adapts the recommended window under one budget; all blocks are fine-tuned; the same
-model with random weights is probed. Every clip is scored once, by a model that was not trained on its actor. The
-window was chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that. UA is that of an adapted
-encoder with its head; "of a probe" that of a new linear probe of the last adapted layer in the store that
-`extract --adapter` makes, as later stages read it: each clip's features come from the adapter that held it out.
+(emobox_folds.csv). A small HuBERT is pre-trained on its audio, without labels (see pretrain.py). The audio of held-
+out actors is included, so this is no estimate for an unknown corpus. Then, by mertool's own commands: layers are
+probed; each method adapts the recommended window under one budget; all blocks are fine-tuned; the same model with
+random weights is probed. Every clip is scored once, by a model that was not trained on its actor. The window was
+chosen on all clips, which favours all adapted rows alike; `probe, nested` is free of that. UA is that of an adapted
+encoder with its head; "of a probe" that of a new linear probe of the last adapted layer in the store that `extract
+--adapter` makes, as later stages read it: each clip's features come from the adapter that held it out.
 
 The loss is cross-entropy; MASKED adds the reconstruction of hidden frames. Adapters learn with ten times their usual
 rates, which are for models whose hidden states are smaller: on development parts ten times is better (sum of the
