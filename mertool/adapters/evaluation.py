@@ -49,6 +49,7 @@ def evaluate_adapter(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter)
     for frozen, adapted in zip(setup.frozen_features, adapted_features, strict=True):
         frozen_logits.append(_probe_logits(setup, split, frozen))
         adapted_logits.append(_probe_logits(setup, split, adapted))
+        # On held-out clips: on training clips any adapter changes the features more.
         pair = frozen[split.held_out], adapted[split.held_out]
         cka.append(linear_cka(*pair) if len(split.held_out) > 1 else float("nan"))
     with torch.no_grad():

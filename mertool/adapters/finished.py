@@ -63,6 +63,7 @@ class FinishedAdapters:
         offset = measure_mean_offset(setup, split, adapter)
         result = evaluate_adapter(setup, split, adapter)
         if self.is_writer:
+            # A run killed right here may have left the adapter, but no result of it.
             shutil.rmtree(self.adapters / split.name, ignore_errors=True)
             peft_methods.save_adapter(adapter.peft_model, self.adapters, split.name)
             peft_methods.save_mean_offset(self.adapters / split.name, offset)

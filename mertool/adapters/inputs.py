@@ -88,6 +88,7 @@ def epoch_batches(
     rng = np.random.default_rng(seed)
     n_batches = -(-len(labelled) // batch_size)
     divided = []
+    # At most as many unlabelled clips as labelled ones, others in each epoch: they must not dominate the step.
     for rows in (labelled, rng.permutation(unlabelled)[: len(labelled)]):
         order = rng.permutation(rows)
         size = SORTED_BATCHES * batch_size

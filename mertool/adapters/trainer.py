@@ -66,6 +66,7 @@ def train_adapter(setup: AdapterSetup, split: AdapterSplit, progress: Callable[[
     adapter = new_adapter(setup, split)
     trainable, history = adapter.trainable_parameters, adapter.history
     model, optimizer = setup.accelerator.prepare(adapter.model, _make_optimizer(trainable, config))
+    # Without masks, unlabelled clips have no loss.
     unlabelled = setup.unlabelled_rows if adapter.target else np.zeros(0, np.int64)
     early_stopping = EarlyStopping(config.patience)
     history.start_loss = _development_loss(setup, split, adapter)
@@ -150,6 +151,7 @@ def _training_step(
 def _label_loss(setup: AdapterSetup, adapter: Adapter, logits: torch.Tensor, *, labels: torch.Tensor) -> torch.Tensor:
     """Return the weighted cross-entropy of logits (n, C), summed over clips."""
     return nn.functional.cross_entropy(
+        # Float32, because the losses of several forward passes are added up.
         logits.float(),
         labels,
         torch.as_tensor(adapter.class_weights, dtype=torch.float32, device=logits.device),

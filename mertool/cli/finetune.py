@@ -34,8 +34,8 @@ def finetune(
 ) -> None:
     """Train adapters in chosen layers of a speech encoder: one per fold, and one on all clips.
 
-    Layer n is the output of transformer block n, counted from 1. A killed run resumes where it was. Several GPUs:
-    accelerate launch -m mertool finetune ... (or torchrun).
+    Layer n is the output of transformer block n, counted from 1. A killed run keeps its finished adapters. Several
+    GPUs: accelerate launch -m mertool finetune ... (or torchrun).
     """
     layers_of_probe = options.layers is None
     options = read_probe(options)
