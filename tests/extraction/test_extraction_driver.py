@@ -31,6 +31,8 @@ def decode_number(path, start, end, noise=None):
 class FakeLoader:
     """Loads itself as an encoder: a layer l of the number x is (3 frames, 2 channels) of x + l."""
 
+    truncated = 0
+
     bad: float | None = None
     encoded: list[float] = field(default_factory=list)
 

@@ -22,6 +22,8 @@ from mertool.store import FeatureStore, StoreWriter
 class FakeEncoder:
     """Takes numbers; a layer l of clip x is (3 frames, 2 channels) of x + l. Larger batches do not fit."""
 
+    truncated = 0
+
     def __init__(self, fits: int = 100, bad: float | None = None, huge: float | None = None):
         self.fits, self.bad, self.huge = fits, bad, huge
         self.sizes: list[int] = []
