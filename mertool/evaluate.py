@@ -199,4 +199,4 @@ def _write(output: Path, result: dict[str, Any]) -> None:
     plot_reliability(output.with_name(output.stem + "-reliability"), calibration["bins"], calibration["ece"])
     if "robustness" in result:
         bars = {row["condition"]: tuple(row["waf"].values()) for row in result["robustness"]}
-        plot_score_bars(output.with_name(output.stem + "-robustness"), bars, "The same bundle with less to go by")
+        plot_score_bars(output.with_name(output.stem + "-robustness"), bars, "The same bundle in harder conditions")

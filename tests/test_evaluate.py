@@ -180,7 +180,7 @@ def test_intervals_are_over_speakers_where_all_are_known(invoke, tmp_path, write
 def robust(
     make_bundle, audio_store, frames_store, text_store, workspace, demo_rows, write_manifest, call, tmp_path_factory
 ):
-    """A bundle over sound, frames and text, its predictions of eight clips, and their manifest."""
+    """A bundle over audio, frames and text, its predictions of eight clips, and their manifest."""
     folder = tmp_path_factory.mktemp("robust")
     names = ["spk01_001", "spk01_012", "spk01_014", "spk02_003", "spk03_002", "spk03_006", "spk04_011", "spk05_005"]
     manifest = write_manifest(folder / "clips.csv", [demo_rows[name] for name in names])

@@ -1,4 +1,4 @@
-"""`mertool predict`: raw clips in, labels out, with the bundle alone."""
+"""`mertool predict`: raw clips in, labels out, with nothing but the bundle."""
 
 import csv
 import json
@@ -105,7 +105,7 @@ def test_clips_to_predict_get_the_adapter_trained_on_all(predicted):
         assert store.recipe.adapter.endswith(":final")
 
 
-# ---------------------------------------------------------------- a small bundle, text alone
+# ---------------------------------------------------------------- a small bundle of text
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_another_bundle_does_not_use_the_cache_of_the_first(
     assert not np.allclose(Predictions.read(tmp_path / "p.csv").probabilities, before, atol=1e-3)
 
 
-def test_a_changed_transcript_changes_its_own_row_alone(bundle, clips, demo_rows, write_manifest, call, tmp_path):
+def test_a_changed_transcript_changes_only_its_row(bundle, clips, demo_rows, write_manifest, call, tmp_path):
     rows = [demo_rows[clip] for clip in ("spk01_003", "spk02_014", "spk07_006")]
     manifest = write_manifest(tmp_path / "m.csv", rows)
     call("predict", bundle, manifest, "-o", tmp_path / "p.csv", "-q")
@@ -223,13 +223,13 @@ def test_no_clip_that_can_be_scored_is_exit_code_three(bundle, demo_rows, write_
     assert "p.failures.csv" in result.stderr
 
 
-# ---------------------------------------------------------------- sound alone, one pass for all parts
+# ---------------------------------------------------------------- features, audio files, speech recognition
 
 
 def test_the_features_are_those_that_extract_makes(
     predicted, clips, call, tiny_encoders, align_run, workspace, tmp_path
 ):
-    """Parts that share a pass of their encoder, each as if extracted by itself."""
+    """Stores that share the pass of an encoder hold the values of separate extractions."""
     from mertool.store import FeatureStore
 
     options = ["--encoder", tiny_encoders["clip"], "--fps", 1, "--max-failed", 1, "-q"]
@@ -247,15 +247,40 @@ def test_the_features_are_those_that_extract_makes(
             assert {f.reason for f in together.failures()} == {f.reason for f in alone.failures()}
 
 
+def test_video_encoders_share_their_face_crops(
+    make_bundle, workspace, video_store, faces_store, clips, call, tiny_encoders, tmp_path
+):
+    """Faces are detected once for two encoders, and no crops are kept for a single one."""
+    from mertool.store import FeatureStore
+
+    options = ["--encoder", tiny_encoders["vit"], "--fps", 1, "-q"]
+    call("extract", "video", workspace.manifest, "-o", tmp_path / "vit.h5", *options, "--faces", faces_store)
+    bundle = make_bundle(tmp_path / "run", [video_store, tmp_path / "vit.h5"])
+    call("predict", bundle, clips, "-o", tmp_path / "p.csv", "-q", "--max-failed", 1)
+    cache = tmp_path / "p.csv.features"
+    (crops,) = cache.glob("face-crops-*.h5")
+    call("extract", "video", clips, "-o", tmp_path / "alone.h5", *options, "--max-failed", 1)
+    with (
+        FeatureStore(crops) as faces,
+        FeatureStore(cache / "vit.h5") as shared,
+        FeatureStore(tmp_path / "alone.h5") as alone,
+    ):
+        assert faces.ids == shared.ids == alone.ids == ["spk01_003", "spk07_001"]
+        np.testing.assert_array_equal(shared.read(), alone.read())
+    single = make_bundle(tmp_path / "single", [video_store])
+    call("predict", single, clips, "-o", tmp_path / "single.csv", "-q", "--max-failed", 1)
+    assert not list((tmp_path / "single.csv.features").glob("face-crops-*"))
+
+
 @pytest.fixture(scope="module")
-def sound_bundle(make_bundle, audio_store, frames_store, text_store, tmp_path_factory):
-    """A bundle over sound, frames of faces and text."""
+def audio_bundle(make_bundle, audio_store, frames_store, text_store, tmp_path_factory):
+    """A bundle over audio, frames of faces and text."""
     return make_bundle(tmp_path_factory.mktemp("sound") / "run", [audio_store, frames_store, text_store])
 
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
-    """A folder of two sounds of the kind the tiny Whisper knows, and one that is no sound."""
+    """A folder of two audio files that the tiny Whisper knows, and a file that is not audio."""
     import soundfile
     from fixtures.whisper import HIGH, LOW, RATE, tone
 
@@ -266,18 +291,18 @@ def tones(tmp_path_factory):
     return folder
 
 
-def test_sound_files_alone(sound_bundle, tones, call, tmp_path):
-    call("predict", sound_bundle, tones, "-o", tmp_path / "p.csv", "-q", "--max-failed", 0.5)
+def test_a_folder_of_audio_files(audio_bundle, tones, call, tmp_path):
+    call("predict", audio_bundle, tones, "-o", tmp_path / "p.csv", "-q", "--max-failed", 0.5)
     found = Predictions.read(tmp_path / "p.csv")
     assert dict(zip(found.clips, found.modalities, strict=True)) == {"high": ("audio",), "low": ("audio",)}
     with open(tmp_path / "p.failures.csv", newline="") as file:
         assert {(row["clip"], row["reason"]) for row in csv.DictReader(file)} >= {("none", "unreadable")}
 
 
-def test_asr_gives_a_folder_its_texts(sound_bundle, tones, call, whisper, tmp_path, monkeypatch):
+def test_asr_transcribes_a_folder(audio_bundle, tones, call, whisper, tmp_path, monkeypatch):
     from mertool import encoders
 
-    given = ["predict", sound_bundle, tones, "-o", tmp_path / "p.csv", "--max-failed", 0.5, "--asr", whisper, "-q"]
+    given = ["predict", audio_bundle, tones, "-o", tmp_path / "p.csv", "--max-failed", 0.5, "--asr", whisper, "-q"]
     call(*given)
     found = Predictions.read(tmp_path / "p.csv")
     assert dict(zip(found.clips, found.modalities, strict=True)) == {
@@ -297,9 +322,11 @@ def test_asr_for_a_bundle_without_text(make_bundle, audio_store, tones, whisper,
     assert "uses no text" in str(result.exception)
 
 
-def test_a_silent_video_is_judged_by_its_picture(sound_bundle, demo_rows, clip_names, write_manifest, call, tmp_path):
+def test_a_silent_video_is_predicted_from_its_faces(
+    audio_bundle, demo_rows, clip_names, write_manifest, call, tmp_path
+):
     manifest = write_manifest(tmp_path / "m.csv", [{**demo_rows[clip_names.no_sound], "text": ""}])
-    call("predict", sound_bundle, manifest, "-o", tmp_path / "p.csv", "-q")
+    call("predict", audio_bundle, manifest, "-o", tmp_path / "p.csv", "-q")
     assert Predictions.read(tmp_path / "p.csv").modalities == (("video",),)
 
 
@@ -336,7 +363,7 @@ def test_an_error_while_scoring_leaves_the_old_predictions(text_bundle, workspac
 def test_an_encoder_that_is_gone_is_named_before_the_work(
     audio_store, tiny_encoders, workspace, make_bundle, clips, call, invoke, tmp_path, monkeypatch
 ):
-    """The last part's encoder was too large for the bundle: hours of the other parts would be for nothing."""
+    """The last encoder was too large for the bundle: hours of extraction by the others would be for nothing."""
     from mertool.bundle import feature_spec
 
     encoder = tmp_path / "encoder"

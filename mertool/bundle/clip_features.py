@@ -65,6 +65,7 @@ class ClipFeatureExtractor:
         Raises MertoolError for an encoder that is gone, before any work. Stores of another bundle are replaced.
         """
         targets = {spec.name: self._target_of(spec) for spec in specs}
+        # A complete store needs no encoder, so one that is gone is an error only if its store is new.
         for spec in specs:
             if not targets[spec.name].path.exists():
                 self.bundle.encoder_of(spec)
@@ -120,6 +121,7 @@ class ClipFeatureExtractor:
         groups: dict[str, list[FeatureSpec]] = {}
         for spec in sorted(specs, key=lambda spec: spec.modality == "text"):
             recipe = self.recipe_of(spec)
+            # Everything that the frames of an encoder depend on; the rest is done to them afterwards.
             shared = replace(recipe, layers=(), pool="mean", storage_dtype="", aligner=None, layer_sum=False)
             groups.setdefault(shared.fingerprint, []).append(spec)
         return list(groups.values())

@@ -39,6 +39,8 @@ def extract_to_stores(manifest: Manifest, job: ExtractionJob, on_progress: Progr
     or that another process is writing.
     """
     with ExitStack() as stack:
+        # All stores are opened, and so locked and checked, before the first clip is decoded. On an error the worker
+        # ends first, and then each writer keeps what it has.
         writers = [stack.enter_context(target.open_writer()) for target in job.targets]
         items = list_items(manifest, job.modality)
         pending_of = [make_plan(items, writer.done, writer.failed).pending for writer in writers]

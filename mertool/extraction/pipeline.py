@@ -101,7 +101,7 @@ def _encode_in_halves(batch: list[PreparedClip], encoder: ClipEncoder, fail: Fai
         if not is_out_of_memory(error):
             raise
         if encoder.device.type == "cuda":
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # else fragments of the failed batch stay reserved
     if len(batch) == 1:
         fail(batch[0].item, ClipError("out_of_memory"))
         return
@@ -124,6 +124,7 @@ class _Recorder:
         values_of_clips, seconds = encoded.fetch()
         self.stats.encode += seconds
         for clip, values in zip(encoded.clips, values_of_clips, strict=True):
+            # Checked here and not on the device, where it would stop the next batch; a clip fails in all stores.
             if all(np.isfinite(value).all() for value in values):
                 self._write_features(clip.item, clip.decoded, values)
             else:

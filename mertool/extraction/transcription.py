@@ -161,6 +161,7 @@ def _recognise(batch: list[AudioClip], recogniser: Any) -> list[Any]:
         halved = recogniser.halve()
         if len(batch) == 1 and not halved:
             return [ClipError("out_of_memory")]
+    # Outside the handler: while it runs, the error's traceback holds the tensors of the failed batch.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = (len(batch) + 1) // 2

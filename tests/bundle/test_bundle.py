@@ -1,4 +1,4 @@
-"""A bundle: what is written into it, that it moves, and what is said of one that is not whole."""
+"""A bundle: its files, moving it, and the errors for a bundle that is incomplete or was changed."""
 
 import json
 import shutil
@@ -192,7 +192,7 @@ def without_encoder(stores, tmp_path, monkeypatch):
     return fused(tmp_path / "bundle", specs_of(stores), [group(4, 1, 0)])
 
 
-def test_a_large_encoder_is_taken_from_where_it_was(without_encoder, tmp_path):
+def test_a_large_encoder_is_read_from_its_own_folder(without_encoder, tmp_path):
     opened = Bundle.open(without_encoder)
     assert not (without_encoder / "encoders").exists()
     assert opened.encoder_of(opened.feature_specs[0]).folder == tmp_path / "from" / "encoder"
@@ -249,7 +249,7 @@ def test_everything_missing_or_changed_is_named_at_once(made):
     assert "\n" not in message
 
 
-def test_every_file_is_guarded(made):
+def test_a_change_of_any_file_is_detected(made):
     for name in Bundle.open(made).run.info["files"]:
         flip(made / name)
         with pytest.raises(MertoolError, match=f"1 fault: {name} was changed"):
@@ -267,7 +267,7 @@ def test_every_file_is_guarded(made):
         lambda info: info["members"].pop(),
     ],
 )
-def test_what_stands_in_run_json_is_guarded_too(made, change):
+def test_a_change_of_run_json_is_detected(made, change):
     info = json.loads((made / "run.json").read_text())
     change(info)
     (made / "run.json").write_text(json.dumps(info))
@@ -304,7 +304,7 @@ def test_nonsense_in_run_json_is_one_line(made, name, value):
 # ---------------------------------------------------------------- before the long work
 
 
-def test_trained_parts_that_changed_or_are_gone_are_named_at_once(stores, tmp_path):
+def test_adapters_and_aligners_that_changed_or_are_gone_are_named_at_once(stores, tmp_path):
     parts = specs_of(stores)
     bundle.check_provenance(parts)
     flip(tmp_path / "from" / "acoustic" / "adapters" / "final" / "adapter_model.safetensors")
@@ -320,7 +320,7 @@ def test_trained_parts_that_changed_or_are_gone_are_named_at_once(stores, tmp_pa
     assert message.count("is not the one it was made with") == 2
 
 
-def test_an_encoder_without_safetensors_is_named_by_digest_alone(stores, tmp_path):
+def test_an_encoder_without_safetensors_is_named_by_digest(stores, tmp_path):
     """Nothing that could be a pickle is put into a bundle."""
     encoder = tmp_path / "from" / "encoder"
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")

@@ -56,7 +56,7 @@ class TranscriptionRun:
     def __init__(self, folder: Path, contents: Iterable[float | str]):
         self.folder, self.output = folder, folder / "features" / "transcripts.csv"
         self.clips: list[Clip] = []
-        self.read_now: list[str] = []
+        self.decoded_now: list[str] = []
         self.steps: list[tuple[int, int, int]] = []
         self.source = CheckpointRef(name="fake", folder=folder / "model", checkpoint="some-owner/fake")
         self.set_model("weights")
@@ -73,7 +73,7 @@ class TranscriptionRun:
 
     def read(self, items):
         for item in items:
-            self.read_now.append(item.clip.clip)
+            self.decoded_now.append(item.clip.clip)
             content = item.clip.path.read_text() if item.clip.path.exists() else "missing_file"
             if content.replace(".", "").isdigit():
                 yield item, DecodedClip(np.full(RATE, float(content), np.float32), seconds=1.0)
@@ -83,7 +83,7 @@ class TranscriptionRun:
     def run(self, recogniser: FakeRecogniser | None = None):
         """Transcribe the clips with a fake recogniser."""
         run = self
-        run.read_now.clear()
+        run.decoded_now.clear()
         run.steps.clear()
         run.loaded = 0
 
@@ -142,7 +142,7 @@ def test_a_clip_with_a_text_is_not_touched(job):
     work.clips[0] = Clip("c0", work.clips[0].path, "happy", "as it was", "ann", "train")
     work.clips[1] = Clip("c1", work.clips[1].path, "sad", "  ", "bob", "test")  # as good as none
     found = work.run()
-    assert work.read_now == ["c1", "c2"]
+    assert work.decoded_now == ["c1", "c2"]
     assert work.column("clip") == ["c1", "c2"]
     assert found.manifest.clips[0] == work.clips[0]
     filled = found.manifest.clips[1]
@@ -167,7 +167,7 @@ def test_empty_speech_is_no_text(job):
     assert (row["text"], row["confidence"], row["no_speech"], row["reason"]) == ("", "0.0000", "0.8000", "no_text")
 
 
-def test_bad_clips_are_recorded_and_the_run_goes_on(job):
+def test_bad_clips_are_recorded_and_the_run_continues(job):
     work = job("unreadable", 1.0, "no_audio", 2.0)
     found = work.run()
     assert (found.pending, found.reasons) == (4, {"c0": "unreadable", "c2": "no_audio"})
@@ -212,7 +212,7 @@ def test_a_clip_that_does_not_fit_alone_is_recorded_and_tried_again(job):
     assert work.run(FakeRecogniser(huge=9.0)).reasons == {"c1": "out_of_memory"}
     assert work.column("text") == ["good day", "", 'so sad, "so" bad']
     found = work.run()
-    assert work.read_now == ["c1"]
+    assert work.decoded_now == ["c1"]
     assert (found.pending, found.cached, found.reasons) == (1, 2, {})
 
 
@@ -224,7 +224,7 @@ def test_a_second_run_does_nothing(job):
     first = work.run()
     before = work.output.stat()
     second = work.run()
-    assert (work.loaded, work.read_now) == (0, [])
+    assert (work.loaded, work.decoded_now) == (0, [])
     assert (second.pending, second.cached) == (0, 3)
     assert second.reasons == first.reasons == {"c1": "no_text", "c2": "unreadable"}
     assert second.manifest == first.manifest
@@ -236,7 +236,7 @@ def test_transient_failures_are_tried_again(content, again, job):
     work = job(1.0, content)
     work.run()
     work.run()
-    assert work.read_now == ["c1"] * again
+    assert work.decoded_now == ["c1"] * again
 
 
 def test_a_changed_file_is_done_again(job):
@@ -244,7 +244,7 @@ def test_a_changed_file_is_done_again(job):
     work.run()
     work.write("c1", 4.0)
     found = work.run()
-    assert (work.read_now, found.cached) == (["c1"], 1)
+    assert (work.decoded_now, found.cached) == (["c1"], 1)
     assert work.column("text") == ["good day", "很难过"]
 
 
@@ -271,7 +271,7 @@ def test_a_run_that_is_interrupted_keeps_what_it_had(job):
         work.run(FakeRecogniser(dies_at=9.0))
     assert work.column("clip") == [f"c{n}" for n in range(8)]
     found = work.run()
-    assert work.read_now == ["c8", "c9"]
+    assert work.decoded_now == ["c8", "c9"]
     assert (found.pending, found.cached, found.reasons) == (2, 8, {"c2": "no_text"})
     assert len(work.rows()) == 10
 
