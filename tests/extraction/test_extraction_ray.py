@@ -44,6 +44,8 @@ class LetterCounter:
     `wait` waits for a file `released` there.
     """
 
+    truncated = 0
+
     def __init__(self, folder):
         self.folder = folder
 
