@@ -47,7 +47,7 @@ ADAPTED = "the unlabelled clips have features of the adapter that learned all la
 
 @dataclass(frozen=True, kw_only=True)
 class _FuseData:
-    """What is trained on.
+    """Training data of the stage, and what the bundle says of it.
 
     Attributes:
         names: Of the stores, which name the modalities in the results.

@@ -33,7 +33,7 @@ OPTIMISTIC = "optimistic: epochs and hyper-parameters were chosen on the clips t
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleConfig:
-    """What is trained under cross-validation.
+    """Configuration of the members that are trained under cross-validation.
 
     Attributes:
         head: Name of a file of `mertool/fusion/heads`.
@@ -179,7 +179,7 @@ def fold_logits(weights: list[EnsembleWeights], features: ModalityFeatures, *, f
 
 @dataclass(frozen=True)
 class _FoldData:
-    """What members of each fold train on: features of N + U clips, folds of the first N, and labels (F, N + U)."""
+    """Training data of all folds: features of N + U clips, folds of the first N, and labels (F, N + U)."""
 
     features: ModalityFeatures
     folds: Folds

@@ -35,7 +35,7 @@ from mertool.metrics import paired_bootstrap, score_json
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """How pseudo-labels are used.
+    """Number of rounds of self-training, and of pseudo-labels in them.
 
     Attributes:
         rounds: Number of times that pseudo-labels are selected and members trained anew.

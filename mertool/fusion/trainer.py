@@ -23,7 +23,7 @@ _BUILDING = threading.Lock()  # heads draw initial weights from torch's one glob
 
 @dataclass(frozen=True, kw_only=True)
 class FusionTraining:
-    """How members are trained, the same for all.
+    """Batches, optimizer, regularisation and loss, the same for all members.
 
     Attributes:
         batch: Clips per step.

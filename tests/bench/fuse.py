@@ -29,15 +29,17 @@ import torch
 from report import ROOT, Row, others, publish, say
 from torch import nn
 
-from mertool.fusion import heads as fusion
-from mertool.fusion.ensemble import Member, Schedule, at_once, train_members
-from mertool.fusion.hyperparameters import make_draws
+from mertool.fusion.ensemble import members_per_stack, train_members
+from mertool.fusion.heads import HeadSpec
+from mertool.fusion.hyperparameters import Trial, sample_trials
+from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.trainer import EnsembleMember, FusionTraining
 from mertool.learning.folds import Folds
 from mertool.metrics import confusion_matrix, scores_from_confusion
 
 RESULT = ROOT / "build" / "bench" / "fuse.json"
 HEAD, CLASSES, FOLDS, EPOCHS, BATCH, DROPOUT = "attention-mertools", 6, 5, 100, 32, 0.3
-OFFICIAL = {"weight_decay": 1e-5, "decoupled": False, "cosine": False, "modality_dropout": 0.0}
+OFFICIAL = FusionTraining(batch=BATCH, weight_decay=1e-5, decoupled=False, cosine=False, modality_dropout=0.0)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def main() -> None:
     if options.tiny:
         size = Size(200, (16, 16, 12), 4, 1, 2, 4)
     data, busy = Data(size, device), [others()]
-    widths = Counter(draw.width for draw in make_draws(size.draws, 0))
+    widths = Counter(trial.width for trial in sample_trials(size.draws, epochs=EPOCHS, seed=0))
     cores = torch.get_num_threads()
     threads = sorted({1, cores}) if device.type == "cpu" else [cores]
     sides: dict[str, Callable[[int], RateEstimator]] = {"ours": partial(ours, data, size)}
@@ -186,27 +188,18 @@ def _seconds(paces: dict[int, list[RateEstimator]]) -> dict[str, list[float]]:
 
 def ours(data: Data, size: Size, width: int) -> RateEstimator:
     """An epoch of a model: members of one width, over all folds."""
-    parts = [data.rows(fold) for fold in range(FOLDS)]
-    build = partial(_build, data.shapes)
-    count = min(size.members, 2 * at_once(build, width, data.device))
+    splits = [data.rows(fold) for fold in range(FOLDS)]
+    spec = HeadSpec(HEAD, data.shapes, CLASSES)
+    count = min(size.members, 2 * members_per_stack(spec, width, data.device))
+    trial = Trial(width=width, dropout=DROPOUT, learning_rate=1e-3, epochs=size.epochs)
     began = Clock(data.device)
     members = []
     for number in range(count):
-        train, held_out = parts[number % FOLDS]
-        members.append(Member(train, data.labels, number, width, DROPOUT, 1e-3, size.epochs, watched=held_out))
-    train_members(
-        build,
-        data.features,
-        data.present,
-        members,
-        CLASSES,
-        Schedule(batch=BATCH, **OFFICIAL),
-    )
+        train, held_out = splits[number % FOLDS]
+        member = EnsembleMember(rows=train, labels=data.labels, seed=number, trial=trial, validation_rows=held_out)
+        members.append(member)
+    train_members(spec, ModalityFeatures(data.features, data.present), members, training=OFFICIAL)
     return began.pace(data.device, count * size.epochs)
-
-
-def _build(shapes: list[tuple[int, int]], width: int, dropout: float) -> fusion.Head:
-    return fusion.build(HEAD, shapes, CLASSES, width, dropout)
 
 
 def plain(data: Data, size: Size, threads: int, fused: bool, width: int) -> RateEstimator:

@@ -14,7 +14,6 @@ Writes build/bench/fuse-options.json.
 import argparse
 import csv
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,9 @@ import torch
 from report import ROOT, Row, publish, say
 
 from mertool import registry
-from mertool.fuse import make_settings
-from mertool.fusion import heads as fusion
-from mertool.fusion.cross_validation import logits_by_fold, train_system
+from mertool.fuse import ensemble_config
+from mertool.fusion.cross_validation import fold_logits, train_ensemble
+from mertool.fusion.modality_features import ModalityFeatures
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import confusion_matrix, paired_bootstrap, scores_from_confusion
@@ -54,31 +53,30 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
     given = parser.parse_args()
     examples, classes, parts = read(given.data)
-    features = [torch.from_numpy(values[:, None]) for values in parts]
-    present, folds = torch.ones(len(examples), len(parts), dtype=torch.bool), make_folds(examples, 6, given.seed)
-    speakers = np.array(examples.speakers)
+    present = torch.ones(len(examples), len(parts), dtype=torch.bool)
+    features = ModalityFeatures([torch.from_numpy(values[:, None]) for values in parts], present)
+    folds, speakers = make_folds(examples, 6, given.seed), np.array(examples.speakers)
     base = FuseOptions(classes=classes, seeds=given.seeds, seed=given.seed)
 
-    def judge(options: FuseOptions) -> tuple[np.ndarray, float]:
-        """Guess (N,) with all parts, and mean weighted F1 with one part withheld."""
-        settings = make_settings(options)
-        system = train_system(features, present, examples, folds, settings)
-        build = partial(_build, settings.head, len(classes))
-        lost = []
-        for number in range(len(parts)):
-            some = present.clone()
-            some[:, number] = False
-            logits = logits_by_fold(system.groups, build, features, some, folds.count, len(classes))
-            lost.append(waf(logits[folds.fold_of, np.arange(len(examples))].argmax(1)))
-        return system.held_out.argmax(1), float(np.mean(lost))
+    def evaluate(options: FuseOptions) -> tuple[np.ndarray, float]:
+        """Predicted class (N,) with all modalities, and mean weighted F1 with one modality withheld."""
+        ensemble = train_ensemble(features, examples, folds, ensemble_config(options))
+        scores = []
+        for modality in range(len(parts)):
+            remaining = present.clone()
+            remaining[:, modality] = False
+            clips = ModalityFeatures(features.values, remaining)
+            logits = fold_logits(ensemble.weights, clips, folds=folds.count, classes=len(classes))
+            scores.append(waf(logits[folds.fold_of, np.arange(len(examples))].argmax(1)))
+        return ensemble.held_out_logits.argmax(1), float(np.mean(scores))
 
     def waf(guess: np.ndarray) -> float:
         return float(scores_from_confusion(confusion_matrix(examples.labels, guess, len(classes)))["waf"])
 
-    before, missing_before = judge(base)
+    before, missing_before = evaluate(base)
     rows = []
     for name in given.only or OPTIONS:
-        after, missing = judge(replace(base, **OPTIONS[name]))
+        after, missing = evaluate(replace(base, **OPTIONS[name]))
         gain = paired_bootstrap(examples.labels, before, after, classes=len(classes), groups=speakers)
         say(
             f"{name}: {100 * waf(after):.1f} against {100 * waf(before):.1f}, p = {gain['p']:.3f}; "
@@ -87,10 +85,6 @@ def main() -> None:
         fields = {"gain": gain, "missing": missing, "missing_baseline": missing_before, "seeds": given.seeds}
         rows.append(Row(f"fuse-options/{name}", waf(after), "weighted F1", waf(before), fields))
     publish(rows, given.output, f"options of training on {len(examples)} clips")
-
-
-def _build(head: str, classes: int, width: int, dropout: float) -> fusion.Head:
-    return fusion.build(head, [(1, 128)] * 3, classes, width, dropout)
 
 
 def read(folder: Path) -> tuple[LabelledClips, tuple[str, ...], list[np.ndarray]]:

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from report import ROOT, Row, publish, say
 
-from mertool.fusion import heads as fusion
-from mertool.fusion.cross_validation import Settings, logits_by_fold, train_system
-from mertool.fusion.hyperparameters import Draw
+from mertool.fusion.cross_validation import EnsembleConfig, fold_logits, train_ensemble
+from mertool.fusion.hyperparameters import Trial
+from mertool.fusion.modality_features import ModalityFeatures
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import paired_bootstrap, score
@@ -101,23 +101,19 @@ def surround(values: np.ndarray, videos: np.ndarray, numbers: np.ndarray) -> np.
 def run(corpus: Corpus, names: list[str], head: str, seeds: int) -> np.ndarray:
     """Guesses (S, N) of the test utterances."""
     train, videos = corpus.train, corpus.videos[: corpus.train]
-    features = [torch.from_numpy(corpus.parts[name][:, None]) for name in names]
-    present = torch.ones(len(corpus.labels), len(names), dtype=torch.bool)
+    features = ModalityFeatures(
+        [torch.from_numpy(corpus.parts[name][:, None]) for name in names],
+        torch.ones(len(corpus.labels), len(names), dtype=torch.bool),
+    )
     examples = LabelledClips(tuple(map(str, range(train))), corpus.labels[:train], tuple(videos.tolist()))
-    shapes = [(1, int(values.shape[2])) for values in features]
+    trial = Trial(width=64, dropout=0.3, learning_rate=1e-3, epochs=20)
     guesses = []
     for seed in range(seeds):
-        settings = Settings(head, 2, Draw(64, 0.3, 1e-3), seeds=1, epochs=20, seed=seed)
+        config = EnsembleConfig(head=head, classes=2, trial=trial, seeds=1, seed=seed)
         folds = make_folds(examples, FOLDS, seed)
-        system = train_system([values[:train] for values in features], present[:train], examples, folds, settings)
-        logits = logits_by_fold(
-            system.groups,
-            lambda width, dropout: fusion.build(head, shapes, 2, width, dropout),
-            [values[train:] for values in features],
-            present[train:],
-            FOLDS,
-            2,
-        )
+        ensemble = train_ensemble(features.rows(slice(0, train)), examples, folds, config)
+        test = features.rows(slice(train, None))
+        logits = fold_logits(ensemble.weights, test, folds=FOLDS, classes=2)
         guesses.append(logits.mean(0).argmax(1))
     return np.stack(guesses)
 

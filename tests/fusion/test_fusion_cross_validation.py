@@ -169,3 +169,6 @@ def test_official_folds_are_shuffled_and_even(labelled):
     folds = official_folds(labelled, 7, 0)
     assert sorted(np.bincount(folds.fold_of)) == [8, 8, 8, 9, 9, 9, 9]
     assert not np.array_equal(folds.fold_of, np.arange(N) % 7)
+    assert not np.array_equal(folds.fold_of, official_folds(labelled, 7, 1).fold_of)
+    with pytest.raises(MertoolError, match="61 folds of 60 labelled clips"):
+        official_folds(labelled, 61, 0)
