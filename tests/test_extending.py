@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python (file|row)=(\S+)(?: in=(\S+))?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+# Rows are blocks of text, because a formatter of Python would take their indentation away.
+EXAMPLES = re.findall(r"^```(?:python|text) (file|row)=(\S+)(?: in=(\S+))?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
