@@ -1,8 +1,8 @@
-"""Audio and video frames of one media file, read without intermediate files.
+"""Video frames of one media file, read without intermediate files.
 
-Audio is resampled to 16 kHz mono by PyAV; soundfile reads wav and flac that are at that rate. Frames are decoded by
-decord. PyAV decodes them if decord is not installed, fails, counts other frames than the container shows (files with
-an edit list) or does not keep their order (MPEG-1 streams). Both decoders give the same pixels.
+Frames are decoded by decord. PyAV decodes them if decord is not installed, fails, counts other frames than the
+container shows (files with an edit list) or does not keep their order (MPEG-1 streams). Both decoders give the same
+pixels.
 """
 
 from collections.abc import Iterator
@@ -13,32 +13,12 @@ from typing import Any
 
 import av
 import numpy as np
-import soundfile
 
 from mertool.errors import ClipError
-from mertool.features import SAMPLE_RATE
+from mertool.media.container import check_file, first_line, open_container
 
 # In other containers, such as MPEG program streams, decord returns frames in the wrong order.
 DECORD_CONTAINERS = frozenset({"mp4", "matroska"})
-# Hz. Another rate in a header is damage: resampling would take gigabytes, or turn a second into hours.
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
-av.logging.set_level(av.logging.PANIC)
-
-
-def read_audio(path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Read samples (n,) in [-1, 1], float32, 16 kHz mono, of the whole file or from `start` to `end` seconds.
-
-    Raises ClipError: missing_file, no_audio, unreadable, too_short.
-    """
-    check_file(path)
-    samples = _read_soundfile(path)
-    if samples is None:
-        samples = _read_pyav_audio(path)
-    first = round((start or 0) * SAMPLE_RATE)
-    samples = samples[first : None if end is None else round(end * SAMPLE_RATE)]
-    if len(samples) == 0:
-        raise ClipError("too_short", "the audio stream holds no sample of this clip")
-    return samples
 
 
 def read_frames(
@@ -69,7 +49,7 @@ def read_frames(
                 return
         except (decord.DECORDError, RuntimeError, IndexError, UnicodeEncodeError) as error:
             if decoder == "decord":
-                raise ClipError("unreadable", f"decord: {_first_line(error)}") from error
+                raise ClipError("unreadable", f"decord: {first_line(error)}") from error
     for index, frame in _read_pyav_frames(path, indices[n_decoded:]):
         yield times[index], frame
 
@@ -82,14 +62,14 @@ def frame_table(path: Path) -> tuple[list[float], str]:
     """
     check_file(path)
     try:
-        with _open(path) as container:
+        with open_container(path) as container:
             stream = _video_stream(container)
             kind = "mp4" if "mp4" in container.format.name else container.format.name.split(",")[0]
             timestamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             time_base = float(stream.time_base or 1 / rate)
     except av.error.FFmpegError as error:
-        raise ClipError("unreadable", _first_line(error)) from error
+        raise ClipError("unreadable", first_line(error)) from error
     if not timestamps:
         raise ClipError("unreadable", "the video stream holds no frame")
     # Packets are in decoding order, so their timestamps are sorted into presentation order.
@@ -117,17 +97,6 @@ def sample_frames(
     return sorted(set(np.clip(indices, 0, len(times) - 1).tolist()))
 
 
-def check_file(path: Path) -> None:
-    """Raise ClipError missing_file if the path does not exist or is not a regular file."""
-    if not path.is_file():
-        raise ClipError("missing_file", f"{path} {'is not a file' if path.exists() else 'does not exist'}")
-
-
-def _open(path: Path) -> "av.container.InputContainer":
-    # Titles and comments may be in any encoding; one that cannot be decoded must not make the clip unreadable.
-    return av.open(str(path), metadata_errors="replace")
-
-
 @cache
 def _decord() -> Any:
     """Return the module decord, or None on platforms without a wheel of it (Apple silicon, arm64 Linux)."""
@@ -138,41 +107,6 @@ def _decord() -> Any:
         return None
     decord.logging.set_level(decord.logging.QUIET)
     return decord
-
-
-def _read_soundfile(path: Path) -> np.ndarray | None:
-    """Read a wav or flac file that is at 16 kHz already; None for any other file, which PyAV reads."""
-    if path.suffix.lower() not in (".wav", ".flac"):
-        return None
-    try:
-        if soundfile.info(str(path)).samplerate != SAMPLE_RATE:
-            return None
-        samples, _ = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, UnicodeEncodeError):
-        return None
-    return samples.mean(axis=1)
-
-
-def _read_pyav_audio(path: Path) -> np.ndarray:
-    # s16, because FFmpeg's downmix of stereo to float is too loud by sqrt(2).
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-    pieces: list[np.ndarray] = []
-    try:
-        with _open(path) as container:
-            if not container.streams.audio:
-                raise ClipError("no_audio")
-            for frame in container.decode(container.streams.audio[0]):
-                if not MIN_SAMPLE_RATE <= frame.sample_rate <= MAX_SAMPLE_RATE:
-                    raise ClipError("unreadable", f"a sample rate of {frame.sample_rate} Hz is not one of audio")
-                frame.pts = None  # gaps in the timestamps must not become silence or an error
-                pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
-            if pieces:
-                pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-    except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError("unreadable", _first_line(error)) from error
-    if not pieces:
-        raise ClipError("unreadable", "the audio stream holds no sample")
-    return np.concatenate(pieces).astype(np.float32) / 32768
 
 
 def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
@@ -188,7 +122,7 @@ def _read_pyav_frames(path: Path, indices: list[int]) -> Iterator[tuple[int, np.
     """Decode from the beginning and yield the frames with these indices in order of presentation."""
     remaining = set(indices)
     try:
-        with _open(path) as container:
+        with open_container(path) as container:
             stream = _video_stream(container)
             stream.thread_type = "NONE"  # the decoder processes already use all cores
             for index, frame in enumerate(container.decode(stream)):
@@ -199,10 +133,6 @@ def _read_pyav_frames(path: Path, indices: list[int]) -> Iterator[tuple[int, np.
                 if not remaining:
                     return
     except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError("unreadable", _first_line(error)) from error
+        raise ClipError("unreadable", first_line(error)) from error
     if len(remaining) == len(indices):
         raise ClipError("unreadable", "no frame of the video stream can be decoded")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
