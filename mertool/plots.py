@@ -134,13 +134,13 @@ def plot_epoch_curves(path: Path, series: dict[str, list[float]], ylabel: str, t
 
 
 def plot_retrieval_recall(path: Path, scores: dict[str, Any], title: str) -> None:
-    """Recall at 1, 5 and 10 of video finding its sound and back, with intervals; chance dashed."""
+    """Recall at 1, 5 and 10 of video finding its audio and back, with intervals; chance dashed."""
     names = [name for name in scores["chance"] if name.startswith("recall")]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     places = np.arange(len(names))
     ways = (
-        ("video_to_audio", "video finds its sound", BLUE, -0.2),
-        ("audio_to_video", "sound finds its video", ORANGE, 0.2),
+        ("video_to_audio", "video finds its audio", BLUE, -0.2),
+        ("audio_to_video", "audio finds its video", ORANGE, 0.2),
     )
     for way, label, colour, shift in ways:
         values = np.array([list(scores[way][name].values()) for name in names]) * 100

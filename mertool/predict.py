@@ -57,8 +57,8 @@ def predict(
     bundle: Path,
     manifest: Manifest,
     output: Path,
-    options: PredictOptions | None = None,
     *,
+    options: PredictOptions | None = None,
     on_progress: ProgressCallback = no_progress,
 ) -> PredictResult:
     """Predict every clip that has at least one modality; the others are listed in NAME.failures.csv.

@@ -56,9 +56,9 @@ class Predictions:
             ) from error
         if not clips:
             raise MertoolError(f"{path} holds no prediction")
-        sound = np.isfinite(probabilities).all(1) & (probabilities >= 0).all(1) & (probabilities <= 1).all(1)
-        if not sound.all():
-            first = clips[int(np.flatnonzero(~sound)[0])]
+        valid = np.isfinite(probabilities).all(1) & (probabilities >= 0).all(1) & (probabilities <= 1).all(1)
+        if not valid.all():
+            first = clips[int(np.flatnonzero(~valid)[0])]
             raise MertoolError(f"{path}: the probabilities of clip '{first}' are not all between 0 and 1")
         repeated = {clip for clip in clips if clips.count(clip) > 1} if len(set(clips)) < len(clips) else set()
         if repeated:

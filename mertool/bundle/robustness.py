@@ -59,7 +59,7 @@ class RobustnessEvaluator:
     ) -> Iterator[tuple[str, ClipProbabilities]]:
         """Yield each condition and the probabilities of those `predicted` clips that have a modality left in it.
 
-        missing: modalities, each of which is left out in turn. noise: a folder of sound files, or `babble`. Raises
+        missing: modalities, each of which is left out in turn. noise: a folder of audio files, or `babble`. Raises
         MertoolError before the first condition if the bundle does not predict `predicted` from the features.
         """
         self._check_missing(missing)

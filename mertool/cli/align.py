@@ -67,7 +67,8 @@ def align(
         echo(format_run("run", output, reused))
         echo(f"plots: {output / 'loss.png'}, {output / 'recall.png'}")
         echo(f"aligned features: {target}")
-        suggest_next("fuse", audio, target, "TEXT_STORE", "--manifest", manifest or "MANIFEST", "-o", "runs/fusion")
+        stores = [audio, target, "TEXT_STORE"]
+        suggest_next(["fuse", *stores, "--manifest", manifest or "MANIFEST", "-o", "runs/fusion"])
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def echo(text: str = "") -> None:
     print(text)
 
 
-def suggest_next(*words: object) -> None:
+def suggest_next(words: Sequence[object]) -> None:
     """Suggest the next command, quoted so that it can be copied; WORDS IN CAPITALS are the reader's to fill in."""
     echo("next: " + shlex.join(["mertool", *map(str, words)]))
 

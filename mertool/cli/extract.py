@@ -126,7 +126,7 @@ def print_result(result: Any, *, source: Path, output: Path, options: ExtractOpt
         if options.frames:
             echo(_format_merge(result.frames, options.frames))
     elif result.features:
-        suggest_next(*_next_command(result.store, source, options))
+        suggest_next(_next_command(result.store, source, options))
 
 
 def _format_counts(result: Any, modality: str) -> str:

@@ -68,8 +68,7 @@ def finetune(
 
 def suggest_extraction(source: Path, adapter: Path, encoder: str) -> None:
     """Suggest to extract features with the adapter."""
-    command = ["extract", "audio", source, "--adapter", adapter, "-o", "features/acoustic.h5", "--encoder", encoder]
-    suggest_next(*command)
+    suggest_next(["extract", "audio", source, "--adapter", adapter, "-o", "features/acoustic.h5", "--encoder", encoder])
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def fuse(
         print_metrics(run.metrics, options.classes)
         echo(format_run("bundle", output, reused))
         echo(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
-        suggest_next("predict", output, "FOLDER", "-o", "predictions.csv")
+        suggest_next(["predict", output, "FOLDER", "-o", "predictions.csv"])
 
 
 def print_metrics(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:

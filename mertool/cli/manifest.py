@@ -103,4 +103,4 @@ def print_summary(summary: dict[str, Any]) -> None:
     if summary["labels_for_other_clips"]:
         warn(f"note: {summary['labels_for_other_clips']} labels are of clips that are not in the folder")
     echo(f"manifest: {summary['manifest']}")
-    suggest_next("extract", "audio", summary["manifest"], "-o", "features/audio.h5")
+    suggest_next(["extract", "audio", summary["manifest"], "-o", "features/audio.h5"])

@@ -38,7 +38,7 @@ def models(
         table(title, list(COLUMNS), [_row(encoder, set(DEFAULT_ENCODERS.values())) for encoder in encoders])
         title = "Families: checkpoints of these model types load by hub id or folder"
         table(title, list(FAMILY_COLUMNS), [_family_row(family) for family in families])
-        suggest_next("extract", "audio", "MANIFEST", "-o", "features/audio.h5", "--encoder", "NAME")
+        suggest_next(["extract", "audio", "MANIFEST", "-o", "features/audio.h5", "--encoder", "NAME"])
 
 
 def _row(encoder: Any, defaults: set[str]) -> list[Any]:

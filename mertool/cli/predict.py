@@ -36,7 +36,7 @@ def predict(
     from mertool.predict import predict as run_stage
 
     with progress("predict", quiet) as update:
-        result = run_stage(bundle, clips, output, options, on_progress=update)
+        result = run_stage(bundle, clips, output, options=options, on_progress=update)
     if as_json:
         print_json({**asdict(result), "failed_share": result.failed_share})
     elif not quiet:
@@ -56,4 +56,4 @@ def print_result(result: Any) -> None:
     echo(f"features: {result.features}")
     if result.submission:
         echo(f"submission: {result.submission}")
-    suggest_next("evaluate", result.output, "--labels", "MANIFEST")
+    suggest_next(["evaluate", result.output, "--labels", "MANIFEST"])

@@ -56,9 +56,9 @@ def probe_layers(
     echo(f"plots: {', '.join(str(output / f'{name}.png') for name in plots)}")
     echo(f"folds: {output / 'folds.csv'}")
     if run.info["recipe"]["modality"] == "audio" and not run.info["recipe"]["adapter"]:
-        suggest_next("finetune", manifest, "--probe", output, "-o", "runs/acoustic")
+        suggest_next(["finetune", manifest, "--probe", output, "-o", "runs/acoustic"])
     else:
-        suggest_next("fuse", store, "OTHER_STORES", "--manifest", manifest, "-o", "runs/fusion")
+        suggest_next(["fuse", store, "OTHER_STORES", "--manifest", manifest, "-o", "runs/fusion"])
 
 
 def print_metrics(metrics: dict[str, Any], window: list[int]) -> None:

@@ -6,12 +6,11 @@ from math import inf
 from pathlib import Path
 
 from mertool.errors import MertoolError
-from mertool.features import POOLING_MODES, STORAGE_DTYPES
+from mertool.features import MODALITIES, POOLING_MODES, STORAGE_DTYPES
 from mertool.options import shared
 from mertool.options.option import Options, option, options_of
 
-EXTRACTED = ("audio", "video", "faces", "text")
-ENCODED = ("audio", "video", "text")
+EXTRACTED = (*MODALITIES, "faces")  # each is a command; faces are crops, without an encoder
 ENGINES = {"local": "", "ray": "several GPUs or machines, pip install ray"}
 POOLING = dict(zip(POOLING_MODES, ("one vector per clip", "keep frames"), strict=True))
 DEFAULT_LAYERS = {"audio": "all", "video": "last", "text": "last"}
@@ -37,7 +36,7 @@ class ExtractOptions(Options):
     encoder: str | None = option(
         None,
         help="Encoder: a name of `mertool models`, a hub id or a local folder.",
-        only_for=ENCODED,
+        only_for=MODALITIES,
         default_help={
             "audio": "that of --adapter, else hubert-large-zh",
             "video": "that of --aligner, else clip-vit-l14",
@@ -48,10 +47,10 @@ class ExtractOptions(Options):
         None,
         help="all, last, 16-21, 0,6,12 or last-four-sum. Layer n is the output of transformer block n, layer 0 the "
         "embedding.",
-        only_for=ENCODED,
+        only_for=MODALITIES,
         default_help=DEFAULT_LAYERS,
     )
-    pool: str = option("mean", help="Pooling over time.", noun="pooling", choices=POOLING, only_for=ENCODED)
+    pool: str = option("mean", help="Pooling over time.", noun="pooling", choices=POOLING, only_for=MODALITIES)
     adapter: Path | None = option(
         None,
         help="A finetune run; its training clips get the adapter that was trained without them.",
@@ -78,11 +77,11 @@ class ExtractOptions(Options):
     frames: Path | None = option(
         None,
         help="A second store, with the frames of the same layers from the same pass of the encoder.",
-        only_for=ENCODED,
+        only_for=MODALITIES,
     )
-    storage: str = option("float16", help="Number format in the store.", choices=STORAGE_DTYPES, only_for=ENCODED)
+    storage: str = option("float16", help="Number format in the store.", choices=STORAGE_DTYPES, only_for=MODALITIES)
     device: str = shared.device()
-    dtype: str = shared.dtype(only_for=ENCODED)
+    dtype: str = shared.dtype(only_for=MODALITIES)
     batch_seconds: float | None = option(
         None,
         help="Padded seconds of media per batch, 0 for one clip at a time.",

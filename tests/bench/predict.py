@@ -104,7 +104,7 @@ class Comparison:
         if extract_first:
             for store in self.stores:
                 self.extract(store, self.manifest, self.folder / "p.csv.features" / f"{store}.h5")
-        predict(bundle, self.manifest, output, PredictOptions(device=self.device))
+        predict(bundle, self.manifest, output, options=PredictOptions(device=self.device))
         return Predictions.read(output).probabilities
 
     def extract(self, store: str, manifest: Any, output: Path) -> Path:
