@@ -29,6 +29,8 @@ _ROWS = (
     FailureReason(code="no_text", message="the transcript is empty", missing_modality=True),
     FailureReason(code="missing_file", message="the file does not exist", transient=True),
     FailureReason(code="unreadable", message="the container or a stream cannot be decoded"),
+    FailureReason(code="unsupported", message="a playlist, or a file that is no container of audio or video"),
+    FailureReason(code="too_large", message="the picture, the audio or the duration is beyond the limits"),
     FailureReason(code="too_short", message="less media than the encoder needs for one frame"),
     FailureReason(code="timeout", message="decoding took longer than --clip-timeout", transient=True),
     FailureReason(code="crashed", message="the decoder process died on this file", transient=True),

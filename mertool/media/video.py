@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from mertool.errors import ClipError
-from mertool.media.container import check_file, first_line, open_container
+from mertool.media.container import check_file, first_line, is_cover_image, open_container
 
 # In other containers, such as MPEG program streams, decord returns frames in the wrong order.
 DECORD_CONTAINERS = frozenset({"mp4", "matroska"})
@@ -111,8 +111,7 @@ def _decord() -> Any:
 
 def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
     """Return the first video stream that is not the cover image of a music file."""
-    cover_image = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover_image]
+    streams = [stream for stream in container.streams.video if not is_cover_image(stream)]
     if not streams:
         raise ClipError("no_video")
     return streams[0]
