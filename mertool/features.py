@@ -14,13 +14,23 @@ SAMPLE_RATE = 16_000
 PREPROCESSING_VERSIONS = {"audio": 1, "video": 1, "text": 1, "faces": 1}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the values of a store are made. Two stores may be compared or joined only if recipes are equal.
+    """Everything that changes the values of a store. Two stores may be compared or joined only if recipes are equal.
 
-    `layers` count transformer blocks from 1; 0 is the embedding, the input of block 1. `pool` is `mean`
-    (one vector per layer and clip) or `none` (frames are kept). `adapter` and `aligner` are digests of
-    the trained parts on top of the encoder, or None. With `layer_sum` the sum of the layers is stored.
+    Attributes:
+        modality: `audio`, `video`, `text` or `faces`.
+        encoder: Name of the encoder.
+        weights: Digest of its weights.
+        layers: Transformer blocks, counted from 1; 0 is the embedding, the input of block 1.
+        pool: `mean` (one vector per layer and clip) or `none` (frames are kept).
+        compute_dtype: Number format of the encoder.
+        storage_dtype: Number format of the values in the store.
+        media: Settings of decoding, such as the sample rate.
+        adapter: Digest of the adapter on top of the encoder, or None.
+        aligner: Digest of the aligner on top of it, or None.
+        preprocessing: Version of our own preprocessing (see PREPROCESSING_VERSIONS).
+        layer_sum: Whether the sum of the layers is stored.
     """
 
     modality: str
@@ -40,6 +50,7 @@ class Recipe:
         check_choice("pooling", self.pool, POOLING_MODES)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the recipe as it is stored."""
         value = {**asdict(self), "layers": list(self.layers)}
         if not self.layer_sum:
             del value["layer_sum"]  # so that stores made before there was such a thing keep their fingerprint
@@ -47,6 +58,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Recipe":
+        """Return the recipe of `to_json`."""
         return cls(**{**value, "layers": tuple(value["layers"])})
 
     @property
@@ -60,7 +72,7 @@ class Recipe:
         return digest_json(self.to_json())
 
     def differences(self, other: "Recipe") -> str:
-        """What differs, in words for an error message: `encoder: 'a' there, 'b' here`."""
+        """Return the differences in words for an error message: `encoder: 'a' there, 'b' here`."""
         mine, theirs = self.to_json(), other.to_json()
         return "; ".join(
             f"{key.replace('_', ' ')}: {_short(theirs.get(key))} there, {_short(mine.get(key))} here"
@@ -112,7 +124,7 @@ def format_layers(layers: tuple[int, ...] | list[int]) -> str:
 
 
 def describe_layers(layers: str) -> str:
-    """What `format_layers` gives with its noun: `layer 3`, `layers 16-21`."""
+    """Return formatted layers with their noun: `layer 3`, `layers 16-21`."""
     return f"layer{'' if layers.isdecimal() else 's'} {layers}"
 
 
@@ -124,11 +136,11 @@ def aligner_input_recipe(recipe: Recipe) -> Recipe:
 def faces_recipe(media: dict[str, Any]) -> Recipe:
     """The recipe of face crops found with these settings."""
     return Recipe(
-        "faces",
-        "mtcnn",
-        "facenet-pytorch",
-        (),
-        "none",
+        modality="faces",
+        encoder="mtcnn",
+        weights="facenet-pytorch",
+        layers=(),
+        pool="none",
         storage_dtype="uint8",
         media=media,
         preprocessing=PREPROCESSING_VERSIONS["faces"],

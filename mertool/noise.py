@@ -49,13 +49,18 @@ class NoiseCorruption:
         """Mix one file of the folder into each clip."""
         if not folder.is_dir():
             raise MertoolError(f"--noise {folder} is not a folder: give a folder of audio files, or babble")
-        files = tuple(clip.path for clip in Manifest.from_folder(folder).clips)
+        clips = Manifest.from_folder(folder).clips
+        files = tuple(path for clip in clips if (path := clip.media_path("audio")) is not None)
         return cls(files=files, speakers=(None,) * len(files), seed=seed)
 
     @classmethod
     def babble(cls, manifest: Manifest, seed: int = 0) -> "NoiseCorruption":
         """Mix several other clips of the manifest into each clip, of other speakers if speakers are known."""
-        speaker_of = {clip.path: clip.speaker for clip in manifest.clips if clip.path.is_file()}
+        speaker_of = {
+            path: clip.speaker
+            for clip in manifest.clips
+            if (path := clip.media_path("audio")) is not None and path.is_file()
+        }
         if len(speaker_of) < 2:
             raise MertoolError(f"{manifest.source} has too few files for babble: give a folder of audio files")
         return cls(files=tuple(speaker_of), speakers=tuple(speaker_of.values()), n_voices=BABBLE_VOICES, seed=seed)
@@ -64,7 +69,7 @@ class NoiseCorruption:
         """Return the settings of `decode_audio` that corrupt a clip."""
         rng = self._rng(clip, 0)
         start, snr = float(rng.random()), float(rng.uniform(*SNR_RANGE))
-        other_files = [index for index, path in enumerate(self.files) if path != clip.path]
+        other_files = [index for index, path in enumerate(self.files) if path != clip.media_path("audio")]
         other_speakers = [
             index for index in other_files if clip.speaker is None or self.speakers[index] != clip.speaker
         ]

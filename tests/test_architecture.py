@@ -21,13 +21,13 @@ TIERS = {
     3: ("encoders", "adapters.methods", "learning"),
     2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
     1: ("manifest", "features", "registry", "options"),
-    0: ("errors", "files"),
+    0: ("errors", "files", "tables"),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
 # Imports allowed within one tier: `python -m mertool` is the command line, the writers of files turn an
 # OSError into a user's error, PEFT methods know which encoders call no projections, and options name the choices of
 # their tier.
-SAME_TIER = {("__main__", "cli"), ("files", "errors"), ("adapters.methods", "encoders")} | {
+SAME_TIER = {("__main__", "cli"), ("files", "errors"), ("tables", "errors"), ("adapters.methods", "encoders")} | {
     ("options", choices) for choices in ("manifest", "features", "registry")
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -21,8 +21,8 @@ from mertool.errors import MertoolError
 from mertool.features import Recipe
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, merge_stores, parts_folder, write_store, writer
 
-POOLED = Recipe("audio", "tiny", "w0", (0, 1), "mean", storage_dtype="float32")
-FRAMES = Recipe("video", "tiny", "w0", (4,), "none", storage_dtype="float32")
+POOLED = Recipe(modality="audio", encoder="tiny", weights="w0", layers=(0, 1), pool="mean", storage_dtype="float32")
+FRAMES = Recipe(modality="video", encoder="tiny", weights="w0", layers=(4,), pool="none", storage_dtype="float32")
 RECIPES = {"pooled": POOLED, "frames": FRAMES}
 CLIPS = [f"clip{number}" for number in range(12)]
 FULL = r"^the disk is full: "

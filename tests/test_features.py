@@ -8,7 +8,9 @@ import pytest
 from mertool.errors import MertoolError
 from mertool.features import Recipe, aligner_input_recipe, format_layers, parse_layers
 
-RECIPE = Recipe("audio", "hubert", "w0", (0, 1), "mean", media={"sample_rate": 16_000})
+RECIPE = Recipe(
+    modality="audio", encoder="hubert", weights="w0", layers=(0, 1), pool="mean", media={"sample_rate": 16_000}
+)
 OTHER = {
     "modality": "video",
     "encoder": "clip",
@@ -64,8 +66,10 @@ def test_an_unknown_pooling():
 
 
 def test_frames_an_aligner_is_trained_on():
-    aligned = Recipe("video", "clip", "w", (12,), "mean", aligner="d")
-    assert aligner_input_recipe(aligned) == Recipe("video", "clip", "w", (12,), "none")
+    aligned = Recipe(modality="video", encoder="clip", weights="w", layers=(12,), pool="mean", aligner="d")
+    assert aligner_input_recipe(aligned) == Recipe(
+        modality="video", encoder="clip", weights="w", layers=(12,), pool="none"
+    )
 
 
 @pytest.mark.parametrize(

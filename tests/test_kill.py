@@ -71,7 +71,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
 CLIPS = [f"clip{number:03d}" for number in range(90)]
-FRAMES = Recipe("video", "tiny", "w0", (4,), "none", storage_dtype="float32")
+FRAMES = Recipe(modality="video", encoder="tiny", weights="w0", layers=(4,), pool="none", storage_dtype="float32")
 
 
 def write_clips(path: str) -> None:

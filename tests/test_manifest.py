@@ -34,14 +34,23 @@ def test_every_column_is_read(tmp_path):
         'a,media/a.mp4,happy,"Well, yes.",s1,train,0.5,2\n'
         "b,b.wav,,,,,,\n",
     )
-    first = Clip("a", tmp_path / "media/a.mp4", "happy", "Well, yes.", "s1", "train", 0.5, 2.0)
-    assert manifest.clips == (first, Clip("b", tmp_path / "b.wav"))
+    first = Clip(
+        clip="a",
+        path=tmp_path / "media/a.mp4",
+        label="happy",
+        text="Well, yes.",
+        speaker="s1",
+        split="train",
+        start=0.5,
+        end=2.0,
+    )
+    assert manifest.clips == (first, Clip(clip="b", path=tmp_path / "b.wav"))
     assert manifest.speakers() == {"a": "s1"}
 
 
 def test_a_byte_order_mark_chinese_and_spaces(tmp_path):
     manifest = read(tmp_path, "clip,path,text\r\n测试 clip,测试 文件.mp4,我很高兴，真的。\r\n", "utf-8-sig")
-    assert manifest.clips == (Clip("测试 clip", tmp_path / "测试 文件.mp4", text="我很高兴，真的。"),)
+    assert manifest.clips == (Clip(clip="测试 clip", path=tmp_path / "测试 文件.mp4", text="我很高兴，真的。"),)
 
 
 def test_columns_in_any_order_and_case_and_empty_lines(tmp_path):
@@ -191,8 +200,17 @@ def test_an_empty_folder_says_what_was_looked_for(tmp_path):
 def test_what_is_written_is_read_again(tmp_path):
     touch(tmp_path, "media/a.mp4")
     clips = (
-        Clip("a", tmp_path / "media/a.mp4", "happy", 'He said "no",\nthen 好.', "s 1", "train", 0.25, 1.5),
-        Clip("测试 b", tmp_path / "media/b, c.mp4", split="unlabelled"),
+        Clip(
+            clip="a",
+            path=tmp_path / "media/a.mp4",
+            label="happy",
+            text='He said "no",\nthen 好.',
+            speaker="s 1",
+            split="train",
+            start=0.25,
+            end=1.5,
+        ),
+        Clip(clip="测试 b", path=tmp_path / "media/b, c.mp4", split="unlabelled"),
     )
     Manifest(clips, tmp_path).write(tmp_path / "out" / "clips.csv")
     again = Manifest.read(tmp_path / "out" / "clips.csv")
@@ -249,7 +267,9 @@ def test_a_name_that_is_no_text_is_a_clear_error_or_kept(tmp_path):
 
 
 def labelled(*labels: tuple[str | None, str | None]) -> Manifest:
-    clips = [Clip(f"c{n}", Path("x.mp4"), label, split=split) for n, (label, split) in enumerate(labels)]
+    clips = [
+        Clip(clip=f"c{n}", path=Path("x.mp4"), label=label, split=split) for n, (label, split) in enumerate(labels)
+    ]
     return Manifest(tuple(clips), Path("clips.csv"))
 
 
@@ -320,18 +340,27 @@ def test_facts_fill_in_labels_and_splits():
 
 def test_the_digest_is_of_what_training_depends_on():
     one, other = labelled(("sad", "train")), labelled(("happy", "train"))
-    moved = Manifest((Clip("c0", Path("elsewhere.mp4"), "sad", split="train"),), Path("other.csv"))
+    moved = Manifest((Clip(clip="c0", path=Path("elsewhere.mp4"), label="sad", split="train"),), Path("other.csv"))
     assert one.digest() == moved.digest() != other.digest()
 
 
 def test_the_digest_of_a_clip_follows_its_file_and_its_part(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(bytes(300_000))
-    whole = Clip("a", path).digest()
-    assert Clip("b", path).digest() == whole
-    assert len({whole, Clip("a", path, start=1.0).digest(), Clip("a", path, start=1.0, end=2.0).digest()}) == 3
+    whole = Clip(clip="a", path=path).digest()
+    assert Clip(clip="b", path=path).digest() == whole
+    assert (
+        len(
+            {
+                whole,
+                Clip(clip="a", path=path, start=1.0).digest(),
+                Clip(clip="a", path=path, start=1.0, end=2.0).digest(),
+            }
+        )
+        == 3
+    )
     for place in (0, 150_000, 299_999):
         changed = bytearray(300_000)
         changed[place] = 1
         path.write_bytes(changed)
-        assert Clip("a", path).digest() != whole
+        assert Clip(clip="a", path=path).digest() != whole

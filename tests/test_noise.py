@@ -82,7 +82,7 @@ def corpus(tmp_path):
     for number in range(8):
         path = tmp_path / f"c{number}.wav"
         soundfile.write(path, wave(number), RATE)
-        clips.append(Clip(path.stem, path, speaker=f"s{number % 2}"))
+        clips.append(Clip(clip=path.stem, path=path, speaker=f"s{number % 2}"))
     return Manifest(tuple(clips), tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_babble_is_of_other_clips_and_other_speakers(corpus):
 
 
 def test_blurs_are_those_of_the_challenge():
-    clips = [Clip(f"c{number}", Path("x")) for number in range(300)]
+    clips = [Clip(clip=f"c{number}", path=Path("x")) for number in range(300)]
     counts = np.bincount(
         [NoiseCorruption(files=(), speakers=()).video_settings(clip)["blur_factor"] for clip in clips], minlength=5
     )[list(BLUR_FACTORS)]

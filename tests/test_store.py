@@ -25,10 +25,10 @@ from mertool.store import (
     writer,
 )
 
-POOLED = Recipe("audio", "tiny", "w0", (0, 1, 2), "mean")
-FRAMES = Recipe("video", "tiny", "w0", (4,), "none")
-LAYERED = Recipe("audio", "tiny", "w0", (3, 4), "none", storage_dtype="float32")
-FACES = Recipe("faces", "mtcnn", "w0", (), "none", storage_dtype="uint8")
+POOLED = Recipe(modality="audio", encoder="tiny", weights="w0", layers=(0, 1, 2), pool="mean")
+FRAMES = Recipe(modality="video", encoder="tiny", weights="w0", layers=(4,), pool="none")
+LAYERED = Recipe(modality="audio", encoder="tiny", weights="w0", layers=(3, 4), pool="none", storage_dtype="float32")
+FACES = Recipe(modality="faces", encoder="mtcnn", weights="w0", layers=(), pool="none", storage_dtype="uint8")
 RECIPES = {"pooled": POOLED, "frames": FRAMES, "layered": LAYERED, "faces": FACES}
 CHANNELS = 5
 LOST = Failure(
@@ -347,7 +347,8 @@ def test_a_second_writer_is_refused(path):
     code = (
         "import sys; from pathlib import Path; from mertool.features import Recipe\n"
         "from mertool.errors import MertoolError; from mertool.store import StoreWriter\n"
-        "try: StoreWriter(Path(sys.argv[1]), Recipe('audio', 'tiny', 'w0', (0, 1, 2), 'mean'), {}).__enter__()\n"
+        "recipe = Recipe(modality='audio', encoder='tiny', weights='w0', layers=(0, 1, 2), pool='mean')\n"
+        "try: StoreWriter(Path(sys.argv[1]), recipe, {}).__enter__()\n"
         "except MertoolError as error: print(error)"
     )
     with StoreWriter(path, POOLED, {}) as out:
@@ -393,7 +394,7 @@ def test_stores_of_two_recipes_are_not_merged(tmp_path):
 
 
 def test_merging_needs_little_memory(tmp_path):
-    wide = Recipe("audio", "tiny", "w0", (0,), "mean", storage_dtype="float32")
+    wide = Recipe(modality="audio", encoder="tiny", weights="w0", layers=(0,), pool="mean", storage_dtype="float32")
     for number in range(2):
         rows = [ClipFeatures(f"{number}-{i}", "d", np.full((1, 4096), i, np.float32)) for i in range(1000)]
         write_finished(tmp_path / f"{number}.h5", wide, rows)

@@ -18,7 +18,7 @@ from mertool.cli.console import (
     suggest_next,
     table,
 )
-from mertool.manifest import Manifest
+from mertool.cli.source import read_source
 from mertool.options.align import AlignOptions
 
 EXAMPLE = "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual"
@@ -48,7 +48,7 @@ def align(
     A fifth of the clips (at most 2,000) is held out for the scores, and an eighth decides when training stops. A killed
     run resumes where it was. Several GPUs: accelerate launch -m mertool align ... (or torchrun).
     """
-    labelled = Manifest.read(manifest) if manifest else None
+    labelled = read_source(manifest) if manifest else None
     check_stores(audio, video)
     from mertool.align import align as run_stage
 

@@ -7,7 +7,7 @@ import typer
 
 from mertool.cli.arguments import Json, Quiet
 from mertool.cli.console import echo, format_gain, format_score, print_json, progress, table
-from mertool.manifest import Manifest
+from mertool.cli.source import read_source
 from mertool.options.evaluate import EvaluateOptions
 
 EXAMPLE = "Example: mertool evaluate predictions.csv --labels clips.csv -o metrics.json"
@@ -28,7 +28,7 @@ def evaluate(
     With --missing and --noise the same bundle is evaluated on the same clips without a modality, and with noisy audio
     and blurred video, as MER-NOISE does; features come from the folder beside the predictions.
     """
-    truth = Manifest.read(labels)
+    truth = read_source(labels)
     from mertool.evaluate import evaluate as run_stage
 
     with progress("evaluate", quiet) as update:

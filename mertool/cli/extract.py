@@ -18,7 +18,7 @@ from mertool.cli.console import (
     warn,
 )
 from mertool.cli.options import add_command
-from mertool.manifest import Manifest
+from mertool.cli.source import read_source
 from mertool.options.extract import ExtractOptions
 from mertool.runs import Run
 
@@ -40,7 +40,7 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Extract features of one modality, or estimate how long that takes."""
-    manifest = Manifest.read(source)
+    manifest = read_source(source)
     if options.adapter:
         Run.read(options.adapter, "finetune")
     if options.aligner:

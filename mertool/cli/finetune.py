@@ -17,8 +17,8 @@ from mertool.cli.console import (
     table,
     warn,
 )
+from mertool.cli.source import read_source
 from mertool.features import describe_layers
-from mertool.manifest import Manifest
 from mertool.options.finetune import FinetuneOptions
 
 EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
@@ -39,7 +39,7 @@ def finetune(
     """
     layers_of_probe = options.layers is None
     options = read_probe(options)
-    manifest = Manifest.read(source)
+    manifest = read_source(source)
     from mertool import finetune as stage
 
     reports = is_first_process()

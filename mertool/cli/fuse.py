@@ -18,7 +18,7 @@ from mertool.cli.console import (
     table,
     warn,
 )
-from mertool.manifest import Manifest
+from mertool.cli.source import read_source
 from mertool.options.fuse import FuseOptions
 
 EXAMPLE = "Example: mertool fuse features/acoustic.h5 features/aligned.h5 features/text.h5 -m clips.csv -o runs/fusion"
@@ -39,7 +39,7 @@ def fuse(
 
     Each store is also scored by itself, on the clips that have it.
     """
-    labelled = Manifest.read(manifest)
+    labelled = read_source(manifest)
     check_stores(*stores, *options.unlabelled)
     from mertool.fuse import fuse as run_stage
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,9 +10,10 @@ import typer
 
 from mertool.cli.arguments import Json, Quiet
 from mertool.cli.console import echo, print_json, suggest_next, table, warn
+from mertool.cli.source import read_source
 from mertool.errors import MertoolError
 from mertool.files import check_writable
-from mertool.manifest import Manifest, with_annotations
+from mertool.manifest import Manifest, canonical_label
 from mertool.options.manifest import ManifestOptions
 
 EXAMPLE = "Example: mertool manifest my-clips -o clips.csv --labels labels.csv --transcripts words.csv"
@@ -33,40 +34,53 @@ def manifest(
     check_writable(output, options.labels, options.transcripts)
     if folder.is_file():
         raise MertoolError(f"{folder} is a file: give the folder of the clips")
-    clips = Manifest.read(folder)
-    annotated, labels_elsewhere = annotate(clips, folder, options)
-    annotated.write(output)
-    summary = summarize(annotated, output, labels_elsewhere)
+    annotated, notes = annotate_clips(read_source(folder), options)
+    for note in (*notes, *annotated.write(output)):
+        warn(f"note: {note}")
+    summary = summarize(annotated, output)
     if as_json:
         print_json(summary)
     elif not quiet:
         print_summary(summary)
 
 
-def annotate(clips: Manifest, folder: Path, options: ManifestOptions) -> tuple[Manifest, int]:
-    """Return the clips with what the files of the options say of them, and the number of labels of other clips."""
-    from mertool.interop.mertools import read_labels, read_transcripts
+def annotate_clips(clips: Manifest, options: ManifestOptions) -> tuple[Manifest, list[str]]:
+    """Return the clips with what the files of the options say of them, and notes for the user.
 
-    clip_ids = {clip.clip for clip in clips.clips}
-    label_of, split_of = read_labels(options.labels) if options.labels else (None, {})
-    text_of = read_transcripts(options.transcripts) if options.transcripts else {}
-    if options.labels:
-        _check_common_clips(options.labels, "labels", label_of or {}, clip_ids=clip_ids, folder=folder)
-    if options.transcripts:
-        _check_common_clips(options.transcripts, "transcripts", text_of, clip_ids=clip_ids, folder=folder)
-    speaker_of = match_speakers(clips, options.speakers) if options.speakers is not None else {}
-    annotated = with_annotations(clips, labels=label_of, texts=text_of, speakers=speaker_of, splits=split_of)
-    if unknown := annotated.describe_unknown_labels(options.classes):
-        raise MertoolError(f"{options.labels}: {unknown}")
-    return annotated, len(set(label_of or {}) - clip_ids)
+    Labels are written as the names of their classes. Raises MertoolError for a label that is of no class.
+    """
+    from mertool.interop.annotations import annotate, fill_splits, with_speakers
+    from mertool.interop.labels import read_labels, read_transcripts
+
+    notes: list[str] = []
+    for path, kind in ((options.labels, "labels"), (options.transcripts, "transcripts")):
+        if path is None:
+            continue
+        annotations = read_labels(path) if kind == "labels" else read_transcripts(path, options.language)
+        joined = annotate(clips, annotations)
+        clips = joined.manifest
+        notes += [*annotations.notes, *describe_unmatched(joined.unmatched, kind, path)]
+    if options.speakers is not None:
+        clips = with_speakers(clips, match_speakers(clips, options.speakers))
+    return (fill_splits(name_classes(clips, options)) if options.labels else clips), notes
 
 
-def _check_common_clips(path: Path, kind: str, named: Collection[str], *, clip_ids: set[str], folder: Path) -> None:
-    if not clip_ids & set(named):
-        raise MertoolError(
-            f"{path} names {len(named)} clips with {kind}, none of which is in {folder} "
-            f"(there: {min(clip_ids)}, ...; {kind}: {min(named or {'-'})}, ...)"
-        )
+def name_classes(clips: Manifest, options: ManifestOptions) -> Manifest:
+    """Return the clips with the class names that their labels mean."""
+    if unknown := clips.describe_unknown_labels(options.classes):
+        raise MertoolError(f"{options.labels}: {unknown}; name another set with --classes a,b,c")
+    named = (
+        replace(clip, label=canonical_label(clip.label, options.classes)) if clip.label else clip
+        for clip in clips.clips
+    )
+    return replace(clips, clips=tuple(named))
+
+
+def describe_unmatched(names: list[str], kind: str, path: Path) -> list[str]:
+    """Return a note on rows of other clips, empty if there are none."""
+    if not names:
+        return []
+    return [f"{len(names)} of the {kind} in {path} are of clips that are not in the folder (first: {names[0]})"]
 
 
 def match_speakers(clips: Manifest, pattern: str) -> dict[str, str]:
@@ -83,7 +97,7 @@ def match_speakers(clips: Manifest, pattern: str) -> dict[str, str]:
     return {clip: match.group(1) for clip, match in matches.items() if match and match.group(1)}
 
 
-def summarize(clips: Manifest, output: Path, labels_elsewhere: int) -> dict[str, Any]:
+def summarize(clips: Manifest, output: Path) -> dict[str, Any]:
     """Return the result of the command: where the manifest is, and counts of its clips."""
     return {
         "manifest": str(output),
@@ -91,7 +105,6 @@ def summarize(clips: Manifest, output: Path, labels_elsewhere: int) -> dict[str,
         "labels": Counter(clip.label or "(no label)" for clip in clips.clips),
         "with_text": sum(bool(clip.text) for clip in clips.clips),
         "speakers": len(set(clips.speakers().values())),
-        "labels_for_other_clips": labels_elsewhere,
     }
 
 
@@ -100,7 +113,5 @@ def print_summary(summary: dict[str, Any]) -> None:
     rows = [[label, count] for label, count in sorted(summary["labels"].items())]
     table(f"{summary['clips']} clips", ["label", "clips"], rows)
     echo(f"{summary['with_text']} with a transcript, {summary['speakers']} speakers")
-    if summary["labels_for_other_clips"]:
-        warn(f"note: {summary['labels_for_other_clips']} labels are of clips that are not in the folder")
     echo(f"manifest: {summary['manifest']}")
     suggest_next(["extract", "audio", summary["manifest"], "-o", "features/audio.h5"])

@@ -8,7 +8,7 @@ import typer
 
 from mertool.cli.arguments import Json, MaxFailed, Quiet, SourceArgument
 from mertool.cli.console import check_failed, echo, print_json, progress, suggest_next, table
-from mertool.manifest import Manifest
+from mertool.cli.source import read_source
 from mertool.options.predict import PredictOptions
 from mertool.runs import Run
 
@@ -31,7 +31,7 @@ def predict(
     are cached beside the output, so a killed run resumes and a second run is quick. Transcripts come from the
     manifest, from the bundle's own speech recogniser, or from --asr; without any, text counts as missing.
     """
-    clips = Manifest.read(source)
+    clips = read_source(source)
     Run.read(bundle, "fuse")
     from mertool.predict import predict as run_stage
 

@@ -18,8 +18,8 @@ from mertool.cli.console import (
     table,
     warn,
 )
+from mertool.cli.source import read_source
 from mertool.features import describe_layers
-from mertool.manifest import Manifest
 from mertool.options.probe_layers import ProbeLayersOptions
 
 EXAMPLE = "Example: mertool probe-layers features/audio.h5 --manifest clips.csv -o runs/probe"
@@ -38,7 +38,7 @@ def probe_layers(
 
     Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
     """
-    labelled = Manifest.read(manifest)
+    labelled = read_source(manifest)
     check_stores(store)
     from mertool.probe_layers import probe_layers as run_stage
 

@@ -161,9 +161,10 @@ class DecoderPool:
         # pebble sets the results of futures in its own thread; this queue brings them to the caller's.
         finished: queue.SimpleQueue[tuple[WorkItem, dict[str, Any], Any]] = queue.SimpleQueue()
         fallback = FALLBACK_SETTINGS.get(decode, {})
+        modality = "audio" if decode is decode_audio else "video"
 
         def schedule(item: WorkItem, options: dict[str, Any]) -> None:
-            args = (item.clip.path, item.clip.start, item.clip.end)
+            args = (item.clip.media_path(modality), item.clip.start, item.clip.end)
             future = self._pool.schedule(decode, args=args, kwargs=options, timeout=self.clip_timeout)
             future.add_done_callback(lambda future: finished.put((item, options, future)))
 
@@ -171,6 +172,9 @@ class DecoderPool:
         in_flight = 0
         while True:
             while in_flight < MAX_AHEAD * self.workers and (item := next(source, None)) is not None:
+                if item.clip.media_path(modality) is None:  # a clip that is a text alone
+                    yield item, ClipError(f"no_{modality}", "the manifest names no media file of this clip")
+                    continue
                 schedule(item, {**settings, **settings_of(item.clip)})
                 in_flight += 1
             if not in_flight:

@@ -27,12 +27,20 @@ class Plan:
 
 def list_items(manifest: Manifest, modality: str) -> list[WorkItem]:
     """Return a work item for each clip; raise MertoolError if not one of the media files exists."""
-    if modality != "text" and not any(clip.path.is_file() for clip in manifest.clips):
-        raise MertoolError(
-            f"none of the {len(manifest)} files named in {manifest.source} exists (first: "
-            f"{manifest.clips[0].path}): paths are relative to the manifest's folder"
-        )
+    if modality != "text":
+        _check_files_exist(manifest, modality)
     return [WorkItem(clip, item_digest(clip, modality)) for clip in manifest.clips]
+
+
+def _check_files_exist(manifest: Manifest, modality: str) -> None:
+    paths = [path for clip in manifest.clips if (path := clip.media_path(modality)) is not None]
+    if not paths:
+        raise MertoolError(f"no clip of {manifest.source} has a media file: it holds texts alone, so extract text")
+    if not any(path.is_file() for path in paths):
+        raise MertoolError(
+            f"none of the {len(paths)} files named in {manifest.source} exists (first: {paths[0]}): paths are relative "
+            "to the manifest's folder"
+        )
 
 
 def make_plan(items: Sequence[WorkItem], done: Mapping[str, str], failed: Mapping[str, Failure]) -> Plan:
@@ -57,6 +65,6 @@ def item_digest(clip: Clip, modality: str) -> str:
     if modality == "text":
         return digest_json(clip.text or "")[:32]
     try:
-        return clip.digest()
+        return clip.digest(modality)
     except OSError:
         return ""

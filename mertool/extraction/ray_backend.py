@@ -80,7 +80,7 @@ def extract_on_ray(
     """
     started = time.perf_counter()
     driver = _RayDriver(
-        items=[replace(item, clip=replace(item.clip, path=item.clip.path.absolute())) for item in items],
+        items=[replace(item, clip=item.clip.with_absolute_paths()) for item in items],
         job=_with_absolute_paths(job),
         writers=writers,
         write_faces=face_writer is not None,

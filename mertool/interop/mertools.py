@@ -1,7 +1,6 @@
-"""Labels and transcripts in the forms of MERTools (MER2023 to MER2026), and in any CSV of the same shape.
+"""Labels of MERTools (MER2023 to MER2026): `label-6way.npz` holds one pickled dict per corpus.
 
-`label-6way.npz` holds one pickled dict per corpus. While it is read, only the array constructors of NumPy are allowed,
-so that a manipulated file cannot run code.
+While it is read, only the array constructors of NumPy are allowed, so that a manipulated file cannot run code.
 """
 
 import io
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mertool.errors import MertoolError, combine_errors, suggest
-from mertool.interop.tables import ClipTable, check_exists
+from mertool.errors import MertoolError
+from mertool.interop.annotations import Annotation, Annotations
 from mertool.manifest import SPLITS
 
-LABEL_COLUMNS = ("label", "discrete", "emotion", "emo")
-TEXT_COLUMNS = ("text", "transcript", "chinese", "english", "sentence")
 TRAIN_CORPORA = ("train_corpus", "whole_corpus")
+CORPUS_SUFFIX = "_corpus"
+PLACEHOLDER = "neutral"
 ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"),
@@ -36,69 +35,71 @@ UNREADABLE = (
     pickle.UnpicklingError,
     AttributeError,
     EOFError,
+    OSError,
     IndexError,
     KeyError,
+    MemoryError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
     TypeError,
     ValueError,
 )
 
 
-def read_labels(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Return labels and splits by clip id, from the npz of MERTools or from a CSV with a name and a label column.
+def read_npz(path: Path) -> Annotations:
+    """Return the labels and splits of an npz of MERTools: those of its training, validation and test corpora.
 
-    Of an npz only the training corpus is read, because its test clips carry the placeholder `neutral`. Corpora that
-    number their classes (IEMOCAP, MELD) give the numbers as class names. Raises MertoolError for a file that cannot be
-    read, a clip with two labels, or an unknown split.
+    Test clips whose labels are not public have the placeholder `neutral`; a test or validation corpus that has nothing
+    else is left out. Corpora that number their classes (IEMOCAP, MELD) give the numbers as labels. Raises MertoolError
+    for a file that cannot be read, or whose `emo` is the same everywhere (MOSI, MOSEI: the target is `val`).
     """
-    check_exists(path, "labels")
-    if path.suffix == ".npz":
-        return _read_npz(path), {}
-    table = ClipTable.read(path, "labels")
-    labels = _column_by_clip(table, table.find_column(LABEL_COLUMNS, "label"))
-    splits = _column_by_clip(table, "split") if "split" in table.columns else {}
-    unknown = sorted(set(splits.values()) - set(SPLITS))
-    if unknown:
-        raise MertoolError(
-            f"{path}: unknown split '{unknown[0]}': {suggest(unknown[0], SPLITS)}valid: {', '.join(SPLITS)}"
-        )
-    return labels, splits
-
-
-def read_transcripts(path: Path) -> dict[str, str]:
-    """Return transcripts by clip id from a CSV (`name,chinese`, `clip,text`, ...), without empty ones."""
-    table = ClipTable.read(path, "transcripts")
-    return _column_by_clip(table, table.find_column(TEXT_COLUMNS, "text"))
-
-
-def _column_by_clip(table: ClipTable, column: str) -> dict[str, str]:
-    """Return one column by clip id, without empty cells; a clip with two different values is a fault."""
-    value_of: dict[str, str] = {}
-    faults = []
-    for clip, row in zip(table.clip_ids(), table.rows, strict=True):
-        value = (row[column] or "").strip()
-        if value and value_of.setdefault(clip, value) != value:
-            faults.append(f"'{clip}' has the {column} '{value_of[clip]}' and '{value}'")
-    if faults:
-        raise combine_errors(str(table.path), faults)
-    return value_of
-
-
-def _read_npz(path: Path) -> dict[str, str]:
-    labels: dict[str, str] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            corpora = [corpus for corpus in TRAIN_CORPORA if f"{corpus}.npy" in archive.namelist()]
-            for corpus in corpora:
-                for clip, entry in _unpickle_dict(archive.read(f"{corpus}.npy")).items():
-                    labels[str(clip)] = str(entry["emo"])
+        corpora = _read_corpora(path)
     except UNREADABLE as error:
         raise MertoolError(f"{path} is not a label file of MERTools ({error})") from error
-    if not corpora:
-        raise MertoolError(f"{path} holds none of {', '.join(TRAIN_CORPORA)}")
-    return labels
+    rows: list[Annotation] = []
+    notes = []
+    for corpus, labels in corpora.items():
+        split = split_of_corpus(corpus)
+        constant = next(iter(labels.values()), "") if len(labels) > 1 and len(set(labels.values())) == 1 else None
+        if split == "train" and constant is not None:
+            raise MertoolError(
+                f"{path}: all {len(labels)} clips of {corpus} have the emo '{constant}', which is no label: "
+                "in corpora as MOSI, MOSEI and SIMS the target is val, a number. Give a CSV name,label with classes"
+            )
+        if split != "train" and set(labels.values()) <= {PLACEHOLDER}:
+            notes.append(f"{corpus} of {path} is left out: all its labels are the placeholder '{PLACEHOLDER}'")
+            continue
+        rows += [Annotation(name=clip, label=label, split=split) for clip, label in labels.items()]
+    return Annotations(path=path, rows=tuple(rows), notes=tuple(notes))
+
+
+def split_of_corpus(corpus: str) -> str:
+    """Return the split of a corpus by its name: `train_corpus`, `whole_corpus`, `val_corpus`, `test1_corpus`."""
+    kind = corpus.removesuffix(CORPUS_SUFFIX).rstrip("0123456789")
+    return {"whole": "train", "val": "dev", "valid": "dev"}.get(kind, kind)
+
+
+def _read_corpora(path: Path) -> dict[str, dict[str, str]]:
+    """Return the label by clip of each corpus."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        corpora = [name for name in names if name.endswith(CORPUS_SUFFIX) and split_of_corpus(name) in SPLITS]
+        if not any(split_of_corpus(corpus) == "train" for corpus in corpora):
+            raise ValueError(f"it holds none of {', '.join(TRAIN_CORPORA)}")
+        return {
+            corpus: {
+                str(clip): str(entry["emo"]) for clip, entry in _unpickle_dict(archive.read(f"{corpus}.npy")).items()
+            }
+            for corpus in corpora
+        }
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler that knows ALLOWED_GLOBALS alone."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED_GLOBALS:
             raise pickle.UnpicklingError(f"it wants {module}.{name}, which labels do not need: refused")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mertool.errors import MertoolError, combine_errors
 from mertool.files import write_atomic
-from mertool.interop.tables import ClipTable
+from mertool.interop.columns import read_clip_names
 from mertool.manifest import EMOTIONS
 
 MAX_NAMES = 10  # that a message lists
@@ -18,7 +18,7 @@ def read_candidates(path: Path) -> list[str]:
 
     Raises MertoolError if the list is empty or repeats a clip.
     """
-    names = [name for name in ClipTable.read(path, "candidates").clip_ids() if name]
+    names = [name for name in read_clip_names(path, "candidates") if name]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise MertoolError(f"{path}: names that are listed more than once: {_list_names(repeated)}; list each once")

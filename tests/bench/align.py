@@ -154,8 +154,8 @@ def make_stores(folder: Path, clips: int, options: argparse.Namespace) -> int:
     to_video = random.normal(0, 1, (16, options.channels)).astype(np.float32)
     noise = random.normal(0, 1, (4 * options.frames, options.channels)).astype(np.float32)
     ids = [f"clip{number:06d}" for number in range(clips)]
-    audio_recipe = Recipe("audio", "made", "-", tuple(range(LAYERS)), "mean")
-    video_recipe = Recipe("video", "made", "-", (1,), "none")
+    audio_recipe = Recipe(modality="audio", encoder="made", weights="-", layers=tuple(range(LAYERS)), pool="mean")
+    video_recipe = Recipe(modality="video", encoder="made", weights="-", layers=(1,), pool="none")
     provenance = {"encoder": {"name": "made", "checkpoint": "made", "revision": None}}
     with (
         StoreWriter(folder / "audio.h5", audio_recipe, provenance) as audio,

@@ -207,7 +207,9 @@ class Sides:
         from mertool.manifest import Clip, Manifest
 
         def clip(name: str, content: Any) -> Clip:
-            return Clip(name, Path(), text=content) if self.modality == "text" else Clip(name, content)
+            return (
+                Clip(clip=name, path=Path(), text=content) if self.modality == "text" else Clip(clip=name, path=content)
+            )
 
         manifest = Manifest(tuple(clip(*item) for item in items), self.setting.folder / "clips.csv")
         folder = self.setting.folder / "store"

@@ -172,7 +172,7 @@ def make_manifest(folder: Path, count: int, tiny: bool) -> Any:
 
     paths = make_clips(folder / "clips", count, tiny)
     texts = make_texts(list(demo().WORDS), count)
-    clips = (Clip(path.stem, path, text=text) for path, text in zip(paths, texts, strict=True))
+    clips = (Clip(clip=path.stem, path=path, text=text) for path, text in zip(paths, texts, strict=True))
     return Manifest(tuple(clips), folder / "clips")
 
 

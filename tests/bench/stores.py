@@ -51,7 +51,9 @@ def _write(folder: Path, values: dict[str, np.ndarray], pooled: bool) -> tuple[P
     folder.mkdir()
     layers, pool = (tuple(range(LAYERS)), "mean") if pooled else ((LAYERS - 1,), "none")
     store = folder / "values.h5"
-    with StoreWriter(store, Recipe("audio", "made", "-", layers, pool), {}) as writer:
+    with StoreWriter(
+        store, Recipe(modality="audio", encoder="made", weights="-", layers=layers, pool=pool), {}
+    ) as writer:
         for clip, value in values.items():
             writer.add(ClipFeatures(clip, clip, value))
         writer.finish(values)

@@ -45,8 +45,24 @@ def stores(tmp_path, tiny_encoders):
     adapter = trained(tmp_path / "from" / "acoustic", "finetune", "adapters/final", "adapter_config.json")
     aligner = trained(tmp_path / "from" / "visual", "align", ".", "other.json")
     source = CheckpointRef(name="encoder", folder=encoder, checkpoint=str(encoder))
-    audio = Recipe("audio", "encoder", source.digest(), (3, 4), "mean", media={"rate": 16}, adapter=adapter.digest())
-    video = Recipe("video", "encoder", source.digest(), (4,), "none", media={"fps": 5}, aligner=aligner.digest())
+    audio = Recipe(
+        modality="audio",
+        encoder="encoder",
+        weights=source.digest(),
+        layers=(3, 4),
+        pool="mean",
+        media={"rate": 16},
+        adapter=adapter.digest(),
+    )
+    video = Recipe(
+        modality="video",
+        encoder="encoder",
+        weights=source.digest(),
+        layers=(4,),
+        pool="none",
+        media={"fps": 5},
+        aligner=aligner.digest(),
+    )
     origins = {"adapter": str(adapter.folder), "aligner": str(aligner.folder)}
     paths = []
     for name, recipe, shape in (("acoustic", audio, (2, 8)), ("sight", video, (5, 4))):

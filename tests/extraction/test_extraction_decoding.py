@@ -56,7 +56,7 @@ def with_settings(path, start, end, fps, most):
 
 
 def items(tmp_path, *names):
-    return [WorkItem(Clip(name, tmp_path / f"{name}.mp4"), "") for name in names]
+    return [WorkItem(Clip(clip=name, path=tmp_path / f"{name}.mp4"), "") for name in names]
 
 
 def first_decoder_fails(path, start, end, decoder="auto"):
@@ -161,7 +161,7 @@ def test_decoders_that_read_nothing(tmp_path):
 
 
 def test_the_part_of_the_clip_and_the_settings_reach_the_decoder(tmp_path):
-    job = WorkItem(Clip("a", tmp_path / "a.mp4", start=1.0, end=2.5), "")
+    job = WorkItem(Clip(clip="a", path=tmp_path / "a.mp4", start=1.0, end=2.5), "")
     assert decode_all([job], with_settings, fps=4.0, most=8)["a"].content == (1.0, 2.5, 4.0, 8)
 
 
@@ -203,7 +203,11 @@ def test_face_of_a_real_clip(demo):
 
 
 def test_an_empty_transcript_is_an_absent_modality(tmp_path):
-    clips = [Clip("a", tmp_path, text=" wow "), Clip("b", tmp_path, text="  "), Clip("c", tmp_path)]
+    clips = [
+        Clip(clip="a", path=tmp_path, text=" wow "),
+        Clip(clip="b", path=tmp_path, text="  "),
+        Clip(clip="c", path=tmp_path),
+    ]
     found = [out for _, out in decode_text((WorkItem(clip, "") for clip in clips), {"c": "unreadable"})]
     assert found[0].content == "wow"
     assert [error.reason for error in found[1:]] == ["no_text", "unreadable"]

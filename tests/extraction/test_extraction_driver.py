@@ -68,13 +68,16 @@ def clips(tmp_path, monkeypatch):
         paths = [tmp_path / f"{name}.wav" for name in names]
         for path in paths:
             path.write_bytes(path.stem.encode())
-        return Manifest(tuple(Clip(path.stem, path) for path in paths), tmp_path)
+        return Manifest(tuple(Clip(clip=path.stem, path=path) for path in paths), tmp_path)
 
     return make
 
 
 def target(path, layers=(0,), pool="mean"):
-    return StoreTarget(path=path, recipe=Recipe("audio", "fake", "w", layers, pool, storage_dtype="float32"))
+    return StoreTarget(
+        path=path,
+        recipe=Recipe(modality="audio", encoder="fake", weights="w", layers=layers, pool=pool, storage_dtype="float32"),
+    )
 
 
 @pytest.fixture

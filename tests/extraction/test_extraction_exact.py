@@ -63,11 +63,19 @@ def by_engine(tmp_path, name, folder, modality, dtype, most) -> np.ndarray:
     """(clips, L, D) of a store that the engine wrote; with a limit the clips share a batch."""
     source = encoders.resolve_encoder(str(folder), modality)
     layers = tuple(range(encoders.count_layers(source) + 1))
-    recipe = Recipe(modality, "tiny", "w", layers, "mean", dtype, "float32")
+    recipe = Recipe(
+        modality=modality,
+        encoder="tiny",
+        weights="w",
+        layers=layers,
+        pool="mean",
+        compute_dtype=dtype,
+        storage_dtype="float32",
+    )
     target = StoreTarget(path=tmp_path / "s.h5", recipe=recipe)
     encoder = EncoderAssets(source).load([target], torch.device("cpu"), most)
     outcomes = [
-        (WorkItem(Clip(f"c{number}", tmp_path), "d"), DecodedClip(content, seconds=1.0))
+        (WorkItem(Clip(clip=f"c{number}", path=tmp_path), "d"), DecodedClip(content, seconds=1.0))
         for number, content in enumerate(contents(name, modality))
     ]
     with target.open_writer() as writer:

@@ -44,7 +44,7 @@ class FakeEncoder:
 
 
 def make_recipe(layers=(0, 1), pool="mean"):
-    return Recipe("audio", "fake", "w", layers, pool, storage_dtype="float32")
+    return Recipe(modality="audio", encoder="fake", weights="w", layers=layers, pool=pool, storage_dtype="float32")
 
 
 def make_clip_encoder(encoder, *recipes, max_cost=0.0):
@@ -56,7 +56,7 @@ def make_clip_encoder(encoder, *recipes, max_cost=0.0):
 
 def extract(tmp_path, encoder, contents, *, pool="mean", layers=(0, 1), max_cost=8.0):
     recipe = make_recipe(layers, pool)
-    jobs = [WorkItem(Clip(f"c{n}", tmp_path), f"d{n}") for n in range(len(contents))]
+    jobs = [WorkItem(Clip(clip=f"c{n}", path=tmp_path), f"d{n}") for n in range(len(contents))]
     outcomes = [
         (job, content if isinstance(content, ClipError) else DecodedClip(content, seconds=2.0))
         for job, content in zip(jobs, contents, strict=True)
@@ -165,7 +165,7 @@ def test_each_clip_is_encoded_with_its_adapter(tmp_path):
 def test_one_pass_writes_several_stores(tmp_path):
     """Stores of one encoder differ in layers and pooling; each clip is encoded once."""
     recipes = [make_recipe((0, 2)), make_recipe((1,), "none")]
-    items = [WorkItem(Clip(f"c{n}", tmp_path), f"d{n}") for n in range(3)]
+    items = [WorkItem(Clip(clip=f"c{n}", path=tmp_path), f"d{n}") for n in range(3)]
     encoder = FakeEncoder()
     with (
         StoreWriter(tmp_path / "a.h5", recipes[0], {}) as first,
@@ -256,7 +256,7 @@ def test_an_unforeseen_error_of_the_encoder_ends_the_run_and_keeps_what_was_done
 
 def test_an_error_while_decoding_ends_the_run(tmp_path):
     def outcomes():
-        yield WorkItem(Clip("c0", tmp_path), "d0"), DecodedClip(1)
+        yield WorkItem(Clip(clip="c0", path=tmp_path), "d0"), DecodedClip(1)
         raise KeyError("a bug")
 
     recipe = make_recipe()

@@ -14,7 +14,7 @@ from mertool.store import Failure
 def manifest(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.wav").write_bytes(name.encode() * 100)
-    clips = tuple(Clip(name, tmp_path / f"{name}.wav", text=f"text {name}") for name in "abc")
+    clips = tuple(Clip(clip=name, path=tmp_path / f"{name}.wav", text=f"text {name}") for name in "abc")
     return Manifest(clips, tmp_path / "clips.csv")
 
 
@@ -78,13 +78,15 @@ def test_a_file_that_came_back_is_tried_again(manifest, tmp_path):
 
 
 def test_not_one_file_is_an_error_about_paths(tmp_path):
-    manifest = Manifest((Clip("a", tmp_path / "a.mp4"), Clip("b", tmp_path / "b.mp4")), tmp_path / "clips.csv")
+    manifest = Manifest(
+        (Clip(clip="a", path=tmp_path / "a.mp4"), Clip(clip="b", path=tmp_path / "b.mp4")), tmp_path / "clips.csv"
+    )
     with pytest.raises(MertoolError, match=r"none of the 2 files .* exists .*a\.mp4.* relative to the manifest"):
         pending(manifest)
 
 
 def test_text_needs_no_files(tmp_path):
-    manifest = Manifest((Clip("a", tmp_path / "a.mp4", text="wow"),), tmp_path / "clips.csv")
+    manifest = Manifest((Clip(clip="a", path=tmp_path / "a.mp4", text="wow"),), tmp_path / "clips.csv")
     assert pending(manifest, "text") == ["a"]
 
 

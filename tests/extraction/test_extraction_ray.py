@@ -88,13 +88,13 @@ def no_progress(*_):
 
 
 def text_job(path, failure="", engine="ray"):
-    recipe = Recipe("text", "letters", "w", (0,), "mean", storage_dtype="float32")
+    recipe = Recipe(modality="text", encoder="letters", weights="w", layers=(0,), pool="mean", storage_dtype="float32")
     loader = LettersLoader(path.parent, failure)
     return ExtractionJob(targets=(StoreTarget(path=path, recipe=recipe),), encoder=loader, engine=engine)
 
 
 def text_manifest(*texts):
-    clips = [Clip(f"c{number:02d}", Path("nowhere"), text=text) for number, text in enumerate(texts)]
+    clips = [Clip(clip=f"c{number:02d}", path=Path("nowhere"), text=text) for number, text in enumerate(texts)]
     return Manifest(tuple(clips), Path("clips.csv"))
 
 

@@ -62,7 +62,7 @@ class TranscriptionRun:
         self.set_model("weights")
         for number, content in enumerate(contents):
             self.write(f"c{number}", content)
-            self.clips.append(Clip(f"c{number}", folder / f"c{number}.wav"))
+            self.clips.append(Clip(clip=f"c{number}", path=folder / f"c{number}.wav"))
 
     def set_model(self, weights: str) -> None:
         self.source.folder.mkdir(exist_ok=True)
@@ -139,8 +139,12 @@ def test_texts_are_filled_in_and_kept(job):
 
 def test_a_clip_with_a_text_is_not_touched(job):
     work = job(1.0, 2.0, 3.0)
-    work.clips[0] = Clip("c0", work.clips[0].path, "happy", "as it was", "ann", "train")
-    work.clips[1] = Clip("c1", work.clips[1].path, "sad", "  ", "bob", "test")  # as good as none
+    work.clips[0] = Clip(
+        clip="c0", path=work.clips[0].path, label="happy", text="as it was", speaker="ann", split="train"
+    )
+    work.clips[1] = Clip(
+        clip="c1", path=work.clips[1].path, label="sad", text="  ", speaker="bob", split="test"
+    )  # as good as none
     found = work.run()
     assert work.decoded_now == ["c1", "c2"]
     assert work.column("clip") == ["c1", "c2"]
@@ -151,7 +155,7 @@ def test_a_clip_with_a_text_is_not_touched(job):
 
 def test_where_all_have_a_text_nothing_is_read_or_written(job):
     work = job(1.0)
-    work.clips = [Clip("c0", work.clips[0].path, text="said")]
+    work.clips = [Clip(clip="c0", path=work.clips[0].path, text="said")]
     found = work.run()
     assert (found.pending, found.cached, found.manifest.clips) == (0, 0, tuple(work.clips))
     assert work.loaded == 0
@@ -297,7 +301,7 @@ def test_a_slow_run_is_saved_by_the_clock(job, monkeypatch):
 def test_rows_are_in_the_order_of_the_manifest_and_others_are_kept(job):
     work = job(1.0, 2.0, 4.0)
     work.run()
-    work.clips = [work.clips[2], Clip("new", work.folder / "c1.wav"), work.clips[0]]
+    work.clips = [work.clips[2], Clip(clip="new", path=work.folder / "c1.wav"), work.clips[0]]
     assert work.run().cached == 2
     assert work.column("clip") == ["c2", "new", "c0", "c1"]
     assert read_rows(work.output)["c1"].text == 'so sad, "so" bad'

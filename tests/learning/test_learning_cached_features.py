@@ -90,7 +90,9 @@ def test_face_crops_are_refused(tmp_path):
 
 
 def test_frames_of_several_layers_are_refused(tmp_path):
-    with StoreWriter(tmp_path / "x.h5", Recipe("video", "made", "w", (1, 2), "none"), {}) as writer:
+    with StoreWriter(
+        tmp_path / "x.h5", Recipe(modality="video", encoder="made", weights="w", layers=(1, 2), pool="none"), {}
+    ) as writer:
         writer.add(ClipFeatures("a", "digest", np.zeros((2, 5, 4), np.float32)))
         writer.finish(["a"])
     with FeatureStore(tmp_path / "x.h5") as store, pytest.raises(MertoolError, match="holds frames of 2 layers"):

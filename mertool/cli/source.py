@@ -1,0 +1,15 @@
+"""Reading the clips that a command works on, and telling how they were read."""
+
+from pathlib import Path
+
+from mertool.cli.console import is_first_process, warn
+from mertool.manifest import Manifest
+
+
+def read_source(source: Path) -> Manifest:
+    """Read a manifest or a folder, and print notes on it (files left out, an encoding) on standard error."""
+    manifest = Manifest.read(source)
+    if is_first_process():
+        for note in manifest.notes:
+            warn(f"note: {note}")
+    return manifest

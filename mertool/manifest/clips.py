@@ -1,0 +1,59 @@
+"""`Clip`: one row of a manifest."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mertool.files import media_digest
+
+COLUMNS = ("clip", "path", "label", "text", "speaker", "split", "start", "end", "audio", "gender")
+SPLITS = ("train", "dev", "test", "unlabelled")
+# Splits whose labels train and are scored under cross-validation; a clip without a split is one of them.
+TRAINING_SPLITS = frozenset([None, "train", "dev"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One clip: a media file, or the part of one from `start` to `end` seconds.
+
+    Attributes:
+        clip: Its id, unique in a manifest.
+        path: The media file; None for a clip that has a text alone.
+        label: Emotion as the labels name it, or an alias.
+        text: Transcript.
+        speaker: Name of the speaker; folds keep the clips of one speaker together.
+        split: One of SPLITS, or None.
+        start: Seconds within the files at which the clip begins; None for the beginning.
+        end: Seconds at which it ends; None for the end of the file.
+        audio: The file that the sound is read from, where it is another one than `path`.
+        gender: Gender of the speaker, as the labels name it.
+    """
+
+    clip: str
+    path: Path | None = None
+    label: str | None = None
+    text: str | None = None
+    speaker: str | None = None
+    split: str | None = None
+    start: float | None = None
+    end: float | None = None
+    audio: Path | None = None
+    gender: str | None = None
+
+    def media_path(self, modality: str) -> Path | None:
+        """Return the file that a modality is read from, `audio` from another one than the picture where it is given."""
+        return (self.audio or self.path) if modality == "audio" else self.path
+
+    def with_absolute_paths(self) -> "Clip":
+        """Return the same clip for a process with another working folder."""
+        return replace(self, path=self.path and self.path.absolute(), audio=self.audio and self.audio.absolute())
+
+    def digest(self, modality: str = "video") -> str:
+        """Return a digest that changes when the file of the modality changes, or the part of it that the clip is.
+
+        Empty for a clip without such a file. Raises OSError if the file cannot be read.
+        """
+        path = self.media_path(modality)
+        if path is None:
+            return ""
+        content = media_digest(path)
+        return content if self.start is None and self.end is None else f"{content}@{self.start}-{self.end}"

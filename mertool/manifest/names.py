@@ -1,0 +1,90 @@
+"""Names of clips: what an id may be, and which clip a name in a label table or a list means."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from mertool.errors import MertoolError
+from mertool.manifest.clips import Clip
+from mertool.manifest.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from mertool.tables import normalize
+
+
+def clip_id_faults(name: str) -> list[str]:
+    """Return the faults of a clip id, which is printable, holds no `/` and is not empty."""
+    if not name:
+        return ["clip id is empty"]
+    if "/" in name or not name.isprintable():
+        return [f"clip id {name!r} must be printable and hold no '/'"]
+    return []
+
+
+def clip_id(name: str | None) -> str:
+    """Return the clip id of a file name: its last part without the suffix of a media file, but with other dots.
+
+    >>> clip_id("sample_1.mp4"), clip_id("v1.2"), clip_id("C:\\\\clips\\\\a.wav")
+    ('sample_1', 'v1.2', 'a')
+    """
+    return _split_name(name or "")[-1]
+
+
+def _split_name(name: str) -> tuple[str, ...]:
+    """Return the folders and the stem of a path as it is written on any system: `./x/a.wav` is ('x', 'a')."""
+    components = [
+        component for component in normalize(name).replace("\\", "/").split("/") if component not in ("", ".")
+    ]
+    if not components:
+        return ("",)
+    suffix = PurePosixPath(components[-1]).suffix
+    if suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
+        components[-1] = components[-1][: -len(suffix)]
+    return tuple(components)
+
+
+class ClipIndex:
+    """Finds the clip that a name means: its id, its file name, or a path that ends like that of its files."""
+
+    def __init__(self, clips: Iterable[Clip]):
+        self.ids: set[str] = set()
+        self._paths: defaultdict[str, list[tuple[Clip, tuple[str, ...], str]]] = defaultdict(list)
+        for clip in clips:
+            self.ids.add(clip.clip)
+            for path in (clip.path, clip.audio):
+                if path is not None:
+                    components = _split_name(str(path.absolute()))
+                    self._paths[components[-1]].append((clip, components, path.suffix.lower()))
+
+    def find(self, name: str) -> tuple[str, int] | None:
+        """Return the id of the clip, and how many folders of the name are those of its file; None without a clip.
+
+        Where several files have the same stem, the one with the most folders in common is meant. Raises MertoolError
+        if that is not one clip.
+        """
+        written = normalize(name)
+        components = _split_name(name)
+        candidates = self._paths.get(components[-1], [])
+        scored = [
+            (_common_folders(components, folders), written.lower().endswith(suffix), clip)
+            for clip, folders, suffix in candidates
+        ]
+        if len(components) == 1 or not scored:
+            for identifier in (written, components[-1], "__".join(components)):
+                if identifier in self.ids:
+                    return identifier, 0
+        if not scored:
+            return None
+        best = max(scored, key=lambda score: score[:2])[:2]
+        clips = dict.fromkeys(clip.clip for *score, clip in scored if tuple(score) == best)
+        if len(clips) > 1:
+            raise MertoolError(f"'{name}' may be {' or '.join(map(repr, list(clips)[:3]))}: name it with its folder")
+        return next(iter(clips)), best[0]
+
+
+def _common_folders(name: tuple[str, ...], path: tuple[str, ...]) -> int:
+    """Return how many folders before the stem are the same in both."""
+    count = 0
+    for ours, theirs in zip(reversed(name[:-1]), reversed(path[:-1]), strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count
