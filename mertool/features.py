@@ -71,9 +71,9 @@ class Recipe:
         """SHA-256 of the recipe's canonical JSON."""
         return digest_json(self.to_json())
 
-    def differences(self, other: "Recipe") -> str:
+    def differences(self, stored: "Recipe") -> str:
         """Return the differences in words for an error message: `encoder: 'a' there, 'b' here`."""
-        mine, theirs = self.to_json(), other.to_json()
+        mine, theirs = self.to_json(), stored.to_json()
         return "; ".join(
             f"{key.replace('_', ' ')}: {_short(theirs.get(key))} there, {_short(mine.get(key))} here"
             for key in {**mine, **theirs}

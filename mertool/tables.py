@@ -94,25 +94,34 @@ def read_text(path: Path, content: str) -> tuple[str, tuple[str, ...]]:
         raise MertoolError(f"cannot read {path}: {error.strerror}") from error
     if data.startswith(SPREADSHEET_MAGIC):
         raise MertoolError(f"{path} is a spreadsheet (Excel, ...): save it as CSV UTF-8 and give that file")
-    encoding = next((name for mark, name in UTF_BOMS.items() if data.startswith(mark)), None)
+    mark = next((name for mark, name in UTF_BOMS.items() if data.startswith(mark)), None)
+    # ASCII in UTF-16 is valid UTF-8 with zero bytes in it, so UTF-16 is tried before.
+    encoding = mark or _utf16_without_mark(data)
+    if encoding is None and _is_utf8(data):
+        encoding = "utf-8"
+    encoding = encoding or _detect_encoding(data) or "utf-8"
     try:
-        if encoding in (None, "utf-8-sig"):
-            return data.decode("utf-8-sig"), ()
-    except UnicodeDecodeError:
-        pass
-    encoding = encoding or _utf16_without_mark(data) or _detect_encoding(data)
-    try:
-        text = data.decode(encoding or "utf-8")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise MertoolError(f"{path} is not text in a known encoding ({error}): save it as CSV UTF-8") from error
-    return text, (f"{path} is read as {str(encoding).upper()}, because it is not in UTF-8",)
+    if encoding.startswith("utf-8"):
+        return text, ()
+    return text, (f"{path} is read as {encoding.upper()}, because it is not in UTF-8",)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _utf16_without_mark(data: bytes) -> str | None:
-    """Return the byte order of UTF-16 from the zero bytes that each ASCII character has in it."""
+    """Return the byte order of UTF-16 from the zero bytes that each ASCII character has in it; None without them."""
     head = data[:4096]
     zeros = Counter(position % 2 for position, byte in enumerate(head) if byte == 0)
-    if sum(zeros.values()) < len(head) / 8:
+    if sum(zeros.values()) <= len(head) / 8:
         return None
     return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mertool.errors import MertoolError
-from mertool.interop.mertools import read_labels
 from mertool.predictions import Predictions
 
 ROW = "clip,label,p_sad,p_happy,modalities\n"
@@ -40,18 +39,6 @@ def test_probabilities_are_between_zero_and_one(row, tmp_path):
     (tmp_path / "p.csv").write_text(ROW + row)
     with pytest.raises(MertoolError, match="the probabilities of clip 'a' are not all between 0 and 1"):
         Predictions.read(tmp_path / "p.csv")
-
-
-def test_two_labels_of_one_clip_are_a_fault(tmp_path):
-    (tmp_path / "l.csv").write_text("name,discrete\na,sad\nb,happy\na.mp4,happy\n")
-    with pytest.raises(MertoolError, match="'a' has the discrete 'sad' and 'happy'"):
-        read_labels(tmp_path / "l.csv")
-
-
-def test_an_unknown_split_of_the_labels_is_named(tmp_path):
-    (tmp_path / "l.csv").write_text("name,discrete,split\na,sad,tran\n")
-    with pytest.raises(MertoolError, match="unknown split 'tran': did you mean 'train'"):
-        read_labels(tmp_path / "l.csv")
 
 
 def test_the_next_command_is_quoted(demo, tmp_path, call):

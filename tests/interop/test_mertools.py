@@ -1,4 +1,4 @@
-"""MERTools' label files and CSV forms, and files that want to run code."""
+"""MERTools' label-6way.npz: corpora, splits, placeholders, and files that want to run code."""
 
 import io
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mertool.errors import MertoolError
-from mertool.interop.mertools import read_labels, read_transcripts
+from mertool.interop.labels import read_labels
 
 
 def npz(path: Path, **corpora) -> Path:
@@ -33,25 +33,70 @@ def write_text(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def test_labels_of_the_training_corpus_only(tmp_path):
+def rows(path: Path) -> dict[str, tuple[str, str | None]]:
+    """Label and split by clip."""
+    return {row.name: (row.label, row.split) for row in read_labels(path).rows}
+
+
+def test_placeholders_of_test_clips_are_left_out(tmp_path):
     path = npz(
         tmp_path / "label-6way.npz",
         train_corpus={"sample_1": {"emo": "happy"}, "sample_2": {"emo": "worried", "val": -10.0}},
-        test1_corpus={"sample_3": {"emo": "neutral"}},
+        test1_corpus={"sample_3": {"emo": "neutral"}, "sample_5": {"emo": "neutral"}},
         test2_corpus={"sample_4": {"emo": "neutral"}},
     )
-    assert read_labels(path) == ({"sample_1": "happy", "sample_2": "worried"}, {})
+    assert rows(path) == {"sample_1": ("happy", "train"), "sample_2": ("worried", "train")}
+    notes = read_labels(path).notes
+    assert len(notes) == 2
+    assert "test1_corpus" in notes[0]
+    assert "placeholder 'neutral'" in notes[0]
+
+
+def test_true_labels_of_test_corpora_are_read(tmp_path):
+    """As in MERBench's file of MER2023."""
+    path = npz(
+        tmp_path / "label-6way.npz",
+        train_corpus={"a": {"emo": "happy", "val": 1.0}, "b": {"emo": "sad", "val": -1.0}},
+        test1_corpus={"c": {"emo": "neutral"}, "d": {"emo": "sad"}},
+        test3_corpus={"e": {"emo": "angry"}},
+    )
+    expected = {"c": ("neutral", "test"), "d": ("sad", "test"), "e": ("angry", "test")}
+    assert rows(path) == {"a": ("happy", "train"), "b": ("sad", "train"), **expected}
+
+
+def test_validation_and_test_of_meld_have_their_splits(tmp_path):
+    path = npz(
+        tmp_path / "l.npz",
+        train_corpus={"a": {"emo": 0}, "b": {"emo": 4}},
+        val_corpus={"c": {"emo": 1}},
+        test_corpus={"d": {"emo": 0}, "e": {"emo": 0}},
+    )
+    assert rows(path) == {
+        "a": ("0", "train"),
+        "b": ("4", "train"),
+        "c": ("1", "dev"),
+        "d": ("0", "test"),
+        "e": ("0", "test"),
+    }
+
+
+def test_a_corpus_whose_emotion_is_constant_is_refused(tmp_path):
+    """As MOSI, MOSEI and SIMS, whose target is val."""
+    entry = {n: {"emo": 0, "val": n / 10} for n in range(5)}
+    path = npz(tmp_path / "l.npz", train_corpus=entry, val_corpus=entry, test_corpus=entry)
+    with pytest.raises(MertoolError, match=r"all 5 clips of train_corpus have the emo '0', .* the target is val"):
+        read_labels(path)
 
 
 def test_numpy_values_inside_the_dict(tmp_path):
     entry = {"emo": np.str_("sad"), "val": np.float64(0.5), "vector": np.arange(3.0)}
     path = npz(tmp_path / "l.npz", train_corpus={np.str_("a"): entry})
-    assert read_labels(path)[0] == {"a": "sad"}
+    assert rows(path) == {"a": ("sad", "train")}
 
 
 def test_labels_that_are_numbers(tmp_path):
     path = npz(tmp_path / "l.npz", whole_corpus={"a": {"emo": 3}, "b": {"emo": np.int64(0)}})
-    assert read_labels(path)[0] == {"a": "3", "b": "0"}
+    assert rows(path) == {"a": ("3", "train"), "b": ("0", "train")}
 
 
 def test_a_file_without_a_training_corpus(tmp_path):
@@ -133,73 +178,3 @@ def test_a_broken_label_file_is_refused(kind, tmp_path):
     path = BROKEN[kind](tmp_path / "l.npz")
     with pytest.raises(MertoolError, match=r"l\.npz is not a label file of MERTools"):
         read_labels(path)
-
-
-# ---------------------------------------------------------------- CSV
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "name,discrete,valence\na,happy,1.5\nb,sad,-2\n",
-        "name,discrete\na,happy\nb,sad\n",
-        "clip,label\na.mp4,happy\nb.wav,sad\n",
-        "Filename, Emotion \n a.MP4 , happy\nb,sad\n",
-    ],
-)
-def test_labels_of_the_csv_forms(text, tmp_path):
-    assert read_labels(write_text(tmp_path / "l.csv", text)) == ({"a": "happy", "b": "sad"}, {})
-
-
-def test_splits_come_with_the_labels_and_empty_labels_do_not(tmp_path):
-    path = write_text(tmp_path / "l.csv", "clip,label,split\na,happy,train\nb,,unlabelled\nc,sad,\n")
-    assert read_labels(path) == ({"a": "happy", "c": "sad"}, {"a": "train", "b": "unlabelled"})
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["name,chinese,english\na,我很好,I am fine\nb,,\n", "name,chinese\na, 我很好 \n", "clip,text\na.mp4,我很好\n"],
-)
-def test_transcripts_of_the_csv_forms(text, tmp_path):
-    assert read_transcripts(write_text(tmp_path / "t.csv", text, "utf-8-sig")) == {"a": "我很好"}
-
-
-def test_a_dot_inside_a_name_stays(tmp_path):
-    assert read_labels(write_text(tmp_path / "l.csv", "name,label\na.b,sad\nv1.2.mp4,sad\n"))[0] == {
-        "a.b": "sad",
-        "v1.2": "sad",
-    }
-
-
-def test_a_short_row_is_no_traceback(tmp_path):
-    path = write_text(tmp_path / "l.csv", "name,label\na,happy\nb\n")
-    try:
-        assert read_labels(path)[0] == {"a": "happy"}
-    except MertoolError as error:
-        assert "l.csv" in str(error)
-
-
-def test_columns_that_are_not_there(tmp_path):
-    with pytest.raises(MertoolError, match="has no label column: it has name, feeling; valid: label, discrete"):
-        read_labels(write_text(tmp_path / "l.csv", "name,feeling\na,happy\n"))
-    with pytest.raises(MertoolError, match="has no clip name column: it has who, label; valid: clip, name"):
-        read_labels(write_text(tmp_path / "l.csv", "who,label\na,happy\n"))
-    with pytest.raises(MertoolError, match="has no text column"):
-        read_transcripts(write_text(tmp_path / "l.csv", "name,label\na,happy\n"))
-
-
-def test_an_empty_file(tmp_path):
-    with pytest.raises(MertoolError, match="has no label column: it has none"):
-        read_labels(write_text(tmp_path / "l.csv", ""))
-
-
-def test_a_file_in_another_encoding(tmp_path):
-    with pytest.raises(MertoolError, match="is not a CSV file in UTF-8"):
-        read_transcripts(write_text(tmp_path / "t.csv", "name,chinese\na,我很好\n", "gb18030"))
-
-
-def test_files_that_are_not_there(tmp_path):
-    with pytest.raises(MertoolError, match=r"labels file .*l\.npz does not exist"):
-        read_labels(tmp_path / "l.npz")
-    with pytest.raises(MertoolError, match=r"transcripts file .*t\.csv does not exist"):
-        read_transcripts(tmp_path / "t.csv")
