@@ -13,6 +13,7 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.files import atomic_open, explain_write_errors
+from mertool.tables import normalize
 
 PREFIX = "p_"
 
@@ -49,6 +50,7 @@ class Predictions:
         try:
             records = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
             clips, rows, modalities, classes = records
+            clips, classes = [*map(normalize, clips)], [*map(normalize, classes)]
             probabilities = np.array(rows, np.float64).reshape(len(clips), len(classes))
         except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
             raise MertoolError(

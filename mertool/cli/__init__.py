@@ -11,6 +11,7 @@ import typer
 from mertool import __version__
 from mertool.cli import align, doctor, evaluate, extract, finetune, fuse, manifest, models, predict, probe_layers, store
 from mertool.cli.options import add_command
+from mertool.cli.streams import install_tolerant_streams
 from mertool.errors import MertoolError
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 user's error, 2 usage, 3 too many clips failed."""
+    install_tolerant_streams()
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -66,6 +68,7 @@ def main() -> None:
         finally:  # from here on a signal only ends the process
             signal.signal(signal.SIGINT, _leave)
             signal.signal(signal.SIGTERM, _leave)
+            sys.stdout.flush()
     except MertoolError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)

@@ -54,7 +54,12 @@ def warn(text: str) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print the result as one JSON object on standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:

@@ -13,7 +13,7 @@ from mertool.cli.console import echo, print_json, suggest_next, table, warn
 from mertool.cli.source import read_source
 from mertool.errors import MertoolError
 from mertool.files import check_writable
-from mertool.manifest import Manifest, canonical_label
+from mertool.manifest import EMOTIONS, Manifest, canonical_label, describe_unknown_labels
 from mertool.options.manifest import ManifestOptions
 
 EXAMPLE = "Example: mertool manifest my-clips -o clips.csv --labels labels.csv --transcripts words.csv"
@@ -67,12 +67,12 @@ def annotate_clips(clips: Manifest, options: ManifestOptions) -> tuple[Manifest,
 
 def name_classes(clips: Manifest, options: ManifestOptions) -> Manifest:
     """Return the clips with the class names that their labels mean."""
-    if unknown := clips.describe_unknown_labels(options.classes):
+    classes, allow_index = options.classes or EMOTIONS, options.classes is not None
+    labels = [clip.label for clip in clips.clips if clip.label]
+    if unknown := describe_unknown_labels(labels, classes, allow_index=allow_index):
         raise MertoolError(f"{options.labels}: {unknown}; name another set with --classes a,b,c")
-    named = (
-        replace(clip, label=canonical_label(clip.label, options.classes)) if clip.label else clip
-        for clip in clips.clips
-    )
+    class_of = {label: canonical_label(label, classes, allow_index=allow_index) for label in labels}
+    named = (replace(clip, label=class_of.get(clip.label or "")) for clip in clips.clips)
     return replace(clips, clips=tuple(named))
 
 

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from mertool.errors import MertoolError, suggest
 from mertool.tables import normalize
@@ -43,27 +44,36 @@ def parse_classes(text: str) -> tuple[str, ...]:
     return classes
 
 
-def canonical_label(label: str, classes: tuple[str, ...]) -> str | None:
+def canonical_label(label: str, classes: tuple[str, ...], *, allow_index: bool | None = None) -> str | None:
     """Return the class that a label means, None if there is none: by its name, an alias or the index of the class.
+
+    Corpora number their classes in different orders, so indices count only if the user named the classes. Without
+    `allow_index` that is taken to be so for any classes but those of the challenges, the default.
 
     >>> canonical_label("开心", EMOTIONS), canonical_label("1", ("calm", "tense")), canonical_label("fear", EMOTIONS)
     ('happy', 'tense', None)
     """
     name = normalize_label(label)
-    if name in classes:
-        return name
-    # Corpora number their classes in different orders, so numbers count only with classes that the user named: the
-    # default is this very tuple, and the same names given by the user are another one.
-    if (match := INDEX_LABEL.fullmatch(name)) and classes is not EMOTIONS:
+    class_of = _classes_by_name(classes)
+    if name in class_of:
+        return class_of[name]
+    if allow_index is None:
+        allow_index = classes != EMOTIONS
+    if allow_index and (match := INDEX_LABEL.fullmatch(name)):
         index = int(match[1])
         return classes[index] if index < len(classes) else None
-    synonyms = [class_name for class_name in classes if class_name in SYNONYMS_OF.get(name, ())]
+    synonyms = [class_of[synonym] for synonym in SYNONYMS_OF.get(name, ()) if synonym in class_of]
     return synonyms[0] if len(synonyms) == 1 else None
 
 
-def describe_unknown_labels(labels: Iterable[str], classes: tuple[str, ...]) -> str:
+@cache
+def _classes_by_name(classes: tuple[str, ...]) -> dict[str, str]:
+    return {normalize_label(name): name for name in classes}
+
+
+def describe_unknown_labels(labels: Iterable[str], classes: tuple[str, ...], *, allow_index: bool | None = None) -> str:
     """Return a sentence about the labels that mean none of the classes, with the way out; empty if there are none."""
-    unknown = Counter(label for label in labels if canonical_label(label, classes) is None)
+    unknown = Counter(label for label in labels if canonical_label(label, classes, allow_index=allow_index) is None)
     if not unknown:
         return ""
     names = ", ".join(f"'{label}' ({_count_clips(count)})" for label, count in unknown.most_common(MAX_LISTED))
@@ -77,5 +87,5 @@ def _count_clips(count: int) -> str:
 
 def _hint(unknown: Sequence[str], classes: tuple[str, ...]) -> str:
     if all(INDEX_LABEL.fullmatch(normalize_label(label)) for label in unknown):
-        return "these are numbers, name the class of each in index order with --classes a,b,c; "
+        return "these are numbers, name their classes in index order with `mertool manifest --labels --classes a,b,c`; "
     return suggest(unknown[0], classes)

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mertool.options import shared
+from mertool.manifest import EMOTIONS, parse_classes
 from mertool.options.option import Options, option
+from mertool.options.shared import check_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,14 @@ class ManifestOptions(Options):
         help=r"Pattern of clip ids whose first group is the speaker, such as '^(spk\d+)_'.",
         metavar="REGEX",
     )
-    classes: tuple[str, ...] = shared.classes()
+    classes: tuple[str, ...] | None = option(
+        None,
+        help="Class names, comma-separated; labels that are numbers are indices of these names.",
+        metavar="NAMES",
+        parse=parse_classes,
+        validate=check_classes,
+        default_help=", ".join(EMOTIONS),
+    )
 
     def conflicts(self) -> Iterator[str]:
         """A language without transcripts."""

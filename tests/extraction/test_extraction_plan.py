@@ -77,6 +77,27 @@ def test_a_file_that_came_back_is_tried_again(manifest, tmp_path):
     assert pending(manifest, done=known, failed={"b": failure}) == ["b"]
 
 
+def test_clips_of_text_alone_have_no_media_to_read(tmp_path):
+    manifest = Manifest((Clip(clip="a", text="Well."),), tmp_path / "clips.csv")
+    assert [item.digest for item in list_items(manifest, "text")] != [""]
+    for modality in ("audio", "video", "faces"):
+        with pytest.raises(MertoolError, match=r"no clip of .* has a media file: it holds texts alone"):
+            list_items(manifest, modality)
+
+
+def test_the_audio_is_planned_by_the_file_of_the_audio(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"picture")
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    clip = Clip(clip="a", path=tmp_path / "a.mp4", audio=tmp_path / "a.wav")
+    manifest = Manifest((clip,), tmp_path)
+    (audio,), (video,) = (list_items(manifest, modality) for modality in ("audio", "video"))
+    assert audio.digest == Clip(clip="b", path=tmp_path / "a.wav").digest() != video.digest
+    (tmp_path / "a.mp4").unlink()
+    assert list_items(manifest, "audio")[0].digest == audio.digest
+    with pytest.raises(MertoolError, match="none of the 1 files"):
+        list_items(manifest, "video")
+
+
 def test_not_one_file_is_an_error_about_paths(tmp_path):
     manifest = Manifest(
         (Clip(clip="a", path=tmp_path / "a.mp4"), Clip(clip="b", path=tmp_path / "b.mp4")), tmp_path / "clips.csv"
