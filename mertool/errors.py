@@ -40,7 +40,9 @@ _ROWS = (
         stage="encode",
         transient=True,
     ),
-    FailureReason(code="not_finite", message="the encoder returned NaN or infinity", stage="encode"),
+    FailureReason(
+        code="not_finite", message="the audio, or what the encoder made of it, holds NaN or infinity", stage="encode"
+    ),
 )
 REASONS = {row.code: row for row in _ROWS}
 MISSING_MODALITY_REASONS = frozenset(row.code for row in _ROWS if row.missing_modality)

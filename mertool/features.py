@@ -11,7 +11,7 @@ STORAGE_DTYPES = ("float16", "float32")
 POOLING_MODES = ("mean", "none")
 SAMPLE_RATE = 16_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
-PREPROCESSING_VERSIONS = {"audio": 1, "video": 1, "text": 1, "faces": 1}
+PREPROCESSING_VERSIONS = {"audio": 2, "video": 1, "text": 1, "faces": 1}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ TIERS = {
     4: ("extraction", "probing"),
     3: ("encoders", "adapters.methods", "learning"),
     2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
-    1: ("manifest", "features", "registry", "options"),
+    1: ("manifest", "features", "media_stats", "registry", "options"),
     0: ("errors", "files", "tables"),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -14,6 +14,7 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
+from mertool.media_stats import MediaStats
 from mertool.store import (
     ClipFeatures,
     Failure,
@@ -98,7 +99,7 @@ def test_pooled_layout_is_the_documented_one(path):
     write_finished(path, POOLED, [*rows, LOST])
     with h5py.File(path) as file:
         assert set(file) == {"values", "clips", "failures"}
-        assert set(file["clips"]) == {"id", "digest", "seconds", "frames_seen", "face_share"}
+        assert set(file["clips"]) == {"id", "digest"} | {field.name for field in fields(MediaStats)}
         assert set(file.attrs) == {"schema", "recipe", "fingerprint", "origin"}
         assert file["values"].shape == (3, 3, CHANNELS)
         assert file["values"].dtype == np.float16
@@ -136,6 +137,27 @@ def test_media_stats_digests_and_provenance(path):
         assert stats["face_share"].tolist() == [0.5, 0.5]
         assert store.digests() == {"a": "d-a", "b": "d-b"}
         assert store.provenance == {"encoder": "here"}
+
+
+def test_facts_of_the_media_survive_parts_and_merging(path, tmp_path):
+    stats = MediaStats(seconds=2.5, sample_rate=48_000, channels=6, audio_tracks=3, audio_track=2, note="丢失 lost")
+    rows = [ClipFeatures(clip, f"d-{clip}", np.zeros((3, CHANNELS)), **stats.to_dict()) for clip in "ab"]
+    write_finished(path, POOLED, rows[:1])
+    write_finished(tmp_path / "other.h5", POOLED, rows[1:])
+    merge_stores([path, tmp_path / "other.h5"], tmp_path / "both.h5")
+    with FeatureStore(tmp_path / "both.h5") as store:
+        assert [row.to_dict() | {"face_share": 0} for row in store.media_stats_of_clips()] == [
+            stats.to_dict() | {"face_share": 0}
+        ] * 2
+
+
+def test_a_store_without_the_newer_facts_has_their_defaults(path):
+    write_finished(path, POOLED, make_clips(POOLED, "ab"))
+    with h5py.File(path, "a") as file:
+        for name in ("sample_rate", "note"):
+            del file["clips"][name]
+    with FeatureStore(path) as store:
+        assert [(row.sample_rate, row.note, row.seconds) for row in store.media_stats_of_clips()] == [(0, "", 1.5)] * 2
 
 
 def test_ids_may_hold_chinese_and_spaces(path):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from mertool.errors import ClipError
 from mertool.extraction.plan import WorkItem
-from mertool.features import SAMPLE_RATE
 from mertool.manifest import Clip
+from mertool.media_stats import MediaStats
 from mertool.noise import NoiseMix, add_noise
 
 NICENESS = 10  # at a lower priority decoders would starve beside other programs, and clips would time out
@@ -33,21 +33,15 @@ DAMAGED_FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True)
-class DecodedClip:
-    """The input of an encoder for one clip.
+class DecodedClip(MediaStats):
+    """The input of an encoder for one clip, with the facts of its media.
 
     content: waveform (n,), face crops (T, 224, 224, 3) or a transcript.
-    seconds: length of the media, NaN for a transcript.
-    frames_seen: sampled video frames; `face_share` is the share of them with a face.
     timings: seconds the worker process took, by kind of work (`decode`, `faces`).
     """
 
     content: Any
-    _: KW_ONLY
-    seconds: float = float("nan")
-    frames_seen: int = 0
-    face_share: float = float("nan")
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict, kw_only=True)
 
 
 DecodeResult = tuple[WorkItem, DecodedClip | ClipError]
@@ -65,14 +59,13 @@ class DecoderLimits:
 
 def decode_audio(path: Path, start: float | None, end: float | None, *, noise: NoiseMix | None = None) -> DecodedClip:
     """Decode the audio of a clip to (n,) float32 at 16 kHz, and mix `noise` into it."""
-    from mertool.media import read_audio
+    from mertool.media import load_audio, read_audio
 
     began = time.perf_counter()
-    waveform = read_audio(path, start, end)
+    waveform, stats = load_audio(path, start, end)
     if noise:
         waveform = add_noise(waveform, noise, read_audio)
-    timings = {"decode": time.perf_counter() - began}
-    return DecodedClip(waveform, seconds=len(waveform) / SAMPLE_RATE, timings=timings)
+    return DecodedClip(waveform, timings={"decode": time.perf_counter() - began}, **stats.to_dict())
 
 
 def decode_faces(

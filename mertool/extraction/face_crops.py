@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ class FaceCropCache:
             raise MertoolError(f"{self.path} holds face crops of other settings: give another --faces")
         self._failures = {failure.clip: failure for failure in self._store.failures()} if self._store else {}
         self._digests = self._store.digests() if self._store else {}
-        self._media_stats: Any = self._store.media_stats() if self._store else {}
+        self._media_stats = self._store.media_stats_of_clips() if self._store else []
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,13 +82,8 @@ class FaceCropCache:
         if clip in self._failures:
             return ClipError(self._failures[clip].reason, self._failures[clip].message)
         assert self._store is not None
-        row = self._store.index[clip]
-        return DecodedClip(
-            np.asarray(self._store.frames(clip)),
-            seconds=float(self._media_stats["seconds"][row]),
-            frames_seen=int(self._media_stats["frames_seen"][row]),
-            face_share=float(self._media_stats["face_share"][row]),
-        )
+        stats = self._media_stats[self._store.index[clip]]
+        return DecodedClip(np.asarray(self._store.frames(clip)), **stats.to_dict())
 
     def _add(self, item: WorkItem, result: DecodedClip | ClipError) -> None:
         if self.writer is None:
@@ -100,13 +94,4 @@ class FaceCropCache:
                 Failure(clip=clip, digest=item.digest, stage="decode", reason=result.reason, message=result.message)
             )
         else:
-            self.writer.add(
-                ClipFeatures(
-                    clip,
-                    item.digest,
-                    result.content,
-                    seconds=result.seconds,
-                    frames_seen=result.frames_seen,
-                    face_share=result.face_share,
-                )
-            )
+            self.writer.add(ClipFeatures(clip, item.digest, result.content, **result.to_dict()))

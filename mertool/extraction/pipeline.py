@@ -150,16 +150,7 @@ class _Recorder:
     def _write_features(self, item: WorkItem, decoded: DecodedClip, values: Sequence[np.ndarray]) -> None:
         started = time.perf_counter()
         for writer, value in zip(self.writers, values, strict=True):
-            writer.add(
-                ClipFeatures(
-                    item.clip.clip,
-                    item.digest,
-                    value,
-                    seconds=decoded.seconds,
-                    frames_seen=decoded.frames_seen,
-                    face_share=decoded.face_share,
-                )
-            )
+            writer.add(ClipFeatures(item.clip.clip, item.digest, value, **decoded.to_dict()))
         self.stats.write += time.perf_counter() - started
         self.stats.extracted += 1
         self.stats.media_seconds += np.nan_to_num(decoded.seconds)

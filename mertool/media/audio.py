@@ -1,68 +1,184 @@
-"""Audio of one media file, read without intermediate files.
+"""Audio of one media file as 16 kHz mono, on the clock that a player shows.
 
-Audio is resampled to 16 kHz mono by PyAV; soundfile reads wav and flac that are at that rate.
+All formats go one way: FFmpeg decodes, `downmix` makes float32 mono of each frame, `timeline` puts the frames at their
+times and resamples them. No step rounds to 16 bits or clips. What can be decoded of a damaged file is kept.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
-import soundfile
 
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
-from mertool.media.container import check_file, first_line, open_container
+from mertool.media.container import container_start, first_line, open_container
+from mertool.media.downmix import to_mono
+from mertool.media.timeline import AudioTimeline
+from mertool.media_stats import MediaStats
 
 # Hz. Another rate in a header is damage: resampling would take gigabytes, or turn a second into hours.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
+MAX_CHANNELS = 256
+MAX_SECONDS = 24 * 3600.0
+# Encoders pad the last frame. MP4 states the true end; audio of more than a frame beyond it is no padding.
+MAX_PADDING = 0.1
+
+
+class Audio(NamedTuple):
+    """Samples (n,) float32 at 16 kHz, and what the file says of its audio."""
+
+    samples: np.ndarray
+    stats: MediaStats
+
+
+class _Decoded(NamedTuple):
+    """A decoded frame, or the message of a packet that cannot be decoded."""
+
+    frame: av.AudioFrame | None
+    error: str = ""
 
 
 def read_audio(path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Read samples (n,) in [-1, 1], float32, 16 kHz mono, of the whole file or from `start` to `end` seconds.
+    """Read samples (n,) float32, 16 kHz mono, of the whole file or from `start` to `end` seconds; see `load_audio`."""
+    return load_audio(path, start, end).samples
 
-    Raises ClipError: missing_file, no_audio, unreadable, too_short.
+
+def load_audio(path: Path, start: float | None = None, end: float | None = None) -> Audio:
+    """Read the default audio track, of the whole file or from `start` to `end` seconds of the file's clock.
+
+    Full scale is 1; float audio may be beyond it. Raises ClipError: missing_file, unsupported, no_audio, unreadable,
+    too_short, too_large, not_finite.
     """
-    check_file(path)
-    samples = _read_soundfile(path)
-    if samples is None:
-        samples = _read_pyav_audio(path)
     first = round((start or 0) * SAMPLE_RATE)
-    samples = samples[first : None if end is None else round(end * SAMPLE_RATE)]
+    last = None if end is None else round(end * SAMPLE_RATE)
+    with open_container(path) as container:
+        stream = _default_track(container)
+        declared = _declared_seconds(container, stream)
+        _check_limits(stream.codec_context.sample_rate, stream.codec_context.channels, declared)
+        timeline = AudioTimeline(first, last, declared)
+        errors = _fill_timeline(timeline, container, stream)
+        samples = timeline.finish(_end_before_padding(container, stream, timeline))
+        stats = _describe(container, stream, timeline=timeline, errors=errors, n_samples=len(samples))
     if len(samples) == 0:
         raise ClipError("too_short", "the audio stream holds no sample of this clip")
-    return samples
+    if not np.isfinite(samples).all():
+        raise ClipError("not_finite", "the audio holds samples that are NaN or infinite")
+    return Audio(samples, stats)
 
 
-def _read_soundfile(path: Path) -> np.ndarray | None:
-    """Read a wav or flac file that is at 16 kHz already; None for any other file, which PyAV reads."""
-    if path.suffix.lower() not in (".wav", ".flac"):
+def _default_track(container: "av.container.InputContainer") -> "av.audio.stream.AudioStream":
+    """Return the first audio stream that is marked as the default, or else the first one."""
+    streams = container.streams.audio
+    if not streams:
+        raise ClipError("no_audio")
+    default = [stream for stream in streams if stream.disposition & av.stream.Disposition.default]
+    stream = (default or streams)[0]
+    if stream.codec_context is None:
+        raise ClipError("unreadable", "FFmpeg has no decoder for the codec of the audio stream")
+    return stream
+
+
+def _declared_seconds(container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream") -> float | None:
+    """Return the duration that the file states, or None."""
+    if not container.duration or container.duration < 0:
         return None
+    seconds = container.duration / av.time_base
+    bit_rate = stream.codec_context.bit_rate
+    if stream.codec_context.name.startswith("pcm_") and bit_rate:
+        # A recorder that died, or wrote into a pipe, leaves the largest number; the size of the file is the truth.
+        seconds = min(seconds, 8 * container.size / bit_rate)
+    return seconds
+
+
+def _check_limits(rate: int, channels: int, seconds: float | None) -> None:
+    """Raise ClipError if a rate, a number of channels or a duration is beyond the limits; 0 and None are unknown."""
+    if rate and not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
+        raise ClipError("unreadable", f"a sample rate of {rate} Hz is not one of audio")
+    if channels > MAX_CHANNELS:
+        raise ClipError("too_large", f"{channels} audio channels; at most {MAX_CHANNELS} are read")
+    if seconds and seconds > MAX_SECONDS:
+        raise ClipError("too_large", f"{seconds / 3600:.0f} hours of audio; at most {MAX_SECONDS / 3600:.0f} are read")
+
+
+def _fill_timeline(
+    timeline: AudioTimeline, container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream"
+) -> list[str]:
+    """Decode frames until the timeline is complete; return the messages of packets that cannot be decoded.
+
+    Raises ClipError unreadable if there are such packets and nothing can be decoded.
+    """
+    zero = container_start(container)
+    errors = []
+    for frame, error in _decode(container, stream):
+        if frame is None:
+            errors.append(error)
+            continue
+        _check_limits(frame.sample_rate, frame.layout.nb_channels, timeline.clock)
+        try:
+            samples = to_mono(frame)
+        except ValueError as failure:
+            raise ClipError("unreadable", first_line(failure)) from failure
+        timeline.add(samples, frame.sample_rate, None if frame.time is None else frame.time - zero)
+        if timeline.is_complete:
+            break
+    if errors and not timeline.rates:
+        raise ClipError("unreadable", errors[0])
+    return errors
+
+
+def _decode(container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream") -> Iterator[_Decoded]:
+    """Yield the frames of a stream, and an error for each packet that cannot be decoded."""
     try:
-        if soundfile.info(str(path)).samplerate != SAMPLE_RATE:
-            return None
-        samples, _ = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, UnicodeEncodeError):
+        for packet in container.demux(stream):
+            try:
+                for frame in packet.decode():
+                    yield _Decoded(frame)
+            except av.error.FFmpegError as error:
+                yield _Decoded(None, first_line(error))
+    except av.error.FFmpegError as error:  # the file cannot be read on from here; the decoder may hold a last frame
+        yield _Decoded(None, first_line(error))
+
+
+def _end_before_padding(
+    container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream", timeline: AudioTimeline
+) -> float | None:
+    """Return the second at which the audio ends and the padding of the encoder begins; None if nothing says so.
+
+    FFmpeg removes the padding that Opus, MP3 and Matroska state; of MP4 it is what lies beyond the track's duration.
+    """
+    if "mp4" not in container.format.name or not stream.duration or not stream.time_base:
         return None
-    return samples.mean(axis=1)
+    end = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - container_start(container)
+    return end if 0 < timeline.clock - end < MAX_PADDING else None
 
 
-def _read_pyav_audio(path: Path) -> np.ndarray:
-    # s16, because FFmpeg's downmix of stereo to float is too loud by sqrt(2).
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-    pieces: list[np.ndarray] = []
-    try:
-        with open_container(path) as container:
-            if not container.streams.audio:
-                raise ClipError("no_audio")
-            for frame in container.decode(container.streams.audio[0]):
-                if not MIN_SAMPLE_RATE <= frame.sample_rate <= MAX_SAMPLE_RATE:
-                    raise ClipError("unreadable", f"a sample rate of {frame.sample_rate} Hz is not one of audio")
-                frame.pts = None  # gaps in the timestamps must not become silence or an error
-                pieces += [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
-            if pieces:
-                pieces += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
-    except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError("unreadable", first_line(error)) from error
-    if not pieces:
-        raise ClipError("unreadable", "the audio stream holds no sample")
-    return np.concatenate(pieces).astype(np.float32) / 32768
+def _describe(
+    container: "av.container.InputContainer",
+    stream: "av.audio.stream.AudioStream",
+    *,
+    timeline: AudioTimeline,
+    errors: list[str],
+    n_samples: int,
+) -> MediaStats:
+    """Return the facts of the audio, with a note of everything that was lost or disregarded."""
+    notes = []
+    if errors:
+        count = f"{len(errors)} packet{'s' * (len(errors) > 1)}"
+        notes.append(f"{count} of audio cannot be decoded ({errors[0]})")
+    if timeline.silence:
+        notes.append(f"{timeline.silence:.2f} s of audio are missing in the file and became silence")
+    if timeline.n_jumps:
+        notes.append(f"broken time stamps of audio were disregarded ({timeline.n_jumps})")
+    if len(timeline.rates) > 1:
+        notes.append(f"the sample rate of the audio changes ({', '.join(map(str, timeline.rates))} Hz)")
+    tracks = container.streams.audio
+    return MediaStats(
+        seconds=n_samples / SAMPLE_RATE,
+        sample_rate=timeline.rates[0] if timeline.rates else 0,
+        channels=stream.codec_context.channels,
+        audio_tracks=len(tracks),
+        audio_track=1 + tracks.index(stream),
+        note="; ".join(notes),
+    )

@@ -101,5 +101,6 @@ def is_cover_image(stream: "av.stream.Stream") -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of an error's message, or its type; of an error of FFmpeg, without the file's name."""
+    message = error.strerror if isinstance(error, av.error.FFmpegError) else str(error)
+    return ((message or "").strip().splitlines() or [type(error).__name__])[0][:200]

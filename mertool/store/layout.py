@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, astuple, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +10,37 @@ import h5py
 import numpy as np
 
 from mertool.features import Recipe
+from mertool.media_stats import MediaStats
 
 SCHEMA = 1
 STRING = h5py.string_dtype("utf-8")
 FAILURE_COLUMNS = np.dtype([(name, STRING) for name in ("clip", "digest", "stage", "reason", "message")])
-MEDIA_STATS = {"seconds": np.float32, "frames_seen": np.int32, "face_share": np.float32}
+# Columns of the table of clips, one for each field of MediaStats.
+MEDIA_STATS = {
+    "seconds": np.float32,
+    "frames_seen": np.int32,
+    "face_share": np.float32,
+    "sample_rate": np.int32,
+    "channels": np.int32,
+    "audio_tracks": np.int32,
+    "audio_track": np.int32,
+    "note": STRING,
+}
 
 
 @dataclass(frozen=True)
-class ClipFeatures:
-    """Features of one clip.
+class ClipFeatures(MediaStats):
+    """Features of one clip, with the facts of its media.
 
     Attributes:
         clip: Clip id.
         digest: Digest of the media that the features were made from.
         values: (L, D) pooled, (T, ...) frames of one layer, or (L, T, D) frames of several.
-        seconds: Duration of the media.
-        frames_seen: Number of video frames that were looked at.
-        face_share: Share of them that show the face.
     """
 
     clip: str
     digest: str
     values: np.ndarray
-    _: KW_ONLY
-    seconds: float = float("nan")
-    frames_seen: int = 0
-    face_share: float = float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +84,26 @@ def write_tables(
     table.create_dataset("id", data=[clip.clip for clip in clips], dtype=STRING)
     table.create_dataset("digest", data=[clip.digest for clip in clips], dtype=STRING)
     for name, dtype in MEDIA_STATS.items():
-        table[name] = np.array([getattr(clip, name) for clip in clips], dtype)
+        table.create_dataset(name, data=[getattr(clip, name) for clip in clips], dtype=dtype)
     file.create_dataset("failures", data=np.array([astuple(failure) for failure in failures], FAILURE_COLUMNS))
 
 
 def read_clips(file: h5py.File) -> list[ClipFeatures]:
     """Return the table of clips; their values are empty arrays."""
     table, no_values = file["clips"], np.zeros(0)
-    stats = zip(*(table[name][:].tolist() for name in MEDIA_STATS), strict=True)
-    return [
-        ClipFeatures(clip, digest, no_values, **dict(zip(MEDIA_STATS, row, strict=True)))
-        for clip, digest, row in zip(read_strings(table["id"]), read_strings(table["digest"]), stats, strict=True)
-    ]
+    rows = zip(read_strings(table["id"]), read_strings(table["digest"]), read_media_stats(file), strict=True)
+    return [ClipFeatures(clip, digest, no_values, **stats.to_dict()) for clip, digest, stats in rows]
+
+
+def read_media_stats(file: h5py.File) -> list[MediaStats]:
+    """Return the facts of each clip's media; columns that an older store lacks have their defaults."""
+    table = file["clips"]
+    columns = {
+        name: read_strings(table[name]) if dtype == STRING else table[name][:].tolist()
+        for name, dtype in MEDIA_STATS.items()
+        if name in table
+    }
+    return [MediaStats(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def read_failures(file: h5py.File) -> list[Failure]:

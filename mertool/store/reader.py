@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
-from mertool.store.layout import MEDIA_STATS, SCHEMA, Failure, first_line, parts_folder, read_failures, read_strings
+from mertool.media_stats import MediaStats
+from mertool.store.layout import (
+    SCHEMA,
+    Failure,
+    first_line,
+    parts_folder,
+    read_failures,
+    read_media_stats,
+    read_strings,
+)
 
 
 class FeatureStore:
@@ -128,8 +138,13 @@ class FeatureStore:
         return self._length[self.rows(clips)]
 
     def media_stats(self) -> dict[str, np.ndarray]:
-        """Return, per clip and each (N,), `seconds`, `frames_seen` and `face_share`; see `ClipFeatures`."""
-        return {name: self._file["clips"][name][:] for name in MEDIA_STATS}
+        """Return the facts of the media by name, each (N,) and in the order of the clips; see `MediaStats`."""
+        rows = self.media_stats_of_clips()
+        return {field.name: np.array([getattr(row, field.name) for row in rows]) for field in fields(MediaStats)}
+
+    def media_stats_of_clips(self) -> list[MediaStats]:
+        """Return the facts of each clip's media, in the order of the clips."""
+        return read_media_stats(self._file)
 
     def digests(self) -> dict[str, str]:
         """Return, by clip id, the digest of the media that the features were made from."""

@@ -141,7 +141,8 @@ def test_values_and_facts_do_not_depend_on_where_crops_come_from(done, media, ca
         assert same(values(tmp_path / f"{name}.h5"), expected), name
         with FeatureStore(tmp_path / f"{name}.h5") as store:
             facts = {key: column.tolist() for key, column in store.media_stats().items()}
-        assert facts == {"seconds": [2.0] * 3, "frames_seen": [4] * 3, "face_share": [0.5] * 3}
+        expected_facts = {"seconds": [2.0] * 3, "frames_seen": [4] * 3, "face_share": [0.5] * 3}
+        assert {key: facts[key] for key in expected_facts} == expected_facts
 
 
 @pytest.mark.slow
