@@ -18,6 +18,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from mertool.errors import ClipError
+from mertool.extraction.parent_watch import end_with_parent
 from mertool.extraction.plan import WorkItem
 from mertool.manifest import Clip
 from mertool.media_stats import MediaStats
@@ -219,6 +220,7 @@ def _timed(frames: Iterator[Any], timings: dict[str, float]) -> Iterator[Any]:
 
 
 def _initialize_worker(low_priority: bool) -> None:
+    end_with_parent()
     if low_priority and hasattr(os, "nice"):
         os.nice(NICENESS)
 
