@@ -308,6 +308,23 @@ def test_channels_without_names_count_alike(channels, rate, tmp_path):
     assert stats.channels == channels
 
 
+def test_channels_in_an_unusual_order(tmp_path):
+    """PyAV 18 ends the process on them, unless the decoder does not know their names."""
+    waves = np.stack([tone(300, 1, RATE), tone(400, 1, RATE), tone(500, 1, RATE)])
+    path = encode(tmp_path / "a.caf", waves, codec="pcm_s16le", layout="3.0")
+    data = path.read_bytes()
+    place = data.index(b"chan")
+    assert struct.unpack(">q", data[place + 4 : place + 12]) == (12,)
+    labels = (2, 3, 1)  # right, centre, left
+    layout = struct.pack(">III", 0, 0, 3) + b"".join(struct.pack(">II12x", label, 0) for label in labels)
+    chunk = b"chan" + struct.pack(">q", len(layout)) + layout
+    path.write_bytes(data[:place] + chunk + data[place + 24 :])
+    samples = read_audio(path)
+    total = 1 + 2**0.5
+    levels = [level_of(samples, frequency) * total for frequency in (300, 400, 500)]
+    assert levels == pytest.approx([0.5 * 2**-0.5, 0.5, 0.5 * 2**-0.5], rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["a.wav", "a.mkv", "a.w64", "a.caf"])
 @pytest.mark.parametrize("rate", [16_000, 48_000])
 @pytest.mark.parametrize("level", [2.5, 1e-6])

@@ -14,7 +14,7 @@ import numpy as np
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 from mertool.media.container import container_start, first_line, open_container
-from mertool.media.downmix import to_mono
+from mertool.media.downmix import take_channel_names, to_mono
 from mertool.media.timeline import AudioTimeline
 from mertool.media_stats import MediaStats
 
@@ -22,6 +22,9 @@ from mertool.media_stats import MediaStats
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 1_000, 768_000
 MAX_CHANNELS = 256
 MAX_SECONDS = 24 * 3600.0
+# Containers whose header, or end, counts the samples.
+HEADERS_WITH_LENGTH = frozenset({"flac", "mov", "ogg", "wav", "aiff", "caf", "w64", "au", "ape", "wv", "tta", "mp3"})
+MIN_BIT_RATE = 1000  # bits per second; silence of Opus has more in any container with time stamps
 # Encoders pad the last frame. MP4 states the true end; audio of more than a frame beyond it is no padding.
 MAX_PADDING = 0.1
 
@@ -55,10 +58,10 @@ def load_audio(path: Path, start: float | None = None, end: float | None = None)
     last = None if end is None else round(end * SAMPLE_RATE)
     with open_container(path) as container:
         stream = _default_track(container)
-        declared = _declared_seconds(container, stream)
-        _check_limits(stream.codec_context.sample_rate, stream.codec_context.channels, declared)
+        channels, declared = take_channel_names(stream), _declared_seconds(container, stream)
+        _check_limits(stream.codec_context.sample_rate, len(channels), declared)
         timeline = AudioTimeline(first, last, declared)
-        errors = _fill_timeline(timeline, container, stream)
+        errors = _fill_timeline(timeline, container, stream, channels)
         samples = timeline.finish(_end_before_padding(container, stream, timeline))
         stats = _describe(container, stream, timeline=timeline, errors=errors, n_samples=len(samples))
     if len(samples) == 0:
@@ -84,11 +87,14 @@ def _declared_seconds(container: "av.container.InputContainer", stream: "av.audi
     """Return the duration that the file states, or None."""
     if not container.duration or container.duration < 0:
         return None
-    seconds = container.duration / av.time_base
-    bit_rate = stream.codec_context.bit_rate
-    if stream.codec_context.name.startswith("pcm_") and bit_rate:
+    seconds, bits = container.duration / av.time_base, 8 * container.size
+    codec = stream.codec_context
+    if codec.name.startswith(("pcm_", "adpcm_")) and codec.bit_rate:
         # A recorder that died, or wrote into a pipe, leaves the largest number; the size of the file is the truth.
-        seconds = min(seconds, 8 * container.size / bit_rate)
+        seconds = min(seconds, bits / codec.bit_rate)
+    if seconds > MAX_SECONDS and not HEADERS_WITH_LENGTH & set(container.format.name.split(",")):
+        # The length is the distance of time stamps, one of which may be broken. No real audio has so few bits.
+        return seconds if bits / seconds > MIN_BIT_RATE else None
     return seconds
 
 
@@ -103,7 +109,10 @@ def _check_limits(rate: int, channels: int, seconds: float | None) -> None:
 
 
 def _fill_timeline(
-    timeline: AudioTimeline, container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream"
+    timeline: AudioTimeline,
+    container: "av.container.InputContainer",
+    stream: "av.audio.stream.AudioStream",
+    channels: tuple[str, ...],
 ) -> list[str]:
     """Decode frames until the timeline is complete; return the messages of packets that cannot be decoded.
 
@@ -117,7 +126,7 @@ def _fill_timeline(
             continue
         _check_limits(frame.sample_rate, frame.layout.nb_channels, timeline.clock)
         try:
-            samples = to_mono(frame)
+            samples = to_mono(frame, channels)
         except ValueError as failure:
             raise ClipError("unreadable", first_line(failure)) from failure
         timeline.add(samples, frame.sample_rate, None if frame.time is None else frame.time - zero)

@@ -6,6 +6,7 @@ the sum of full channels does not clip. Stereo becomes the mean of its channels.
 mixes integers, so that its mono of float audio is louder; here all formats have the same level.
 """
 
+import ctypes
 from functools import lru_cache
 from typing import Any
 
@@ -39,17 +40,34 @@ SAMPLE_FORMATS = {
 }
 
 
-def to_mono(frame: av.AudioFrame) -> np.ndarray:
+def take_channel_names(stream: "av.audio.stream.AudioStream") -> tuple[str, ...]:
+    """Return FFmpeg's names of the channels of a stream that is not decoded yet; they are `NONE` if it states none.
+
+    PyAV 18 frees the list of channels of an unusual layout (right before left, say) with each frame and again with the
+    decoder, which ends the process. So the decoder is told that the channels have no names, and the object that holds
+    the list is never freed.
+    """
+    layout = stream.codec_context.layout
+    names = tuple(channel.name for channel in layout.channels)
+    if " channels (" in layout.name:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+        stream.codec_context.layout = f"{len(names)} channels"
+    return names
+
+
+def to_mono(frame: av.AudioFrame, stated: tuple[str, ...] = ()) -> np.ndarray:
     """Return the samples of a frame as (n,) float32, where 1 is full scale; float audio may be beyond it.
 
-    Raises ValueError for a sample format that is not in SAMPLE_FORMATS.
+    `stated` are the names of the channels where the frame itself has none. Raises ValueError for a sample format that
+    is not in SAMPLE_FORMATS.
     """
     name = frame.format.name
     kind = name.removesuffix("p") if frame.format.is_planar else name
     if kind not in SAMPLE_FORMATS:
         raise ValueError(f"samples of the format {name} cannot be read; valid: {', '.join(SAMPLE_FORMATS)}")
     dtype, silence, full_scale = SAMPLE_FORMATS[kind]
-    weights = channel_weights(tuple(channel.name for channel in frame.layout.channels))
+    names = tuple(channel.name for channel in frame.layout.channels)
+    weights = channel_weights(stated if len(stated) == len(names) and set(names) <= set(UNKNOWN_CHANNELS) else names)
     used = np.flatnonzero(weights)
     channels = _channels(frame, dtype, used, len(weights))
     with np.errstate(over="ignore", invalid="ignore"):  # the reader of the samples checks that they are finite
