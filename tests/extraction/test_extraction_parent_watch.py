@@ -28,7 +28,7 @@ def hang(path: Path, start: float | None, end: float | None) -> DecodedClip:
 
 
 def decode_without_end(folder: str) -> None:
-    items = [WorkItem(Clip(name, Path(folder) / f"{name}.mp4"), "") for name in ("busy", "waiting")]
+    items = [WorkItem(Clip(clip=name, path=Path(folder) / f"{name}.mp4"), "") for name in ("busy", "waiting")]
     with DecoderPool(DecoderLimits(3, 3600.0)) as decoders:
         decoders.start()  # the third process has nothing to do
         for _ in decoders.read(items, hang):
