@@ -12,19 +12,19 @@ ROOT = Path(__file__).parent
 
 
 def choices(package: str) -> list[str]:
-    """The choices of `mertool.<package>`, one per file: `layer_adapters.py` is `layer-adapters`."""
+    """Return the choices of `mertool.<package>`, one per file: `layer_adapters.py` is `layer-adapters`."""
     files = _folder(package).glob("*.py")
     return sorted(file.stem.replace("_", "-") for file in files if not file.stem.startswith("_"))
 
 
-def check(package: str, what: str, name: str) -> None:
-    """Raise if `name` is no choice of the package; imports nothing."""
-    check_choice(what, name, choices(package))
+def check(package: str, kind: str, name: str) -> None:
+    """Raise MertoolError if `name` is no choice of the package, whose choices it calls `kind`. Imports nothing."""
+    check_choice(kind, name, choices(package))
 
 
-def load(package: str, what: str, name: str) -> ModuleType:
-    """Import the module of one choice; an unknown name is answered with the valid ones."""
-    check(package, what, name)
+def load(package: str, kind: str, name: str) -> ModuleType:
+    """Import the module of one choice; raises MertoolError with the valid names for an unknown one."""
+    check(package, kind, name)
     return importlib.import_module(f"mertool.{package}.{name.replace('-', '_')}")
 
 

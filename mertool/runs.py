@@ -8,6 +8,7 @@ the same command over the same input finds its run and does not compute it again
 
 import glob
 import json
+import math
 import os
 import platform
 import shutil
@@ -23,61 +24,65 @@ import psutil
 from mertool import __version__
 from mertool.errors import MertoolError
 from mertool.files import check_writable, content_digest, digest_json, explain_write_errors, make_folder, write_atomic
+from mertool.untrusted import read_json_object
 
+DAMAGED = "the run is damaged, make it again"
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
 class WrongStageError(MertoolError):
     """A run was given where one of another stage is needed."""
 
-    def __init__(self, folder: Path, found: str, stage: str):
+    def __init__(self, folder: Path, actual_stage: str, stage: str):
         super().__init__(
-            f"{folder} is a run of {found}, one of {stage} is needed: give the -o folder of `mertool {stage}`"
+            f"{folder} is a run of {actual_stage}, one of {stage} is needed: give the -o folder of `mertool {stage}`"
         )
-        self.found = found
+        self.actual_stage = actual_stage
 
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run: its folder and what `run.json` says."""
+    """A complete run.
+
+    Attributes:
+        folder: Its folder.
+        info: The content of run.json.
+    """
 
     folder: Path
     info: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path, stage: str, *needs: str) -> "Run":
-        """Read a run of one stage; a folder that is no run, is of another stage, or lacks one of `needs` in its
-        run.json is an error."""
-        file = folder / "run.json"
+        """Read a run of one stage.
+
+        Raises MertoolError if `folder` is no run, or if its run.json lacks one of the entries `needs`, and
+        WrongStageError if it is a run of another stage.
+        """
+        file, remedy = folder / "run.json", f"run `mertool {stage}` again with --overwrite"
         if not file.exists():
             raise MertoolError(f"{folder} is not a run: there is no run.json in it. `mertool {stage}` makes one")
-        try:
-            info = json.loads(file.read_text(encoding="utf-8"))
-            found = info["stage"]
-            _ = [info[name] for name in ("key", *(needs if found == stage else ()))]
-        except (ValueError, KeyError, TypeError) as error:
-            raise MertoolError(
-                f"{file} cannot be read ({error}): run `mertool {stage}` again with --overwrite"
-            ) from error
-        if found != stage:
-            raise WrongStageError(folder, found, stage)
+        info = read_json_object(file, remedy)
+        actual_stage = info.get("stage")
+        missing = [name for name in ("stage", "key", *(needs if actual_stage == stage else ())) if name not in info]
+        if missing or not isinstance(actual_stage, str) or not isinstance(info["key"], str):
+            lacking = ", ".join(missing) or "a valid stage or key"
+            raise MertoolError(f"{file} cannot be read (it lacks {lacking}): {remedy}")
+        if actual_stage != stage:
+            raise WrongStageError(folder, actual_stage, stage)
         return cls(folder, info)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What `metrics.json` says."""
-        file = self.folder / "metrics.json"
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MertoolError(f"{file} cannot be read ({error}): the run is damaged, make it again") from error
+        """The scores and other results of the run, from metrics.json; raises MertoolError if it cannot be read."""
+        return read_json_object(self.folder / "metrics.json", DAMAGED)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every file is there, and as long as it was written."""
+        """True if every file exists and is as long as it was written."""
         sizes = self.info.get("bytes_of_files", {})
-        found = [(self.folder / name, size) for name, size in sizes.items()]
-        return all(file.is_file() and file.stat().st_size == size for file, size in found)
+        files = [(self.folder / name, size) for name, size in sizes.items()] if isinstance(sizes, dict) else []
+        return all(file.is_file() and file.stat().st_size == size for file, size in files)
 
     def digest(self) -> str:
         """Digest of the trained parts (all safetensors), or of the key where there are none."""
@@ -87,14 +92,14 @@ class Run:
 
 
 def cache_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str:
-    """Digest of all that a run's result depends on; before the dash it is of the options alone."""
-    own = digest_json({"stage": stage, "options": options, "mertool": __version__})
-    whole = digest_json({"stage": stage, "options": options, "inputs": inputs, "mertool": __version__})
-    return f"{own[:16]}-{whole[:48]}"
+    """Return the digest of all that a run's result depends on; before the dash it is of the options alone."""
+    of_options = digest_json({"stage": stage, "options": options, "mertool": __version__})
+    of_everything = digest_json({"stage": stage, "options": options, "inputs": inputs, "mertool": __version__})
+    return f"{of_options[:16]}-{of_everything[:48]}"
 
 
 def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any) -> Run | None:
-    """The run in `folder` if it is the one asked for; raises if `folder` is something else's.
+    """Return the run in `folder` if it is the one asked for; raise MertoolError if it is something else.
 
     A run of the same options on data that changed is made anew, and so is one of which a file is missing or cut. One
     of other `options` (an Options with a field `overwrite`) is an error, unless `overwrite` is set: what was typed may
@@ -111,35 +116,37 @@ def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any) -> Ru
             raise MertoolError(f"{folder} is not empty and not a run of mertool: give another -o")
         return None
     try:
-        found = Run.read(folder, stage)
+        existing = Run.read(folder, stage)
     except WrongStageError as error:
-        raise MertoolError(f"{folder} holds a run of {error.found}: give another -o") from None
+        raise MertoolError(f"{folder} holds a run of {error.actual_stage}: give another -o") from None
     except MertoolError:
         if overwrite:
             return None
         raise
     if overwrite:
         return None
-    if found.info["key"] == key:
-        return found if found.is_complete else None
-    if found.info.get("mertool") == __version__ and found.info["key"].split("-")[0] != key.split("-")[0]:
+    if existing.info["key"] == key:
+        return existing if existing.is_complete else None
+    if existing.info.get("mertool") == __version__ and existing.info["key"].split("-")[0] != key.split("-")[0]:
+        differing = _differing(existing.info.get("options"), options)
         raise MertoolError(
-            f"{folder} holds a run of {stage} with other options{_differing(found.info['options'], options)}: give "
-            "--overwrite to replace it, or another -o"
+            f"{folder} holds a run of {stage} with other options{differing}: give --overwrite to replace it, or "
+            "another -o"
         )
     return None
 
 
-def _differing(there: dict[str, Any], options: Any) -> str:
-    """` (epochs: 3 there, 5 here)`, of those that were given and change the result."""
-    given = {name: value for name, value in options.affecting_result().items() if value is not None}
-    changed = {name: value for name, value in _plain(given).items() if there.get(name, value) != value}
-    found = [f"{name}: {there[name]} there, {value} here" for name, value in changed.items()]
-    return f" ({'; '.join(found)})" if found else ""
+def _differing(existing: Any, options: Any) -> str:
+    """Return ` (epochs: 3 there, 5 here)`: the options of a run that were set otherwise and change the result."""
+    existing = existing if isinstance(existing, dict) else {}
+    requested = {name: value for name, value in options.affecting_result().items() if value is not None}
+    changed = {name: value for name, value in _plain(requested).items() if existing.get(name, value) != value}
+    differences = [f"{name}: {existing[name]} there, {value} here" for name, value in changed.items()]
+    return f" ({'; '.join(differences)})" if differences else ""
 
 
 def _plain(value: Any) -> Any:
-    """Options as JSON holds them."""
+    """Return options as JSON holds them."""
     return json.loads(json.dumps(value, default=str))
 
 
@@ -197,7 +204,13 @@ def _recover_interrupted(target: Path) -> None:
 
 @dataclass
 class RunDraft:
-    """A run in the making: write files into `folder`, facts into `info`, scores into `metrics`."""
+    """A run in the making.
+
+    Attributes:
+        folder: Where its files are written; it is renamed at the end.
+        info: What run.json will hold.
+        metrics: What metrics.json will hold.
+    """
 
     folder: Path
     info: dict[str, Any]
@@ -212,25 +225,36 @@ class RunDraft:
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Read a safetensors file into torch tensors on the CPU."""
+    """Read a safetensors file into torch tensors on the CPU; raises MertoolError if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not path.is_file():  # opening a pipe would wait for a writer that never comes
+        raise MertoolError(f"{path} is missing or not a file: {DAMAGED}")
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise MertoolError(f"{path} cannot be read ({error}): the run is damaged, make it again") from error
+    except (OSError, SafetensorError, MemoryError) as error:
+        raise MertoolError(f"{path} cannot be read ({error or 'not enough memory'}): {DAMAGED}") from error
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None for NaN and infinity, which JSON does not have, and lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

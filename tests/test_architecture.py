@@ -21,15 +21,16 @@ TIERS = {
     3: ("encoders", "adapters.methods", "learning"),
     2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
     1: ("manifest", "features", "media_stats", "registry", "options"),
-    0: ("errors", "files", "tables"),
+    0: ("errors", "files", "tables", "untrusted"),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
 # Imports allowed within one tier: `python -m mertool` is the command line, the writers of files turn an
 # OSError into a user's error, PEFT methods know which encoders call no projections, and options name the choices of
 # their tier.
-SAME_TIER = {("__main__", "cli"), ("files", "errors"), ("tables", "errors"), ("adapters.methods", "encoders")} | {
-    ("options", choices) for choices in ("manifest", "features", "registry")
-}
+SAME_TIER = {
+    *[("__main__", "cli"), ("files", "errors"), ("tables", "errors"), ("untrusted", "errors"), ("tables", "untrusted")],
+    ("adapters.methods", "encoders"),
+} | {("options", choices) for choices in ("manifest", "features", "registry")}
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
 HEAVY = ("torch", "transformers", "h5py", "matplotlib", "scipy", "sklearn", "av", "decord")

@@ -252,3 +252,31 @@ def test_json_keeps_chinese_readable(tmp_path):
     run = make(tmp_path / "run", labels=["快乐"])
     assert "快乐" in (run.folder / "run.json").read_text(encoding="utf-8")
     assert json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["labels"] == ["快乐"]
+
+
+# ---------------------------------------------------------------- files from strangers
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 5000, '{"stage": "fuse", "stage": "align", "key": "k"}', "[]", '{"key": 1}', "{}"]
+)
+def test_a_hostile_record_is_an_error_of_one_line(content, tmp_path):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(MertoolError, match=r"run\.json cannot be read .*run `mertool fuse` again") as caught:
+        Run.read(tmp_path, "fuse")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "model.safetensors"])
+def test_a_pipe_in_a_run_does_not_block(name, tmp_path):
+    run = make(tmp_path / "run", tensors={"model": torch.ones(1)})
+    (run.folder / name).unlink()
+    os.mkfifo(run.folder / name)
+    with pytest.raises(MertoolError, match=r"not a (regular )?file"):
+        _ = Run.read(run.folder, "fuse").metrics, load_tensors(run.folder / "model.safetensors")
+
+
+def test_scores_that_are_not_finite_are_written_as_null(tmp_path):
+    with new_run(tmp_path / "run", "fuse", key="k", options={}) as draft:
+        draft.metrics["cka"] = [1.0, float("nan"), (float("inf"), 2)]
+    assert Run.read(tmp_path / "run", "fuse").metrics == {"cka": [1.0, None, [None, 2]]}
