@@ -1,5 +1,6 @@
 """`Recipe`: everything that changes the value of a feature, and the fingerprint made of it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ MODALITIES = ("audio", "video", "text")
 STORAGE_DTYPES = ("float16", "float32")
 POOLING_MODES = ("mean", "none")
 SAMPLE_RATE = 16_000
+MAX_LAYER = 10_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
 PREPROCESSING_VERSIONS = {"audio": 2, "video": 1, "text": 1, "faces": 1}
 
@@ -57,9 +59,15 @@ class Recipe:
         return value
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Recipe":
-        """Return the recipe of `to_json`."""
-        return cls(**{**value, "layers": tuple(value["layers"])})
+    def from_json(cls, value: Any) -> "Recipe":
+        """Return the recipe that `to_json` described; raise ValueError for anything else."""
+        try:
+            recipe = cls(**{**value, "layers": tuple(value["layers"])})
+        except (TypeError, KeyError, MertoolError) as error:
+            raise ValueError(f"the recipe is not valid: {error}") from error
+        if wrong := [name for name, is_valid in _VALID_FIELDS.items() if not is_valid(getattr(recipe, name))]:
+            raise ValueError(f"the recipe is not valid: {', '.join(wrong)}")
+        return recipe
 
     @property
     def layer_axis(self) -> tuple[int, ...]:
@@ -79,6 +87,26 @@ class Recipe:
             for key in {**mine, **theirs}
             if mine.get(key) != theirs.get(key)
         )
+
+
+def _is_digest(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+# A recipe is read from files of others: each field has the type that the code counts on.
+_VALID_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "modality": lambda value: value in (*MODALITIES, "faces"),
+    "encoder": lambda value: isinstance(value, str),
+    "weights": lambda value: isinstance(value, str),
+    "layers": lambda value: all(type(layer) is int and 0 <= layer <= MAX_LAYER for layer in value),
+    "compute_dtype": lambda value: isinstance(value, str),
+    "storage_dtype": lambda value: value in (*STORAGE_DTYPES, "uint8"),
+    "media": lambda value: isinstance(value, dict),
+    "adapter": _is_digest,
+    "aligner": _is_digest,
+    "preprocessing": lambda value: type(value) is int,
+    "layer_sum": lambda value: type(value) is bool,
+}
 
 
 def _short(value: Any) -> str:

@@ -30,8 +30,7 @@ import h5py
 import psutil
 from test_kill import Warm, all_clips, content, manifest_of, parts_of
 
-from mertool.errors import MertoolError
-from mertool.store import FeatureStore, parts_folder
+from mertool.store import FeatureStore, parts_folder, validate_store
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 FAULTY = ("spk04_011", "spk01_014", "spk05_001")  # without audio, without a face, broken
@@ -133,13 +132,10 @@ def clips_done(path: Path) -> set[str]:
     """Return the clips with features or a reason; a store or a part that is not valid is a violation."""
     done: set[str] = set()
     if path.exists():
-        try:
-            with FeatureStore(path) as store:
-                if faults := store.validate():
-                    raise ViolationError(f"{path} is faulty: {faults}")
-                done |= {*store.ids, *(failure.clip for failure in store.failures())}
-        except MertoolError as error:
-            raise ViolationError(f"{path} is torn: {error}") from error
+        if faults := validate_store(path):
+            raise ViolationError(f"{path} is faulty: {faults}")
+        with FeatureStore(path) as store:
+            done |= {*store.ids, *(failure.clip for failure in store.failures())}
     for part in parts_of(path):
         try:
             with h5py.File(part) as file:

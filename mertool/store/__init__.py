@@ -1,6 +1,6 @@
 """`FeatureStore`: one HDF5 file with one modality of many clips, made by one recipe.
 
-Layout (schema 1). `values` is (N, L, D) in a pooled store: N clips, L layers, D channels. In a frame store the frames
+Layout (schema 2). `values` is (N, L, D) in a pooled store: N clips, L layers, D channels. In a frame store the frames
 of all clips lie end to end, (sum T, D), or (L, sum T, D) for several layers, with `offset` and `length` (N,) per clip;
 face crops are (sum T, 224, 224, 3). `clips/id`, `clips/digest`, `clips/seconds`, `clips/frames_seen` and
 `clips/face_share` hold one row per clip; `failures` is a table (clip, digest, stage, reason, message). Attributes:
@@ -9,12 +9,12 @@ changes no value).
 
 While an extraction runs, finished clips are in immutable part files (`NAME.h5.parts/part-*.h5`). Each is written under
 a temporary name, flushed and renamed. `StoreWriter.finish` merges them into a new file that replaces the old store by a
-rename. This is the only package that imports h5py.
+rename. Each file begins with the digest of its bytes. This is the only package that imports h5py.
 """
 
 from mertool.store.layout import ClipFeatures, Failure, parts_folder
 from mertool.store.merge import merge_stores, write_store
-from mertool.store.reader import FeatureStore
+from mertool.store.reader import FeatureStore, validate_store
 from mertool.store.writer import PartWriter, StoreBusy, StoreWriter, check_store
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "check_store",
     "merge_stores",
     "parts_folder",
+    "validate_store",
     "write_store",
 ]

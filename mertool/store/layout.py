@@ -12,7 +12,7 @@ import numpy as np
 from mertool.features import Recipe
 from mertool.media_stats import MediaStats
 
-SCHEMA = 1
+SCHEMA = 2
 STRING = h5py.string_dtype("utf-8")
 FAILURE_COLUMNS = np.dtype([(name, STRING) for name in ("clip", "digest", "stage", "reason", "message")])
 # Columns of the table of clips, one for each field of MediaStats.
@@ -96,12 +96,11 @@ def read_clips(file: h5py.File) -> list[ClipFeatures]:
 
 
 def read_media_stats(file: h5py.File) -> list[MediaStats]:
-    """Return the facts of each clip's media; columns that an older store lacks have their defaults."""
+    """Return the facts of each clip's media."""
     table = file["clips"]
     columns = {
         name: read_strings(table[name]) if dtype == STRING else table[name][:].tolist()
         for name, dtype in MEDIA_STATS.items()
-        if name in table
     }
     return [MediaStats(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
@@ -113,13 +112,17 @@ def read_failures(file: h5py.File) -> list[Failure]:
 
 
 def read_strings(dataset: h5py.Dataset) -> list[str]:
-    """Return a column of strings."""
-    return [_decode(cell) for cell in dataset[:]]
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error of HDF5: the others are a stack of C functions."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return a column of strings; raise ValueError if they are longer than the file, or not in UTF-8."""
+    strings: list[str] = []
+    size, limit = 0, dataset.file.id.get_filesize()
+    # All rows may point at one long string, and so need more memory than there is: blocks begin small and double.
+    while len(strings) < len(dataset):
+        block = [_decode(cell) for cell in dataset[len(strings) : 2 * len(strings) + 1]]
+        size += sum(map(len, block))
+        if size > limit:
+            raise ValueError(f"{dataset.name} holds more text than the file has bytes")
+        strings += block
+    return strings
 
 
 def _decode(cell: Any) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from mertool.errors import MertoolError
 from mertool.features import Recipe
 from mertool.files import explain_write_errors, fsync, write_atomic
+from mertool.store.hdf5 import create_hdf5, find_damage, open_hdf5, seal
 from mertool.store.layout import ClipFeatures, Failure, read_clips, read_failures, write_tables
 from mertool.store.reader import FeatureStore
 
@@ -57,7 +58,7 @@ def merge_files(
     records: dict[str, _StoredClip | Failure] = {}
     layout = _ValuesLayout((0,), np.dtype(recipe.storage_dtype))
     for number, source in enumerate(sources):
-        with h5py.File(source, "r") as file:
+        with open_hdf5(source) as file:
             records |= {stored.clip.clip: stored for stored in _stored_clips(file, number)}
             records |= {failure.clip: failure for failure in read_failures(file)}
             if "values" in file and file["values"].size:
@@ -69,7 +70,7 @@ def merge_files(
     try:
         with explain_write_errors(target):
             _reserve(temporary, sum(source.stat().st_size for source in sources))
-            with h5py.File(temporary, "w") as out:
+            with create_hdf5(temporary) as out:
                 write_tables(
                     out,
                     recipe=recipe,
@@ -81,6 +82,8 @@ def merge_files(
                     _copy_frames(sources, clips, out, layout=layout, layered=len(recipe.layer_axis) > 1)
                 else:
                     _copy_pooled(sources, clips, out, layout=layout, layers=len(recipe.layer_axis))
+            with open(temporary, "r+b") as content:
+                seal(content)
             # The content must be on the disk before the name is: after a power failure the name would else show a
             # file of zeros. A rename within one folder is atomic, so a reader sees the old store or the new one.
             fsync(temporary)
@@ -93,9 +96,12 @@ def merge_files(
 def merge_stores(paths: Sequence[Path], target: Path) -> int:
     """Merge finished stores of one recipe and return the number of clips.
 
-    Raises MertoolError for another recipe, or if the stores are named as shards and some are missing.
+    Raises MertoolError for another recipe, for a damaged store, or if the stores are named as shards and some are
+    missing.
     """
     _check_shards(paths)
+    for path in paths:
+        require_intact(path)
     with FeatureStore(paths[0]) as first:
         recipe, provenance = first.recipe, first.provenance
     for path in paths[1:]:
@@ -119,10 +125,19 @@ def write_store(
 ) -> None:
     """Write a pooled store at once, from features in memory."""
     content = io.BytesIO()
-    with h5py.File(content, "w") as file:
+    with create_hdf5(content) as file:
         write_tables(file, recipe=recipe, provenance=provenance, clips=features, failures=list(failures))
         file["values"] = np.stack([clip.values for clip in features]).astype(recipe.storage_dtype)
+    seal(content)
     write_atomic(path, content.getvalue())
+
+
+def require_intact(path: Path) -> None:
+    """Raise MertoolError if a store is damaged: merged into a new file, its values would get a valid digest."""
+    with FeatureStore(path):  # says more of a file that is no store at all
+        damage = find_damage(path)
+    if damage:
+        raise MertoolError(f"{path} is damaged ({damage}): remove it, and extract it again")
 
 
 def _check_shards(paths: Sequence[Path]) -> None:
@@ -167,7 +182,7 @@ def _copy_pooled(
         new_row_of = {clip.row: new_row for new_row, clip in enumerate(clips) if clip.source == number}
         if not new_row_of:
             continue
-        with h5py.File(source, "r") as file:
+        with open_hdf5(source) as file:
             for start in range(0, file["values"].shape[0], BLOCK_CLIPS):
                 for row, clip_values in enumerate(file["values"][start : start + BLOCK_CLIPS], start):
                     if row in new_row_of:
@@ -187,7 +202,7 @@ def _copy_frames(
     shape = (layout.shape[0], total, *layout.shape[2:]) if has_layers else (total, *layout.shape[1:])
     values = out.create_dataset("values", shape, layout.dtype)
     for number, source in enumerate(sources):
-        with h5py.File(source, "r") as file:
+        with open_hdf5(source) as file:
             for clip, end in zip(clips, ends.tolist(), strict=True):
                 if clip.source != number:
                     continue

@@ -1,8 +1,7 @@
 """`StoreWriter`: writing a store so that neither a kill nor a full disk can damage it."""
 
-import glob
+import errno
 import io
-import json
 import shutil
 import time
 import uuid
@@ -19,9 +18,11 @@ from filelock import FileLock, Timeout
 from mertool.errors import MertoolError
 from mertool.features import Recipe
 from mertool.files import check_writable, explain_write_errors, make_folder, write_atomic
+from mertool.store.hdf5 import create_hdf5, open_hdf5, seal
 from mertool.store.layout import ClipFeatures, Failure, parts_folder, read_clips, read_failures, write_tables
-from mertool.store.merge import merge_files
-from mertool.store.reader import FeatureStore
+from mertool.store.merge import merge_files, require_intact
+from mertool.store.parts import LOCK, PART_PATTERN, remove_temporary_files, set_aside_foreign_files
+from mertool.store.reader import FeatureStore, read_header
 
 # A part file is written as soon as one of these is reached: a killed run loses no more.
 PART_BYTES = 64 << 20
@@ -36,7 +37,7 @@ def check_store(path: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
     """
     if not path.exists():
         return
-    if not h5py.is_hdf5(path) and (path.stat().st_size or not overwrite):
+    if not path.is_file() or (not h5py.is_hdf5(path) and (path.stat().st_size or not overwrite)):
         raise MertoolError(f"{path} exists and is not a feature store: give another -o, or remove it")
     if overwrite:
         return
@@ -109,7 +110,7 @@ class PartWriter:
 
     def _serialize(self) -> bytes:
         content = io.BytesIO()
-        with h5py.File(content, "w") as file:
+        with create_hdf5(content) as file:
             write_tables(
                 file,
                 recipe=self.recipe,
@@ -125,6 +126,7 @@ class PartWriter:
                     file["values"] = np.concatenate(values, time_axis)
             elif values:
                 file["values"] = np.stack(values)
+        seal(content)
         return content.getvalue()
 
     def _flush_if_due(self) -> None:
@@ -139,7 +141,7 @@ class StoreWriter(PartWriter):
 
     Entering resumes: clips in part files of a killed run, and in an existing store of the same recipe, count as done.
     It raises MertoolError for a store of another recipe, unless `overwrite`, and StoreBusy if another process holds
-    the store.
+    the store. Files among the part files that are no parts, and damaged parts, are set aside; a warning says where.
 
     Attributes:
         done: Media digest of each clip that has features.
@@ -157,12 +159,12 @@ class StoreWriter(PartWriter):
         check_writable(self.path)
         check_store(self.path, self.recipe, overwrite=self.overwrite)
         make_folder(self.parts)  # the lock file lies in it
-        self._lock = _acquire_lock(self.parts / "lock", self.path)
+        self._lock = _acquire_lock(self.parts / LOCK, self.path)
         try:
-            self._remove_temporary_files()
+            remove_temporary_files(self.path)
             self._merge_existing = self.path.exists() and not self.overwrite
             if self._merge_existing:
-                with h5py.File(self.path, "r") as file:
+                with open_hdf5(self.path) as file:
                     self._record_progress(file)
             self._read_parts(drop_other_recipes=self.overwrite)
         except BaseException:
@@ -176,8 +178,10 @@ class StoreWriter(PartWriter):
             with suppress(MertoolError):  # an interrupted run keeps the part at hand, if the disk allows
                 self.flush()
         self._lock.release()
-        if not any(self.parts.glob("part-*.h5")):
-            shutil.rmtree(self.parts, ignore_errors=True)
+        # Never anything else, whoever put it there; another process may just remove the folder.
+        with suppress(OSError):
+            if {entry.name for entry in self.parts.iterdir()} <= {LOCK}:
+                shutil.rmtree(self.parts)
 
     def add(self, features: ClipFeatures) -> None:
         super().add(features)
@@ -198,36 +202,33 @@ class StoreWriter(PartWriter):
         self.flush()
         if not self._unmerged:
             return
+        if self._merge_existing:
+            require_intact(self.path)
+        part_files = sorted(self.parts.glob(PART_PATTERN))
         # The existing store comes first: of a clip in several files the last one counts.
-        sources = ([self.path] if self._merge_existing else []) + sorted(self.parts.glob("part-*.h5"))
+        sources = ([self.path] if self._merge_existing else []) + part_files
         merge_files(sources, self.path, recipe=self.recipe, provenance=self.provenance, order=order)
         # Only after the rename: a run that is killed here merges the same part files again, which changes nothing.
-        for part in self.parts.glob("part-*.h5"):
-            part.unlink()
+        for part_file in part_files:
+            part_file.unlink()
         self._unmerged, self._merge_existing = False, True
 
-    def _remove_temporary_files(self) -> None:
-        """Remove what a killed run left half written; the lock is held, so no other process is writing them."""
-        merges = self.path.parent.glob(f".{glob.escape(self.path.name)}.tmp-*")
-        for file in [*self.parts.glob(".part-*.tmp-*"), *merges]:
-            file.unlink(missing_ok=True)
-
     def _read_parts(self, *, drop_other_recipes: bool) -> None:
-        for part in sorted(self.parts.glob("part-*.h5")):
-            with h5py.File(part, "r") as file:
-                same_recipe = file.attrs["fingerprint"] == self.recipe.fingerprint
-                if same_recipe:
+        set_aside_foreign_files(self.path)
+        for part_file in sorted(self.parts.glob(PART_PATTERN)):
+            with open_hdf5(part_file) as file:
+                recipe, _ = read_header(file)
+                if recipe == self.recipe:
                     self._record_progress(file)
                     self._unmerged = True
-                elif not drop_other_recipes:
-                    recipe = Recipe.from_json(json.loads(file.attrs["recipe"]))
-                    raise MertoolError(
-                        f"{self.parts} holds an unfinished extraction by another recipe "
-                        f"({self.recipe.differences(recipe)}): finish it with its own options, give another "
-                        "-o, or --overwrite to start anew"
-                    )
-            if not same_recipe:
-                part.unlink()
+                    continue
+            if not drop_other_recipes:
+                raise MertoolError(
+                    f"{self.parts} holds an unfinished extraction by another recipe "
+                    f"({self.recipe.differences(recipe)}): finish it with its own options, give another "
+                    "-o, or --overwrite to start anew"
+                )
+            part_file.unlink()
 
     def _record_progress(self, file: h5py.File) -> None:
         for clip in read_clips(file):
@@ -243,10 +244,18 @@ def _acquire_lock(path: Path, store: Path) -> FileLock:
 
     It is a lock of the operating system, which ends with the process, so a killed run leaves no stale one.
     """
-    lock = FileLock(path)
-    with explain_write_errors(path):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreBusy(f"another extraction is writing {store}: wait for it to end, or give another -o") from error
+    # A lock that is only a file would stay behind when the process is killed.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreBusy(f"another extraction is writing {store}: wait for it to end, or give another -o") from error
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            with explain_write_errors(path):
+                raise
+        raise MertoolError(
+            f"cannot lock {path} ({error.strerror}): the file system may have no file locks. Give an -o on a local "
+            "disk, and copy the store afterwards"
+        ) from error
     return lock
