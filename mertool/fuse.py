@@ -96,13 +96,13 @@ def fuse(
     facts = {"seed": options.seed, "settings": asdict(config), "selection": _selection(config)}
     facts |= {"classes": list(options.classes), "folds": data.folds.to_json(data.labelled)}
     with new_run(output, "fuse", key=key, options=asdict(options), **facts) as draft:
-        write(draft, data.specs, groups=fusion.weights, correction=correction)
         draft.metrics.update(_metrics(data, config, unimodal, fusion))
         draft.metrics["correction"] = effect
         if self_training:
             draft.metrics["self_training"] = self_training
         _write_held_out(draft, data, fusion)
         _plot(draft, data.labelled.labels, fusion.held_out_logits.argmax(1))
+        write(draft, data.specs, groups=fusion.weights, correction=correction)
     return Run.read(output, "fuse"), False
 
 

@@ -170,7 +170,7 @@ def new_run(folder: Path, stage: str, *, key: str, options: dict[str, Any], **fa
         with explain_write_errors(folder):
             draft_folder.mkdir()
         yield draft
-        _write_json(draft_folder / "metrics.json", draft.metrics)
+        draft.write_metrics()
         files = [file for file in sorted(draft_folder.rglob("*")) if file.is_file()]
         names = [file.relative_to(draft_folder).as_posix() for file in files]
         draft.info["bytes_of_files"] = {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
@@ -215,6 +215,10 @@ class RunDraft:
     folder: Path
     info: dict[str, Any]
     metrics: dict[str, Any]
+
+    def write_metrics(self) -> None:
+        """Write metrics.json now; it is written at the end in any case."""
+        _write_json(self.folder / "metrics.json", self.metrics)
 
     def save_tensors(self, name: str, tensors: dict[str, Any]) -> None:
         """Write `name`.safetensors, torch tensors only."""

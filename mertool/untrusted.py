@@ -14,6 +14,7 @@ from mertool.errors import MertoolError
 
 MAX_BYTES = 64 << 20
 MAX_JSON_DEPTH = 64
+MAX_NAME_BYTES = 120
 MAX_JSON_INTEGER = 2**63
 
 
@@ -111,3 +112,14 @@ def _check_depth(value: Any) -> None:
             item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)
         ]
         level = [child for container in containers for child in container]
+
+
+def is_plain_name(name: Any) -> bool:
+    """Return True for the name of a file or folder that is only a name: without separators, not hidden, printable.
+
+    >>> [is_plain_name(name) for name in ("audio-large", "音频", "../x", ".ssh", "a/b", "")]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name.encode()) > MAX_NAME_BYTES:
+        return False
+    return name[0] not in ". " and name[-1] not in ". " and not set(name) & set('/\\:*?"<>|')

@@ -9,14 +9,19 @@ from mertool.bundle.layout import COPY_BYTES, encoder_files
 from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
-from mertool.learning.cached_features import feature_shape, span_count
+from mertool.learning.cached_features import SPANS, feature_shape, span_count
 from mertool.runs import Run
 from mertool.store import FeatureStore
+from mertool.untrusted import is_plain_name
+
+MAX_SIZE = 1 << 20  # of each axis of a clip's features
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
     """The features of one store that a bundle was trained on; an entry of `parts` in run.json.
+
+    Names and digests become names of files, so ValueError is raised for any that is more than a plain name.
 
     name: the stem of the store's file.
     recipe: names encoder, adapter, aligner and speech recogniser by digest, and holds the media settings.
@@ -31,8 +36,21 @@ class FeatureSpec:
     shape: tuple[int, int]
     spans: int | None
 
+    def __post_init__(self) -> None:
+        if not is_plain_name(self.name):
+            raise ValueError(f"the name {str(self.name)[:80]!r} is not plain: letters, digits, - and _ are valid")
+        if wrong := [digest for digest in self.encoder_digests if not is_plain_name(digest)]:
+            raise ValueError(f"{str(wrong[0])[:80]!r} is not the digest of an encoder")
+        if not all(type(size) is int and 0 < size <= MAX_SIZE for size in self.shape):
+            raise ValueError(f"the shape {self.shape} of features '{self.name}' is not valid")
+        if self.spans not in (None, SPANS):
+            raise ValueError(f"features '{self.name}' have {self.spans} spans, {SPANS} are valid")
+        if not _is_provenance(self.provenance):
+            raise ValueError(f"the origin of features '{self.name}' is not valid")
+
     @property
     def modality(self) -> str:
+        """The modality of the features."""
         return self.recipe.modality
 
     @property
@@ -40,7 +58,13 @@ class FeatureSpec:
         """Digest of the speech recogniser that made the transcripts; None for given transcripts."""
         return self.recipe.media.get("asr")
 
+    @property
+    def encoder_digests(self) -> list[str]:
+        """Digests of the encoder and, if there is one, of the speech recogniser."""
+        return [self.recipe.weights, *([] if self.recogniser is None else [self.recogniser])]
+
     def to_json(self) -> dict[str, Any]:
+        """Return the entry of `parts` in run.json."""
         return {
             "name": self.name,
             "modality": self.modality,
@@ -52,26 +76,29 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "FeatureSpec":
+        """Return the spec that `to_json` described; raises KeyError, TypeError or ValueError for anything else."""
         layers, channels = value["shape"]
         return cls(
             name=value["name"],
             recipe=Recipe.from_json(value["recipe"]),
             provenance=dict(value["origin"]),
-            shape=(int(layers), int(channels)),
+            shape=(layers, channels),
             spans=value["spans"],
         )
 
 
 def describe_features(store: FeatureStore) -> FeatureSpec:
-    """Describe one store for a bundle."""
-    layers, channels = feature_shape(store)
-    return FeatureSpec(
-        name=store.path.stem,
-        recipe=store.recipe,
-        provenance=store.provenance,
-        shape=(layers, channels),
-        spans=span_count(store),
-    )
+    """Describe one store for a bundle. Raises MertoolError for a store that cannot be part of one."""
+    try:
+        return FeatureSpec(
+            name=store.path.stem,
+            recipe=store.recipe,
+            provenance=store.provenance,
+            shape=feature_shape(store),
+            spans=span_count(store),
+        )
+    except ValueError as error:
+        raise MertoolError(f"{store.path} cannot be fused ({error}): rename the file, or extract it again") from error
 
 
 def check_provenance(specs: Sequence[FeatureSpec]) -> None:
@@ -108,6 +135,18 @@ def copied_encoders(spec: FeatureSpec) -> Iterator[tuple[str, Path, str]]:
         folder = Path(origin["checkpoint"]) if origin else Path()
         if digest and folder.is_absolute() and folder.is_dir() and _is_small(folder):
             yield kind, folder, digest
+
+
+def _is_provenance(provenance: dict[str, Any]) -> bool:
+    """Return True if encoders are named as `CheckpointRef.to_json` does, and adapters and aligners by their folders."""
+    encoders = [origin for kind in ("encoder", "asr") if (origin := provenance.get(kind)) is not None]
+    folders = [folder for kind in ("adapter", "aligner") if (folder := provenance.get(kind)) is not None]
+    return all(isinstance(folder, str) for folder in folders) and all(
+        isinstance(origin, dict)
+        and all(isinstance(origin.get(key), str) for key in ("name", "checkpoint"))
+        and isinstance(origin.get("revision"), str | None)
+        for origin in encoders
+    )
 
 
 def _is_small(folder: Path) -> bool:

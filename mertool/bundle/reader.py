@@ -1,5 +1,7 @@
 """`Bundle`: checking a bundle's files, finding its encoders, scoring features."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -7,18 +9,18 @@ from typing import Any
 import torch
 
 from mertool.bundle.feature_spec import FeatureSpec
-from mertool.bundle.layout import encoder_folder, file_digest, manifest_digest, trained_folder
+from mertool.bundle.integrity import find_file_faults
+from mertool.bundle.layout import encoder_folder, manifest_digest, trained_folder
+from mertool.bundle.members import Heads, load_heads
 from mertool.encoders import CheckpointRef, resolve_encoder
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.fusion.calibration import Correction, apply_correction
 from mertool.fusion.ensemble import ensemble_logits
-from mertool.fusion.heads import FusionHead, HeadSpec
 from mertool.fusion.modality_features import ModalityFeatures
-from mertool.runs import Run, load_tensors
+from mertool.runs import Run
 
 NEEDS = ("parts", "members", "correction", "classes", "files", "seal")
-Heads = list[tuple[FusionHead, dict[str, torch.Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,31 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> "Bundle":
-        """Open a run of `fuse`; one error names every file of it that is missing or changed."""
+        """Open a run of `fuse`, which may come from anybody.
+
+        Raises one MertoolError that names every file that is missing, changed or does not belong into the bundle, and
+        MertoolError for members that do not fit, or a run.json that `write` would not write.
+        """
         run = Run.read(folder, "fuse", *NEEDS)
         try:
-            sealed = manifest_digest(run.info) == run.info["seal"]
-            faults = [fault for name, digest in run.info["files"].items() if (fault := _fault(folder, name, digest))]
-            if not sealed:
+            specs = tuple(FeatureSpec.from_json(spec) for spec in run.info["parts"])
+            encoder_digests = [digest for spec in specs for digest in spec.encoder_digests]
+            faults = find_file_faults(folder, run.info["files"], encoder_digests)
+            if manifest_digest(run.info) != run.info["seal"]:
                 faults.append("run.json was changed (classes, recipes, members, correction or digests)")
             if faults:
                 raise combine_errors(
                     f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults
                 )
-            info = run.info
-            specs = tuple(FeatureSpec.from_json(spec) for spec in info["parts"])
-            return cls(run, specs, tuple(info["classes"]), Correction.from_json(info["correction"]))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            classes = _read_classes(run.info["classes"])
+            correction = Correction.from_json(run.info["correction"])
+            if correction.train_prior and len(correction.train_prior) != len(classes):
+                raise ValueError(f"priors of {len(correction.train_prior)} classes, not {len(classes)}")
+            _check_distinct([spec.name for spec in specs])
+            heads = load_heads(run, shapes=[spec.shape for spec in specs], n_classes=len(classes))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MertoolError(f"{folder / 'run.json'} is no bundle's ({error!r}): run `mertool fuse` again") from error
+        return cls(run, specs, classes, correction, {torch.device("cpu"): heads})
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -79,21 +90,11 @@ class Bundle:
 
     def _heads(self, device: torch.device) -> Heads:
         if device not in self._on_device:
-            self._on_device[device] = [self._load(group, device) for group in self.run.info["members"]]
+            self._on_device[device] = [
+                (copy.deepcopy(head).to(device), {name: value.to(device) for name, value in state.items()})
+                for head, state in self._on_device[torch.device("cpu")]
+            ]
         return self._on_device[device]
-
-    def _load(self, group: dict[str, Any], device: torch.device) -> tuple[FusionHead, dict[str, torch.Tensor]]:
-        head = HeadSpec(group["head"], self.shapes, len(self.classes)).build(
-            width=group["width"], dropout=group["dropout"]
-        )
-        state = load_tensors(self.run.folder / group["file"])
-        own = dict([*head.named_parameters(), *head.named_buffers()])
-        if {name: value.shape for name, value in own.items()} != {name: v.shape[1:] for name, v in state.items()}:
-            raise MertoolError(
-                f"{self.run.folder / group['file']} does not fit the head '{group['head']}' of this version of "
-                f"mertool: fuse again, or use mertool {self.run.info['mertool']}"
-            )
-        return head.eval().to(device), {name: value.to(device) for name, value in state.items()}
 
     # ------------------------------------------------------------ the chain before the heads
 
@@ -146,11 +147,16 @@ class Bundle:
         return ref
 
 
-def _fault(folder: Path, name: str, digest: str) -> str | None:
-    file = folder / name
-    if not file.is_file():
-        return f"{name} is missing"
-    try:
-        return None if file_digest(file) == digest else f"{name} was changed"
-    except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
+def _read_classes(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise TypeError("the classes are not a list of names")
+    _check_distinct(names)
+    if len(names) < 2:
+        raise ValueError("fewer than two classes")
+    return tuple(names)
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    """Raise ValueError if two names differ at most by capitals, which some file systems take for one."""
+    if len({name.casefold() for name in names}) < len(names):
+        raise ValueError(f"a name is repeated among {', '.join(names)}")

@@ -16,7 +16,10 @@ from mertool.runs import RunDraft
 def write(
     draft: RunDraft, specs: Sequence[FeatureSpec], *, groups: Sequence[EnsembleWeights], correction: Correction
 ) -> None:
-    """Make the draft of a run a bundle; the names of the classes must be in its info already."""
+    """Make the draft of a run a bundle, and seal all its files.
+
+    So it comes last: the plots, the metrics, and the names of the classes in the draft's info must be complete.
+    """
     check_provenance(specs)
     members = []
     for number, group in enumerate(groups):
@@ -27,10 +30,10 @@ def write(
     for number, spec in enumerate(specs):
         _copy_trained(spec, draft.folder, number)
     draft.info.update(parts=[spec.to_json() for spec in specs], members=members, correction=correction.to_json())
+    draft.write_metrics()
     draft.info["files"] = {
         file.relative_to(draft.folder).as_posix(): file_digest(file)
-        for pattern in ("members-*.safetensors", "encoders/**/*", "part*/**/*")
-        for file in sorted(draft.folder.glob(pattern))
+        for file in sorted(draft.folder.rglob("*"))
         if file.is_file()
     }
     draft.info["seal"] = manifest_digest(draft.info)
