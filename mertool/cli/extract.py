@@ -49,7 +49,7 @@ def extract(
     from mertool.extract import extract as run_stage
 
     if (unknown := manifest.describe_unknown_labels()) and not quiet:
-        warn(f"note: {source}: {unknown} in the stages that read labels")
+        warn(f"note: {source}: {unknown} in the stages that read labels, unless --classes names others there")
     if dry_run:
         estimated = estimate(manifest, output, options)
         if as_json:

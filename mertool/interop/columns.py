@@ -44,7 +44,7 @@ def read_label_table(path: Path) -> Annotations:
     table = read_table(path, "labels")
     columns = find_columns(table)
     require_columns(table, columns, "label")
-    return _read_rows(table, columns)
+    return _read_rows(table, columns, ignored=("audio",))  # a manifest is a label table, too
 
 
 def read_transcript_table(path: Path, language: str | None = None) -> Annotations:

@@ -195,12 +195,22 @@ def _joined_name(folder: Path, path: Path) -> str:
 def _check_locale(files: Iterable[Path]) -> None:
     """Raise MertoolError if names are in UTF-8 and the locale's encoding is another one."""
     encoding = sys.getfilesystemencoding()
-    misread = [path for path in files if not is_utf8(path) and encoding.lower() not in ("utf-8", "utf8")]
+    misread = [] if encoding.lower() in ("utf-8", "utf8") else [path for path in files if _is_misread(path)]
     if misread:
         raise MertoolError(
             f"this locale has the encoding {encoding}, in which the names of {_count(misread, 'file')} cannot be read "
             f"(first: {printable_path(misread[0])}): set LC_ALL=C.UTF-8 or PYTHONUTF8=1 and run the command again"
         )
+
+
+def _is_misread(path: Path) -> bool:
+    """Return whether the bytes of a name are UTF-8, which a locale with another encoding takes for something else."""
+    name = os.fsencode(path)
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return not name.isascii()
 
 
 def is_utf8(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 from mertool.errors import MertoolError
@@ -41,18 +43,30 @@ def _split_name(name: str) -> tuple[str, ...]:
     return tuple(components)
 
 
+@dataclass(frozen=True)
+class _MediaFile:
+    """A file of a clip: the components of its absolute path, without the suffix, and the suffix in lower case."""
+
+    clip: str
+    components: tuple[str, ...]
+    suffix: str
+
+
 class ClipIndex:
     """Finds the clip that a name means: its id, its file name, or a path that ends like that of its files."""
 
     def __init__(self, clips: Iterable[Clip]):
         self.ids: set[str] = set()
-        self._paths: defaultdict[str, list[tuple[Clip, tuple[str, ...], str]]] = defaultdict(list)
+        # By the stem, and by the folder and the stem: a corpus may have thousands of files named audio.wav.
+        self._files: defaultdict[tuple[str, ...], list[_MediaFile]] = defaultdict(list)
         for clip in clips:
             self.ids.add(clip.clip)
             for path in (clip.path, clip.audio):
                 if path is not None:
                     components = _split_name(str(path.absolute()))
-                    self._paths[components[-1]].append((clip, components, path.suffix.lower()))
+                    file = _MediaFile(clip.clip, components, path.suffix.lower())
+                    self._files[components[-1:]].append(file)
+                    self._files[components[-2:]].append(file)
 
     def find(self, name: str) -> tuple[str, int] | None:
         """Return the id of the clip, and how many folders of the name are those of its file; None without a clip.
@@ -60,31 +74,24 @@ class ClipIndex:
         Where several files have the same stem, the one with the most folders in common is meant. Raises MertoolError
         if that is not one clip.
         """
-        written = normalize(name)
         components = _split_name(name)
-        candidates = self._paths.get(components[-1], [])
-        scored = [
-            (_common_folders(components, folders), written.lower().endswith(suffix), clip)
-            for clip, folders, suffix in candidates
-        ]
-        if len(components) == 1 or not scored:
-            for identifier in (written, components[-1], "__".join(components)):
+        files = self._files.get(components[-2:]) or self._files.get(components[-1:], [])
+        if len(components) == 1 or not files:
+            for identifier in (normalize(name), components[-1], "__".join(components)):
                 if identifier in self.ids:
                     return identifier, 0
-        if not scored:
+        if not files:
             return None
-        best = max(scored, key=lambda score: score[:2])[:2]
-        clips = dict.fromkeys(clip.clip for *score, clip in scored if tuple(score) == best)
+        suffix = PurePosixPath(normalize(name)).suffix.lower()
+        scores = [(_count_common_folders(components, file.components), file.suffix == suffix) for file in files]
+        best = max(scores)
+        clips = list(dict.fromkeys(file.clip for file, score in zip(files, scores, strict=True) if score == best))
         if len(clips) > 1:
-            raise MertoolError(f"'{name}' may be {' or '.join(map(repr, list(clips)[:3]))}: name it with its folder")
-        return next(iter(clips)), best[0]
+            raise MertoolError(f"'{name}' may be {' or '.join(map(repr, clips[:3]))}: name it with its folder")
+        return clips[0], best[0]
 
 
-def _common_folders(name: tuple[str, ...], path: tuple[str, ...]) -> int:
+def _count_common_folders(name: tuple[str, ...], path: tuple[str, ...]) -> int:
     """Return how many folders before the stem are the same in both."""
-    count = 0
-    for ours, theirs in zip(reversed(name[:-1]), reversed(path[:-1]), strict=False):
-        if ours != theirs:
-            break
-        count += 1
-    return count
+    common = zip(reversed(name[:-1]), reversed(path[:-1]), strict=False)
+    return sum(1 for _ in takewhile(lambda folders: folders[0] == folders[1], common))

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 
 from mertool.errors import ClipError
 from mertool.extraction import decoding as decode
@@ -57,6 +58,10 @@ def with_settings(path, start, end, fps, most):
 
 def items(tmp_path, *names):
     return [WorkItem(Clip(clip=name, path=tmp_path / f"{name}.mp4"), "") for name in names]
+
+
+def read_name(path, start, end):
+    return DecodedClip(path.name)
 
 
 def first_decoder_fails(path, start, end, decoder="auto"):
@@ -200,6 +205,27 @@ def test_face_of_a_real_clip(demo):
     assert decoded.content.shape == (3, 224, 224, 3)
     assert (decoded.frames_seen, decoded.face_share) == (3, 1.0)
     assert decoded.timings["decode"] > 0 < decoded.timings["faces"]
+
+
+def test_the_sound_is_read_from_the_file_of_the_audio(tmp_path):
+    clip = Clip(clip="a", path=tmp_path / "a.mp4", audio=tmp_path / "sounds" / "a.wav")
+    soundfile.write(tmp_path / "tone.wav", np.full(8_000, 0.25, np.float32), 16_000, subtype="FLOAT")
+    clip.audio.parent.mkdir()
+    (tmp_path / "tone.wav").rename(clip.audio)
+    with DecoderPool(DecoderLimits(1, 60.0)) as pool:
+        ((_, sound),) = pool.read([WorkItem(clip, "")], decode_audio)
+        ((_, picture),) = pool.read([WorkItem(clip, "")], read_name)
+    np.testing.assert_array_equal(sound.content, np.full(8_000, 0.25, np.float32))
+    assert picture.content == "a.mp4"
+
+
+def test_a_clip_of_text_alone_lacks_audio_and_video(tmp_path):
+    items = [WorkItem(Clip(clip="a", text="Well."), "")]
+    with DecoderPool(DecoderLimits(1, 60.0)) as pool:
+        ((_, sound),) = pool.read(items, decode_audio)
+        ((_, picture),) = pool.read(items, decode_faces, fps=4, max_frames=8)
+    assert (sound.reason, picture.reason) == ("no_audio", "no_video")
+    assert "names no media file" in sound.message
 
 
 def test_an_empty_transcript_is_an_absent_modality(tmp_path):
