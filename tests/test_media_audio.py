@@ -162,6 +162,20 @@ def test_jitter_of_time_stamps_leaves_the_audio_whole(tmp_path):
     assert level_of(samples, 440) == pytest.approx(0.5, rel=0.001)
 
 
+@pytest.mark.parametrize("drift", [-0.02, 0.02])
+def test_audio_keeps_to_a_clock_that_drifts(drift, tmp_path):
+    """The clock of a camera and that of its microphone run apart; the tones stay at the times of the picture."""
+
+    def stretched(packets: list[av.Packet]) -> list[av.Packet]:
+        return [moved(packet, drift * time_of(packet)) for packet in packets]
+
+    samples, stats = load_audio(encode(tmp_path / "a.mkv", clicks(20), change=stretched))
+    expected = [(second + 0.5) * (1 + drift) for second in range(20)]
+    begins = np.array(onsets(samples))
+    assert all(np.abs(begins - second).min() < 0.12 for second in expected)
+    assert "broken time stamps" not in stats.note
+
+
 @pytest.mark.parametrize("name", ["a.nut", "a.mkv", "a.mp4"])
 def test_a_time_stamp_far_ahead_is_disregarded_and_told(name, tmp_path):
     """Silence of days would come of it."""

@@ -14,7 +14,7 @@ import numpy as np
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 from mertool.media.container import container_start, first_line, open_container
-from mertool.media.downmix import take_channel_names, to_mono
+from mertool.media.downmix import Downmixer, take_channel_names
 from mertool.media.timeline import AudioTimeline
 from mertool.media_stats import MediaStats
 
@@ -61,7 +61,8 @@ def load_audio(path: Path, start: float | None = None, end: float | None = None)
         channels, declared = take_channel_names(stream), _declared_seconds(container, stream)
         _check_limits(stream.codec_context.sample_rate, len(channels), declared)
         timeline = AudioTimeline(first, last, declared)
-        errors = _fill_timeline(timeline, container, stream, channels)
+        with np.errstate(over="ignore", invalid="ignore"):  # samples that are not finite are reported below
+            errors = _fill_timeline(timeline, container, stream, Downmixer(channels))
         samples = timeline.finish(_end_before_padding(container, stream, timeline))
         stats = _describe(container, stream, timeline=timeline, errors=errors, n_samples=len(samples))
     if len(samples) == 0:
@@ -112,7 +113,7 @@ def _fill_timeline(
     timeline: AudioTimeline,
     container: "av.container.InputContainer",
     stream: "av.audio.stream.AudioStream",
-    channels: tuple[str, ...],
+    downmixer: Downmixer,
 ) -> list[str]:
     """Decode frames until the timeline is complete; return the messages of packets that cannot be decoded.
 
@@ -126,7 +127,7 @@ def _fill_timeline(
             continue
         _check_limits(frame.sample_rate, frame.layout.nb_channels, timeline.clock)
         try:
-            samples = to_mono(frame, channels)
+            samples = downmixer.to_mono(frame)
         except ValueError as failure:
             raise ClipError("unreadable", first_line(failure)) from failure
         timeline.add(samples, frame.sample_rate, None if frame.time is None else frame.time - zero)

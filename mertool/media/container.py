@@ -37,6 +37,8 @@ PLAYLISTS = (
     (rb"(rtsp|rtp|https?|ftp|file)://", "a list of addresses"),
 )
 HEAD_BYTES = 4096
+# FFmpeg searches up to 5 MB of a WAV for DTS in the place of PCM, which takes longer than to decode the clip.
+WAV_OPTIONS = {"probesize": "8192", "max_size": "8192"}
 
 
 def check_file(path: Path) -> None:
@@ -51,13 +53,14 @@ def open_container(path: Path) -> "av.container.InputContainer":
     Raises ClipError: missing_file, unsupported (a playlist, or a format that is not in DEMUXERS), unreadable.
     """
     check_file(path)
+    # A container may name other files as well; nothing but files of this machine could be opened, and tracks of a
+    # QuickTime file that lie in another file are not followed.
+    options = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "file", "enable_drefs": "0"}
     try:
         return av.open(
             # With `file:` before it, no name is taken for a protocol (`pipe:`, `data:`, `concat:`) or for an option.
             f"file:{path.absolute()}",
-            # A container may name other files as well; nothing but files of this machine could be opened, and
-            # tracks of a QuickTime file that lie in another file are not followed.
-            options={"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "file", "enable_drefs": "0"},
+            options=options | (WAV_OPTIONS if read_head(path)[8:12] == b"WAVE" else {}),
             # Titles and comments may be in any encoding; one that cannot be decoded must not make it unreadable.
             metadata_errors="replace",
         )
@@ -71,13 +74,18 @@ def open_container(path: Path) -> "av.container.InputContainer":
         raise ClipError("unreadable", first_line(error)) from error
 
 
-def playlist_kind(path: Path) -> str | None:
-    """Return what kind of playlist the file is, in words; None if it does not begin as one."""
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a file; none if it cannot be read, which opening it reports."""
     try:
         with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+            return file.read(HEAD_BYTES)
     except OSError:
-        return None
+        return b""
+
+
+def playlist_kind(path: Path) -> str | None:
+    """Return what kind of playlist the file is, in words; None if it does not begin as one."""
+    head = read_head(path).removeprefix(b"\xef\xbb\xbf").lstrip()
     return next((kind for pattern, kind in PLAYLISTS if re.match(pattern, head, re.IGNORECASE | re.DOTALL)), None)
 
 

@@ -7,7 +7,6 @@ mixes integers, so that its mono of float audio is louder; here all formats have
 """
 
 import ctypes
-from functools import lru_cache
 from typing import Any
 
 import av
@@ -55,29 +54,41 @@ def take_channel_names(stream: "av.audio.stream.AudioStream") -> tuple[str, ...]
     return names
 
 
-def to_mono(frame: av.AudioFrame, stated: tuple[str, ...] = ()) -> np.ndarray:
-    """Return the samples of a frame as (n,) float32, where 1 is full scale; float audio may be beyond it.
+class Downmixer:
+    """Makes mono of the frames of one stream. `stated` are the channels' names, see `take_channel_names`."""
 
-    `stated` are the names of the channels where the frame itself has none. Raises ValueError for a sample format that
-    is not in SAMPLE_FORMATS.
-    """
-    name = frame.format.name
-    kind = name.removesuffix("p") if frame.format.is_planar else name
-    if kind not in SAMPLE_FORMATS:
-        raise ValueError(f"samples of the format {name} cannot be read; valid: {', '.join(SAMPLE_FORMATS)}")
-    dtype, silence, full_scale = SAMPLE_FORMATS[kind]
-    names = tuple(channel.name for channel in frame.layout.channels)
-    weights = channel_weights(stated if len(stated) == len(names) and set(names) <= set(UNKNOWN_CHANNELS) else names)
-    used = np.flatnonzero(weights)
-    channels = _channels(frame, dtype, used, len(weights))
-    with np.errstate(over="ignore", invalid="ignore"):  # the reader of the samples checks that they are finite
-        values = channels.astype(np.float32)
+    def __init__(self, stated: tuple[str, ...] = ()):
+        self.stated = stated
+        self._weights: dict[str, np.ndarray] = {}
+
+    def to_mono(self, frame: av.AudioFrame) -> np.ndarray:
+        """Return the samples of a frame as (n,) float32, where 1 is full scale; float audio may be beyond it.
+
+        Raises ValueError for a sample format that is not in SAMPLE_FORMATS.
+        """
+        name = frame.format.name
+        kind = name.removesuffix("p") if frame.format.is_planar else name
+        if kind not in SAMPLE_FORMATS:
+            raise ValueError(f"samples of the format {name} cannot be read; valid: {', '.join(SAMPLE_FORMATS)}")
+        dtype, silence, full_scale = SAMPLE_FORMATS[kind]
+        weights = self._weights_of(frame.layout)
+        used = np.flatnonzero(weights)
+        values = _channels(frame, dtype, used, len(weights)).astype(np.float32)
         if full_scale != 1:
             values = (values - np.float32(silence)) / np.float32(full_scale)
         return values[0] if len(used) == 1 and weights[used[0]] == 1 else weights[used] @ values
 
+    def _weights_of(self, layout: av.AudioLayout) -> np.ndarray:
+        """Return the weights of a layout; the names of a layout's channels take longer to read than its own."""
+        if layout.name not in self._weights:
+            names = tuple(channel.name for channel in layout.channels)
+            nameless = set(names) <= set(UNKNOWN_CHANNELS)
+            self._weights[layout.name] = channel_weights(
+                self.stated if nameless and len(self.stated) == len(names) else names
+            )
+        return self._weights[layout.name]
 
-@lru_cache(maxsize=64)
+
 def channel_weights(channels: tuple[str, ...]) -> np.ndarray:
     """Return the weight (C,) float32 of each channel, named as FFmpeg does; of unknown channels, equal weights.
 

@@ -9,7 +9,8 @@ from mertool.features import SAMPLE_RATE
 
 # Time stamps that are off by less are rounding (1 ms in Matroska) or the jitter of a recorder. A lost packet is longer.
 JITTER = 0.010
-# Time stamps may lie so far before the end of the audio so far: clocks of recorders drift, and holes were rounded up.
+# Time stamps may lie so far before the end of the audio so far: holes were rounded up, and clocks of recorders drift.
+# Beyond it the overlap is cut, and beyond twice of it the time stamp is broken.
 MAX_OVERLAP = 0.1
 # A longer hole is a broken time stamp, not silence.
 MAX_HOLE = 3600.0
@@ -81,6 +82,8 @@ class AudioTimeline:
                 return samples
         if -MAX_OVERLAP <= gap <= JITTER:
             return samples
+        if -2 * MAX_OVERLAP <= gap < 0:  # the recorder's clock is slow
+            return samples[round(-gap * rate) :]
         if 0 < gap <= self._longest_hole():
             self._add_silence(gap)
             self.silence += gap
