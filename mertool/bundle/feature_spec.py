@@ -81,7 +81,7 @@ class FeatureSpec:
         return cls(
             name=value["name"],
             recipe=Recipe.from_json(value["recipe"]),
-            provenance=dict(value["origin"]),
+            provenance=value["origin"],
             shape=(layers, channels),
             spans=value["spans"],
         )
@@ -137,8 +137,10 @@ def copied_encoders(spec: FeatureSpec) -> Iterator[tuple[str, Path, str]]:
             yield kind, folder, digest
 
 
-def _is_provenance(provenance: dict[str, Any]) -> bool:
+def _is_provenance(provenance: Any) -> bool:
     """Return True if encoders are named as `CheckpointRef.to_json` does, and adapters and aligners by their folders."""
+    if not isinstance(provenance, dict):
+        return False
     encoders = [origin for kind in ("encoder", "asr") if (origin := provenance.get(kind)) is not None]
     folders = [folder for kind in ("adapter", "aligner") if (folder := provenance.get(kind)) is not None]
     return all(isinstance(folder, str) for folder in folders) and all(
