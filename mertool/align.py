@@ -268,15 +268,15 @@ def _is_fresh(aligned: Path, run: Run, video_store: FeatureStore) -> bool:
 def _write_aligned_store(aligned: Path, run: Run, video_store: FeatureStore, *, device: torch.device) -> None:
     """Encode every clip that has frames; a killed command resumes after the last part that was written."""
     aligner = Aligner.load(run.folder).to(device)
-    digests, stats = video_store.digests(), video_store.media_stats_of_clips()
+    signatures, stats = video_store.signatures(), video_store.media_stats_of_clips()
     origin = {**video_store.provenance, "aligner": str(run.folder.absolute())}
     with StoreWriter(aligned, _aligned_recipe(run, video_store), origin, overwrite=True) as writer:
-        pending = [row for row, clip in enumerate(video_store.ids) if writer.done.get(clip) != digests[clip]]
+        pending = [row for row, clip in enumerate(video_store.ids) if writer.done.get(clip) != signatures[clip]]
         stream = FrameStream(video_store, np.arange(len(video_store)), MAX_FRAMES)
         for rows, vectors in encode_stream(aligner, stream, np.array(pending, np.int64), device=device):
             for row, vector in zip(rows.tolist(), vectors.cpu().numpy(), strict=True):
                 clip = video_store.ids[row]
-                writer.add(ClipFeatures(clip, digests[clip], vector[None], **stats[row].to_dict()))
+                writer.add(ClipFeatures(clip, signatures[clip], vector[None], **stats[row].to_dict()))
         for failure in video_store.failures():
             writer.fail(failure)
         writer.finish(video_store.ids)

@@ -12,8 +12,6 @@ from typing import Any, BinaryIO
 
 from mertool.errors import MertoolError
 
-SAMPLE_BYTES = 1 << 16  # bytes read at the head, the middle and the tail of a media file
-
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
@@ -103,19 +101,6 @@ def canonical_json(value: Any) -> str:
 def digest_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`, in hexadecimal."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def media_digest(path: Path) -> str:
-    """A digest of the size and of the head, middle and tail of a file: cheap for any length of video."""
-    if not path.is_file():  # opening a pipe would wait for a writer that never comes
-        raise FileNotFoundError(errno.ENOENT, "not a file", str(path))
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for start in (0, size // 2 - SAMPLE_BYTES // 2, size - SAMPLE_BYTES):
-            file.seek(max(0, start))
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:32]
 
 
 def content_digest(paths: list[Path]) -> str:

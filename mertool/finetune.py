@@ -34,7 +34,7 @@ from mertool.devices import resolve_device, resolve_dtype
 from mertool.encoders.hidden_states import find_blocks
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
-from mertool.extraction.plan import item_digest
+from mertool.extraction.plan import audio_digest
 from mertool.extraction.progress import ProgressFactory
 from mertool.features import parse_layers
 from mertool.learning.accelerator import make_accelerator
@@ -220,7 +220,7 @@ def _cache_key(resolved: _ResolvedOptions, manifest: Manifest, options: Finetune
         keyed | {"folds": folds_option(options.folds)},
         {
             "weights": resolved.weights,
-            "clips": [item_digest(clip, "audio") for clip in resolved.manifest.clips],
+            "clips": [audio_digest(clip) for clip in resolved.manifest.clips],
             "manifest": manifest.digest(),
             "folds": folds_key(options.folds),
             "dtype": str(resolved.dtype),

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from mertool.errors import ClipError, MertoolError
-from mertool.files import digest_json, media_digest
+from mertool.files import digest_json
 from mertool.manifest import Clip, Manifest
+from mertool.media_digest import media_digest
 
 SNR_RANGE = (5.0, 10.0)  # dB, drawn uniformly
 BLUR_FACTORS = (1, 2, 4)

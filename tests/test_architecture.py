@@ -21,7 +21,7 @@ TIERS = {
     3: ("encoders", "adapters.methods", "learning"),
     2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
     1: ("manifest", "features", "media_stats", "registry", "options"),
-    0: ("errors", "files", "tables", "untrusted"),
+    0: ("errors", "files", "media_digest", "tables", "untrusted"),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
 # Imports allowed within one tier: `python -m mertool` is the command line, the writers of files turn an

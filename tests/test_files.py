@@ -8,14 +8,12 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.files import (
-    SAMPLE_BYTES,
     canonical_json,
     check_writable,
     content_digest,
     digest_json,
     explain_write_errors,
     make_folder,
-    media_digest,
     write_atomic,
 )
 
@@ -107,21 +105,6 @@ def test_equal_values_have_equal_digests():
     assert digest_json({"b": [1, None], "a": "好"}) == digest_json({"a": "好", "b": (1, None)})
     assert digest_json({"a": 1}) != digest_json({"a": "1"})
     assert canonical_json({"b": 1, "a": "好"}) == '{"a":"好","b":1}'
-
-
-@pytest.mark.parametrize("size", [0, 1, SAMPLE_BYTES - 1, 3 * SAMPLE_BYTES, 10 * SAMPLE_BYTES])
-def test_a_media_digest_sees_size_head_middle_and_tail(size, tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(bytes(size))
-    digests = {media_digest(path)}
-    path.write_bytes(bytes(size + 1))
-    digests.add(media_digest(path))
-    for place in {0, size // 2, size - 1} if size else set():
-        content = bytearray(size)
-        content[place] = 1
-        path.write_bytes(content)
-        digests.add(media_digest(path))
-    assert len(digests) == 2 + (len({0, size // 2, size - 1}) if size else 0)
 
 
 def test_a_content_digest_is_of_names_and_all_bytes(tmp_path):

@@ -23,7 +23,7 @@ from mertool.extraction.clip_encoder import EncoderAssets
 from mertool.extraction.decoding import DecoderLimits, DecoderPool, decode_audio
 from mertool.extraction.driver import extract_to_stores
 from mertool.extraction.job import ExtractionJob
-from mertool.extraction.plan import WorkItem, item_digest
+from mertool.extraction.plan import WorkItem
 from mertool.extraction.progress import ProgressFactory
 from mertool.extraction.targets import StoreTarget
 from mertool.features import PREPROCESSING_VERSIONS, SAMPLE_RATE, Recipe, format_layers
@@ -196,7 +196,7 @@ def _read_audio(
     manifest: Manifest, spec: AdaptationDataSpec, *, encoder: Any, progress: ProgressFactory
 ) -> tuple[dict[str, _DecodedAudio], dict[str, str]]:
     """Decode every clip; return what the spec needs of it, and the clips that cannot be read with the reason."""
-    items = [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips]
+    items = [WorkItem(clip) for clip in manifest.clips]
     audio: dict[str, _DecodedAudio] = {}
     skipped = {}
     with progress("waves", "clips") as update, DecoderPool(spec.limits) as decoders:

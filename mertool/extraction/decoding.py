@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mertool.errors import ClipError
 from mertool.extraction.parent_watch import end_with_parent
 from mertool.extraction.plan import WorkItem
 from mertool.manifest import Clip
+from mertool.media_digest import clip_signature
 from mertool.media_stats import MediaStats
 from mertool.noise import NoiseMix, add_noise
 
@@ -149,6 +150,8 @@ class DecoderPool:
     ) -> Iterator[DecodeResult]:
         """Yield every item with its decoded clip or its error, in the order in which they are finished.
 
+        The digest of an item is then the signature of its media, which are read anyway at that moment; it is empty for
+        a file that could not be read.
         `settings` are passed to `decode` for all clips, `settings_of` returns further ones of a single clip. A
         clip on which a worker hangs or dies becomes a ClipError (`timeout` or `crashed`).
         """
@@ -158,8 +161,8 @@ class DecoderPool:
         modality = "audio" if decode is decode_audio else "video"
 
         def schedule(item: WorkItem, options: dict[str, Any]) -> None:
-            args = (item.clip.media_path(modality), item.clip.start, item.clip.end)
-            future = self._pool.schedule(decode, args=args, kwargs=options, timeout=self.clip_timeout)
+            args = (decode, item.clip.media_path(modality), item.clip.start, item.clip.end)
+            future = self._pool.schedule(_decode_signed, args=args, kwargs=options, timeout=self.clip_timeout)
             future.add_done_callback(lambda future: finished.put((item, options, future)))
 
         source = iter(items)
@@ -174,14 +177,14 @@ class DecoderPool:
             if not in_flight:
                 return
             item, options, future = finished.get()
-            result = _result_of(future, self.clip_timeout)
+            signature, result = _result_of(future, self.clip_timeout)
             if isinstance(result, ClipError) and result.reason in ("timeout", "crashed") and fallback:
                 if not options.items() >= fallback.items():
                     schedule(item, {**options, **fallback})
                     continue
                 result = ClipError(result.reason, f"{result.message}, with both decoders")
             in_flight -= 1
-            yield item, result
+            yield replace(item, digest=signature), result
 
 
 def decode_text(items: Iterable[WorkItem], reasons: Mapping[str, str]) -> Iterator[DecodeResult]:
@@ -191,21 +194,29 @@ def decode_text(items: Iterable[WorkItem], reasons: Mapping[str, str]) -> Iterat
         yield item, DecodedClip(text) if text else ClipError(reasons.get(item.clip.clip, "no_text"))
 
 
-def _result_of(future: Any, clip_timeout: float) -> DecodedClip | ClipError:
+def _decode_signed(
+    decode: DecodeFunction, path: Path, start: float | None, end: float | None, **settings: Any
+) -> tuple[str, DecodedClip | ClipError]:
+    """Decode a clip in a worker process; return the signature of its media, and the decoded clip or its error."""
+    try:
+        signature = clip_signature(path, start, end)
+    except OSError:
+        signature = ""  # the decoder says what is wrong with the file
+    try:
+        return signature, decode(path, start, end, **settings)
+    except ClipError as error:
+        return signature, error
+    except DAMAGED_FILE_ERRORS as error:
+        return signature, ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
+
+
+def _result_of(future: Any, clip_timeout: float) -> tuple[str, DecodedClip | ClipError]:
     try:
         return future.result()
-    except ClipError as error:
-        return error
     except TimeoutError:
-        return ClipError("timeout", f"decoding took longer than {clip_timeout:g} s")
+        return "", ClipError("timeout", f"decoding took longer than {clip_timeout:g} s")
     except ProcessExpired as error:
-        return ClipError("crashed", f"the decoder process died (exit code {error.exitcode})")
-    except DAMAGED_FILE_ERRORS as error:
-        return _unreadable(error)
-
-
-def _unreadable(error: Exception) -> ClipError:
-    return ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
+        return "", ClipError("crashed", f"the decoder process died (exit code {error.exitcode})")
 
 
 def _timed(frames: Iterator[Any], timings: dict[str, float]) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class FaceCropCache:
             self._stack.close()
             raise MertoolError(f"{self.path} holds face crops of other settings: give another --faces")
         self._failures = {failure.clip: failure for failure in self._store.failures()} if self._store else {}
-        self._digests = self._store.digests() if self._store else {}
+        self._signatures = self._store.signatures() if self._store else {}
         self._media_stats = self._store.media_stats_of_clips() if self._store else []
         return self
 
@@ -63,7 +64,7 @@ class FaceCropCache:
         missing = []
         for item in items:
             if self.has(item):
-                yield item, self._stored(item.clip.clip)
+                yield self._stored(item)
             else:
                 missing.append(item)
         for item, result in detect(missing):
@@ -71,19 +72,21 @@ class FaceCropCache:
             yield item, result
 
     def has(self, item: WorkItem) -> bool:
-        """Return whether the store has crops of the clip, or the reason why there are none."""
-        return is_known(item, self._digests, self._failures)
+        """Return True if the store has crops of the clip, or the reason why there are none."""
+        return is_known(item, self._signatures, self._failures)
 
     def has_all(self, items: Sequence[WorkItem]) -> bool:
-        """Return whether no crop has to be detected and no part of a killed run waits to be merged."""
+        """Return True if no crop has to be detected and no part of a killed run waits to be merged."""
         return all(map(self.has, items)) and not parts_folder(self.path).exists()
 
-    def _stored(self, clip: str) -> DecodedClip | ClipError:
-        if clip in self._failures:
-            return ClipError(self._failures[clip].reason, self._failures[clip].message)
+    def _stored(self, item: WorkItem) -> DecodeResult:
+        clip = item.clip.clip
+        if failure := self._failures.get(clip):
+            return replace(item, digest=failure.digest), ClipError(failure.reason, failure.message)
         assert self._store is not None
         stats = self._media_stats[self._store.index[clip]]
-        return DecodedClip(np.asarray(self._store.frames(clip)), **stats.to_dict())
+        crops = DecodedClip(np.asarray(self._store.frames(clip)), **stats.to_dict())
+        return replace(item, digest=self._signatures[clip]), crops
 
     def _add(self, item: WorkItem, result: DecodedClip | ClipError) -> None:
         if self.writer is None:

@@ -11,10 +11,17 @@ from mertool.store import Failure
 
 @dataclass(frozen=True)
 class WorkItem:
-    """A clip to extract, and the digest of the media that will be read."""
+    """A clip to extract.
+
+    clip: the clip.
+    digest: of what is read of it: of its text, or the signature of its media, which the decoder process adds when it
+        has read the file.
+    modality: which file of the clip is read.
+    """
 
     clip: Clip
-    digest: str
+    digest: str = ""
+    modality: str = "audio"
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,10 @@ class Plan:
 
 def list_items(manifest: Manifest, modality: str) -> list[WorkItem]:
     """Return a work item for each clip; raise MertoolError if not one of the media files exists."""
-    if modality != "text":
-        _check_files_exist(manifest, modality)
-    return [WorkItem(clip, item_digest(clip, modality)) for clip in manifest.clips]
+    if modality == "text":
+        return [WorkItem(clip, digest_json(clip.text or "")[:32], modality) for clip in manifest.clips]
+    _check_files_exist(manifest, modality)
+    return [WorkItem(clip, modality=modality) for clip in manifest.clips]
 
 
 def _check_files_exist(manifest: Manifest, modality: str) -> None:
@@ -53,18 +61,24 @@ def make_plan(items: Sequence[WorkItem], done: Mapping[str, str], failed: Mappin
 
 
 def is_known(item: WorkItem, done: Mapping[str, str], failed: Mapping[str, Failure]) -> bool:
-    """Return whether a store has the features of the unchanged clip, or a failure that a retry cannot mend."""
+    """Return True if a store has the features of the unchanged clip, or a failure that a retry cannot mend."""
     failure = failed.get(item.clip.clip)
     if failure is not None:
-        return failure.digest == item.digest and failure.reason not in TRANSIENT_REASONS
-    return done.get(item.clip.clip) == item.digest
+        return failure.reason not in TRANSIENT_REASONS and is_unchanged(item, failure.digest)
+    digest = done.get(item.clip.clip)
+    return digest is not None and is_unchanged(item, digest)
 
 
-def item_digest(clip: Clip, modality: str) -> str:
-    """Digest of what a modality reads of a clip; empty for a file that cannot be read."""
-    if modality == "text":
-        return digest_json(clip.text or "")[:32]
+def is_unchanged(item: WorkItem, digest: str) -> bool:
+    """Return True if what is read of a clip is what had this digest or signature, as a store keeps it."""
+    if item.modality == "text":
+        return digest == item.digest
+    return item.clip.is_unchanged(digest, item.modality)
+
+
+def audio_digest(clip: Clip) -> str:
+    """Return the digest of a clip's audio; empty for a file that cannot be read."""
     try:
-        return clip.digest(modality)
+        return clip.digest("audio")
     except OSError:
         return ""

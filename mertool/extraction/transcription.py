@@ -12,7 +12,7 @@ from mertool import encoders
 from mertool.devices import is_out_of_memory
 from mertool.errors import MISSING_MODALITY_REASONS, TRANSIENT_REASONS, ClipError
 from mertool.extraction.decoding import DecodedClip, DecodeResult, DecoderLimits, DecoderPool, decode_audio
-from mertool.extraction.plan import WorkItem, item_digest
+from mertool.extraction.plan import WorkItem, is_unchanged
 from mertool.extraction.progress import ProgressCallback
 from mertool.extraction.transcripts import TranscriptRow, TranscriptTable, read_rows
 from mertool.files import check_writable
@@ -56,7 +56,7 @@ class Transcriber:
 
     def transcribe(self, manifest: Manifest, on_progress: ProgressCallback) -> TranscribedManifest:
         """Transcribe the clips without a transcript. Raises MertoolError if `output` is a file of another kind."""
-        items = [WorkItem(clip, item_digest(clip, "audio")) for clip in manifest.clips if not (clip.text or "").strip()]
+        items = [WorkItem(clip) for clip in manifest.clips if not (clip.text or "").strip()]
         if not items:
             return TranscribedManifest(manifest)
         check_writable(self.output, manifest.source)
@@ -97,7 +97,7 @@ class Transcriber:
     def _is_cached(self, item: WorkItem, row: TranscriptRow | None) -> bool:
         if row is None or row.reason in TRANSIENT_REASONS:
             return False
-        return (row.digest, row.recogniser) == (item.digest, self.recogniser_id)
+        return row.recogniser == self.recogniser_id and is_unchanged(item, row.digest)
 
     def _fill(self, table: TranscriptTable, pending: list[WorkItem], on_progress: ProgressCallback) -> None:
         """Add the rows of the pending clips; an interrupted run keeps those that it has."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mertool.files import media_digest
+from mertool.media_digest import clip_digest, has_signature
 
 COLUMNS = ("clip", "path", "label", "text", "speaker", "split", "start", "end", "audio", "gender")
 SPLITS = ("train", "dev", "test", "unlabelled")
@@ -53,7 +53,9 @@ class Clip:
         Empty for a clip without such a file. Raises OSError if the file cannot be read.
         """
         path = self.media_path(modality)
-        if path is None:
-            return ""
-        content = media_digest(path)
-        return content if self.start is None and self.end is None else f"{content}@{self.start}-{self.end}"
+        return "" if path is None else clip_digest(path, self.start, self.end)
+
+    def is_unchanged(self, signature: str, modality: str) -> bool:
+        """Return True if the media of a modality are those that had this signature (see `media_digest`)."""
+        path = self.media_path(modality)
+        return not signature if path is None else has_signature(signature, path, self.start, self.end)

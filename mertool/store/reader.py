@@ -11,6 +11,7 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
+from mertool.media_digest import digest_of_signature
 from mertool.media_stats import MediaStats
 from mertool.store.hdf5 import find_damage, first_line, is_sealed, open_hdf5
 from mertool.store.layout import SCHEMA, Failure, parts_folder, read_failures, read_media_stats, read_strings
@@ -141,7 +142,11 @@ class FeatureStore:
             return read_media_stats(self._file)
 
     def digests(self) -> dict[str, str]:
-        """Return, by clip id, the digest of the media that the features were made from."""
+        """Return, by clip id, the digest of the text or the media that the features were made from."""
+        return {clip: digest_of_signature(signature) for clip, signature in self.signatures().items()}
+
+    def signatures(self) -> dict[str, str]:
+        """Return, by clip id, the digest with the stamp of the file, by which a change is noticed without reading."""
         with _explained(self.path):
             return dict(zip(self.ids, read_strings(self._file["clips/digest"]), strict=True))
 
