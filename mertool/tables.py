@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mertool.errors import MertoolError
+from mertool.untrusted import read_bytes
 
 # Texts of a megabyte are transcripts of long recordings; the limit of the csv module is 131,072 characters. The
 # module keeps it in a C long, which has 32 bits on Windows.
 csv.field_size_limit(2**31 - 1)
 
+MAX_TABLE_BYTES = 512 << 20
+MAX_COLUMNS = 2000
 DELIMITERS = (",", ";", "\t")
 UTF_BOMS = {
     b"\xef\xbb\xbf": "utf-8-sig",
@@ -69,6 +72,8 @@ def read_table(path: Path, content: str) -> Table:
         lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise MertoolError(f"{path} is not a CSV file ({error}): give {content} as CSV in UTF-8") from error
+    if lines and len(lines[0]) > MAX_COLUMNS:
+        raise MertoolError(f"{path} has {len(lines[0]):,} columns, at most {MAX_COLUMNS:,} are read: give {content}")
     columns = tuple(normalize(name).lower() for name in lines[0]) if lines else ()
     numbered = [(number, row) for number, row in enumerate(lines[1:], start=2) if any(map(str.strip, row))]
     return Table(
@@ -86,12 +91,7 @@ def read_text(path: Path, content: str) -> tuple[str, tuple[str, ...]]:
 
     UTF-16 is recognised by its byte order mark or its zero bytes, other encodings by charset-normalizer.
     """
-    try:
-        if not path.is_file():
-            raise MertoolError(f"{content} file {path} {'is not a file' if path.exists() else 'does not exist'}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise MertoolError(f"cannot read {path}: {error.strerror}") from error
+    data = read_bytes(path, f"give {content} as a text file", max_bytes=MAX_TABLE_BYTES)
     if data.startswith(SPREADSHEET_MAGIC):
         raise MertoolError(f"{path} is a spreadsheet (Excel, ...): save it as CSV UTF-8 and give that file")
     mark = next((name for mark, name in UTF_BOMS.items() if data.startswith(mark)), None)

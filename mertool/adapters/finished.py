@@ -14,6 +14,7 @@ from mertool.adapters.evaluation import AdapterResult, evaluate_adapter, measure
 from mertool.adapters.setup import Adapter, AdapterSetup, TrainingHistory
 from mertool.files import make_folder, write_atomic
 from mertool.learning.checkpoint import Checkpoint
+from mertool.untrusted import read_json
 
 ADAPTERS = "adapters"
 TENSORS = ("head_logits", "frozen_logits", "adapted_logits", "cka")
@@ -42,7 +43,7 @@ class FinishedAdapters:
         if not self.is_writer:
             return
         key_file = self.folder / "key.json"
-        if key_file.exists() and json.loads(key_file.read_text(encoding="utf-8")) != key:
+        if key_file.exists() and read_json(key_file, f"remove {self.folder}") != key:
             shutil.rmtree(self.folder)
         if not key_file.exists():
             make_folder(self.folder)

@@ -12,6 +12,7 @@ from mertool import __version__
 from mertool.cli import align, doctor, evaluate, extract, finetune, fuse, manifest, models, predict, probe_layers, store
 from mertool.cli.options import add_command
 from mertool.cli.streams import install_tolerant_streams
+from mertool.cli.system_errors import explain_system_error, prepare_process
 from mertool.errors import MertoolError
 
 app = typer.Typer(
@@ -64,13 +65,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         try:
+            prepare_process()
             app()
         finally:  # from here on a signal only ends the process
             signal.signal(signal.SIGINT, _leave)
             signal.signal(signal.SIGTERM, _leave)
             sys.stdout.flush()
-    except MertoolError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    except (MertoolError, OSError, MemoryError) as error:
+        message = str(error) if isinstance(error, MertoolError) else explain_system_error(error)
+        if message is None:
+            raise
+        print("error: " + " ".join(message.split()), file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
         print(

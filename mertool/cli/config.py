@@ -9,6 +9,7 @@ import typer
 
 from mertool.errors import MertoolError, combine_errors, suggest
 from mertool.options import Option
+from mertool.untrusted import read_bytes
 
 NOT_IN_FILE = ("config", "help")
 
@@ -73,11 +74,14 @@ def _entries(path: Path, names: list[str], group: Any) -> Iterator[tuple[str, An
 
 
 def _load(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise MertoolError(f"--config {path} does not exist: give a TOML file")
+    content = read_bytes(path, "give a TOML file as --config")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MertoolError(f"--config {path} does not exist: give a TOML file") from None
-    except (OSError, ValueError) as error:
+        return tomllib.loads(content.decode())
+    except RecursionError as error:
+        raise MertoolError(f"--config {path} cannot be read (it is nested too deeply): give a TOML file") from error
+    except ValueError as error:
         raise MertoolError(f"--config {path} cannot be read ({error}): give a TOML file") from error
 
 

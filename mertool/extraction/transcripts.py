@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mertool.errors import MertoolError, combine_errors
 from mertool.files import write_atomic
+from mertool.tables import MAX_TABLE_BYTES
+from mertool.untrusted import read_bytes
 
 COLUMNS = ("clip", "text", "confidence", "no_speech", "digest", "recogniser", "reason")
 SAVE_SECONDS, SAVE_CLIPS = 60.0, 256  # a killed run loses no more than this
@@ -109,13 +111,11 @@ def read_rows(path: Path) -> dict[str, TranscriptRow]:
 
 
 def _read_lines(path: Path, remedy: str) -> list[list[str]]:
+    content = read_bytes(path, remedy, max_bytes=MAX_TABLE_BYTES)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return list(csv.reader(file))
+        return list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise MertoolError(f"{path} is not a CSV of transcripts in UTF-8 ({error}); {remedy}") from error
-    except OSError as error:
-        raise MertoolError(f"cannot read {path}: {error.strerror}") from error
 
 
 def write_rows(path: Path, rows: Iterable[TranscriptRow]) -> None:

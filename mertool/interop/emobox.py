@@ -1,6 +1,5 @@
 """Labels of EmoBox: `data/CORPUS/CORPUS.jsonl`, and folders `fold_1` with a file for each split."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from mertool.interop.annotations import Annotation, Annotations
 from mertool.interop.columns import SPLIT_ALIASES
 from mertool.manifest import SPLITS
 from mertool.tables import read_text
+from mertool.untrusted import parse_json
 
 SUFFIXES = (".jsonl", ".json")
 LABEL_MAP = "label_map.json"
@@ -90,8 +90,8 @@ def _read_entries(file: Path) -> Iterable[tuple[str, Any]]:
 
 def _parse(file: Path, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise MertoolError(f"{file} is not JSON ({error}): give {VALID} of EmoBox") from error
 
 

@@ -19,6 +19,7 @@ from mertool.manifest import SPLITS
 TRAIN_CORPORA = ("train_corpus", "whole_corpus")
 CORPUS_SUFFIX = "_corpus"
 PLACEHOLDER = "neutral"
+MAX_CORPUS_BYTES = 256 << 20
 ALLOWED_GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"),
@@ -55,6 +56,8 @@ def read_npz(path: Path) -> Annotations:
     else is left out. Corpora that number their classes (IEMOCAP, MELD) give the numbers as labels. Raises MertoolError
     for a file that cannot be read, or whose `emo` is the same everywhere (MOSI, MOSEI: the target is `val`).
     """
+    if not path.is_file():  # opening a pipe would wait for a writer that never comes
+        raise MertoolError(f"{path} is not a regular file: give the npz of MERTools")
     try:
         corpora = _read_corpora(path)
     except UNREADABLE as error:
@@ -91,10 +94,26 @@ def _read_corpora(path: Path) -> dict[str, dict[str, str]]:
             raise ValueError(f"it holds none of {', '.join(TRAIN_CORPORA)}")
         return {
             corpus: {
-                str(clip): str(entry["emo"]) for clip, entry in _unpickle_dict(archive.read(f"{corpus}.npy")).items()
+                str(clip): _label_of(entry) for clip, entry in _unpickle_dict(_read_member(archive, corpus)).items()
             }
             for corpus in corpora
         }
+
+
+def _read_member(archive: zipfile.ZipFile, corpus: str) -> bytes:
+    """Return the content of an array; raise ValueError if it unpacks to more than labels ever need."""
+    size = archive.getinfo(f"{corpus}.npy").file_size
+    if size > MAX_CORPUS_BYTES:
+        raise ValueError(f"{corpus} unpacks to {size:,} bytes, at most {MAX_CORPUS_BYTES:,} are read")
+    return archive.read(f"{corpus}.npy")
+
+
+def _label_of(entry: dict[str, Any]) -> str:
+    label = entry["emo"]
+    # The text of a container that holds itself many times over would never end.
+    if not isinstance(label, str | int | float | np.generic):
+        raise TypeError(f"an emo of type {type(label).__name__}")
+    return str(label)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):

@@ -49,7 +49,7 @@ class Checkpoint:
             with safe_open(self.path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
                 return tensors, json.loads(file.metadata()["metadata"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def remove(self) -> None:

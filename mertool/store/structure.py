@@ -22,11 +22,13 @@ FRAME_INDEX = {"length": np.dtype(np.int64), "offset": np.dtype(np.int64)}
 def check_structure(file: h5py.File, recipe: Recipe, *, is_part: bool = False) -> None:
     """Raise ValueError if a file is not a store of this recipe, or not a part of one. No values are read.
 
-    A part has no values if all its clips failed, and never has offsets.
+    A part has no values if all its clips failed, and needs no offsets.
     """
-    index = {} if recipe.pool == "mean" else {"length": FRAME_INDEX["length"]} if is_part else FRAME_INDEX
-    names = {"clips", "failures", *index}
-    _check_names(file, names if is_part else {*names, "values"}, optional={"values"} if is_part else ())
+    index = {} if recipe.pool == "mean" else FRAME_INDEX
+    names = {"clips", "failures", "values", *index}
+    optional = names & {"values", "offset"} if is_part else set()
+    _check_names(file, names - optional, optional)
+    index = {name: dtype for name, dtype in index.items() if name in file}
     columns = {"id": STRING, "digest": STRING, **{name: np.dtype(dtype) for name, dtype in MEDIA_STATS.items()}}
     table = file["clips"]
     if not isinstance(table, h5py.Group):
