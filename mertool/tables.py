@@ -91,6 +91,8 @@ def read_text(path: Path, content: str) -> tuple[str, tuple[str, ...]]:
 
     UTF-16 is recognised by its byte order mark or its zero bytes, other encodings by charset-normalizer.
     """
+    if not path.exists():
+        raise MertoolError(f"{content} file {path} does not exist")
     data = read_bytes(path, f"give {content} as a text file", max_bytes=MAX_TABLE_BYTES)
     if data.startswith(SPREADSHEET_MAGIC):
         raise MertoolError(f"{path} is a spreadsheet (Excel, ...): save it as CSV UTF-8 and give that file")

@@ -178,3 +178,43 @@ def test_a_broken_label_file_is_refused(kind, tmp_path):
     path = BROKEN[kind](tmp_path / "l.npz")
     with pytest.raises(MertoolError, match=r"l\.npz is not a label file of MERTools"):
         read_labels(path)
+
+
+# ---------------------------------------------------------------- files that need more memory than labels do
+
+
+def test_a_member_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(tmp_path):
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("train_corpus.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(300):
+            member.write(bytes(1 << 20))
+    with pytest.raises(MertoolError, match="train_corpus unpacks to 314,572,800 bytes, at most 268,435,456 are read"):
+        read_labels(tmp_path / "bomb.npz")
+
+
+def test_an_array_that_declares_terabytes_is_refused(tmp_path):
+    class Huge:
+        def __reduce__(self):
+            return np.core.multiarray._reconstruct, (np.ndarray, (10**13,), b"b")
+
+    path = npz_of_pickle(tmp_path / "huge.npz", pickle.dumps({"a": {"emo": Huge()}}))
+    with pytest.raises(MertoolError, match="is not a label file of MERTools") as caught:
+        read_labels(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_that_holds_itself_many_times_is_refused(tmp_path):
+    label: tuple = ()
+    for _ in range(60):  # its text would have 2 to the power of 60 characters
+        label = (label, label)
+    path = npz_of_pickle(tmp_path / "nested.npz", pickle.dumps({"a": {"emo": label}}))
+    with pytest.raises(MertoolError, match="an emo of type tuple"):
+        read_labels(path)
+
+
+def test_a_pipe_in_place_of_an_npz_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "label.npz")
+    with pytest.raises(MertoolError, match="not a regular file"):
+        read_labels(tmp_path / "label.npz")
