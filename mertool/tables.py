@@ -26,8 +26,9 @@ UTF_BOMS = {
 }
 # Zip archives (xlsx, ods) and the older xls.
 SPREADSHEET_MAGIC = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-# A few short labels fit several encodings equally well; these are then the likely ones.
-LIKELY_ENCODINGS = ("gb18030", "cp1252")
+# Text that is too short fits several encodings equally well; these are then the likely ones.
+LIKELY_ENCODINGS = ("gb18030", "cp1252", "cp1250")
+MIN_COHERENCE, MIN_COMMON_CHINESE = 0.1, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +130,37 @@ def _utf16_without_mark(data: bytes) -> str | None:
 
 
 def _detect_encoding(data: bytes) -> str | None:
-    """Return the encoding that charset-normalizer finds; None if the file is no text."""
+    """Return the encoding that charset-normalizer finds; None if the file is no text.
+
+    A few labels are too short for its statistics of languages. GBK is then assumed if it gives common Chinese
+    characters, else one of LIKELY_ENCODINGS if it fits as well as the best.
+    """
     from charset_normalizer import from_bytes
 
     matches = list(from_bytes(data))
+    coherence = {match.encoding: match.coherence for match in reversed(matches)}
+    # The coherence of a text with much English in it is that of the English, in any encoding.
+    language_says_other = bool(matches) and matches[0].coherence > coherence.get("gb18030", 0.0) + MIN_COHERENCE
+    if not language_says_other and _share_of_common_chinese(data) > MIN_COMMON_CHINESE:
+        return "gb18030"
     best = [match.encoding for match in matches if match.chaos <= matches[0].chaos]
     likely = [name for name in LIKELY_ENCODINGS if name in best]
     return next(iter(likely + best), None)
+
+
+def _share_of_common_chinese(data: bytes) -> float:
+    """Return the share of characters, ASCII left out, that GB18030 makes common Chinese ones or full-width marks.
+
+    Those are level 1 of the older standard GB 2312, 3,755 characters that are sorted by frequency of use. Other
+    encodings with two bytes a character seldom stay within it, and European ones never do.
+    """
+    try:
+        characters = [character for character in data.decode("gb18030") if not character.isascii()]
+    except UnicodeDecodeError:
+        return 0.0
+    codes = (character.encode("gb2312", "ignore") for character in characters)
+    common = sum(len(code) == 2 and (0xB0 <= code[0] <= 0xD7 or code[0] in (0xA1, 0xA3)) for code in codes)
+    return common / max(1, len(characters))
 
 
 def _find_delimiter(text: str) -> str:

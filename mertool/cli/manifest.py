@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet
-from mertool.cli.console import echo, print_json, suggest_next, table, warn
-from mertool.cli.source import read_source
+from mertool.cli.console import echo, print_json, suggest_next, table
+from mertool.cli.source import tell_notes
 from mertool.errors import MertoolError
 from mertool.files import check_writable
 from mertool.manifest import EMOTIONS, Manifest, canonical_label, describe_unknown_labels
@@ -34,9 +34,10 @@ def manifest(
     check_writable(output, options.labels, options.transcripts)
     if folder.is_file():
         raise MertoolError(f"{folder} is a file: give the folder of the clips")
-    annotated, notes = annotate_clips(read_source(folder), options)
-    for note in (*notes, *annotated.write(output)):
-        warn(f"note: {note}")
+    clips = Manifest.read(folder).named_in_utf8()
+    tell_notes(clips.notes)
+    annotated = annotate_clips(clips, options)
+    annotated.write(output)
     summary = summarize(annotated, output)
     if as_json:
         print_json(summary)
@@ -44,25 +45,25 @@ def manifest(
         print_summary(summary)
 
 
-def annotate_clips(clips: Manifest, options: ManifestOptions) -> tuple[Manifest, list[str]]:
-    """Return the clips with what the files of the options say of them, and notes for the user.
+def annotate_clips(clips: Manifest, options: ManifestOptions) -> Manifest:
+    """Return the clips with what the files of the options say of them; print notes on the files.
 
-    Labels are written as the names of their classes. Raises MertoolError for a label that is of no class.
+    Labels become the names of their classes. Raises MertoolError for a label that is of no class.
     """
     from mertool.interop.annotations import annotate, fill_splits, with_speakers
     from mertool.interop.labels import read_labels, read_transcripts
 
-    notes: list[str] = []
     for path, kind in ((options.labels, "labels"), (options.transcripts, "transcripts")):
         if path is None:
             continue
         annotations = read_labels(path) if kind == "labels" else read_transcripts(path, options.language)
+        tell_notes(annotations.notes)
         joined = annotate(clips, annotations)
+        tell_notes(describe_unmatched(joined.unmatched, kind, path))
         clips = joined.manifest
-        notes += [*annotations.notes, *describe_unmatched(joined.unmatched, kind, path)]
     if options.speakers is not None:
         clips = with_speakers(clips, match_speakers(clips, options.speakers))
-    return (fill_splits(name_classes(clips, options)) if options.labels else clips), notes
+    return fill_splits(name_classes(clips, options)) if options.labels else clips
 
 
 def name_classes(clips: Manifest, options: ManifestOptions) -> Manifest:
@@ -80,7 +81,8 @@ def describe_unmatched(names: list[str], kind: str, path: Path) -> list[str]:
     """Return a note on rows of other clips, empty if there are none."""
     if not names:
         return []
-    return [f"{len(names)} of the {kind} in {path} are of clips that are not in the folder (first: {names[0]})"]
+    count = "1 row is of a clip" if len(names) == 1 else f"{len(names)} rows are of clips"
+    return [f"{kind} {path}: {count} not in the folder (first: {names[0]})"]
 
 
 def match_speakers(clips: Manifest, pattern: str) -> dict[str, str]:

@@ -12,12 +12,12 @@ from mertool.tables import Table, normalize, read_table
 
 # By the field of an annotation: names of its column, the first that a table has is read.
 COLUMN_NAMES = {
-    "name": ("clip", "name", "file", "filename", "file_name", "wav", "key", "id", "utterance_id"),
+    "name": ("clip", "name", "file", "filename", "file_name", "wav", "key", "id", "utterance_id", "文件名", "文件"),
     "path": ("path", "file_path", "filepath", "wav_path", "audio_path", "video_path"),
-    "label": ("label", "discrete", "emotion", "emo"),
-    "text": ("text", "transcript", "transcription", "chinese", "english", "sentence", "utterance", "subtitle"),
-    "speaker": ("speaker", "speaker_id", "spk"),
-    "gender": ("gender", "sex"),
+    "label": ("label", "discrete", "emotion", "emo", "标签", "情感", "情绪"),
+    "text": ("text", "transcript", "transcription", "chinese", "english", "sentence", "utterance", "subtitle", "文本"),
+    "speaker": ("speaker", "speaker_id", "spk", "说话人"),
+    "gender": ("gender", "sex", "性别"),
     "split": ("split",),
     "start": ("start", "start_time"),
     "end": ("end", "end_time"),

@@ -5,7 +5,7 @@ import io
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mertool.errors import MertoolError, combine_errors, suggest
@@ -113,27 +113,33 @@ def _check_locale(clips: Iterable[Clip]) -> None:
             ) from error
 
 
-def write_clips(clips: Iterable[Clip], path: Path) -> tuple[str, ...]:
-    """Write the CSV, with paths relative to its folder, and return notes for the user.
-
-    Clips whose file name is not in UTF-8 are left out, because a CSV in UTF-8 cannot name them.
-    """
+def write_clips(clips: Iterable[Clip], path: Path) -> None:
+    """Write the CSV, with paths relative to its folder. Raises MertoolError for a file name that is not in UTF-8."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    unnamed = []
     for clip in clips:
-        if all(is_utf8(file) for file in (clip.path, clip.audio) if file is not None):
-            writer.writerow(_cells(clip, path.absolute().parent))
-        else:
-            unnamed.append(clip.path or clip.audio)
+        if not is_named_in_utf8(clip):
+            raise MertoolError(f"{path} cannot name {_media_name(clip)}, which is not in UTF-8: rename the file")
+        writer.writerow(_cells(clip, path.absolute().parent))
     write_atomic(path, buffer.getvalue())
-    if not unnamed:
-        return ()
+
+
+def is_named_in_utf8(clip: Clip) -> bool:
+    """Return whether a CSV in UTF-8 can name the files of a clip; file names are bytes on Linux."""
+    return all(is_utf8(file) for file in (clip.path, clip.audio) if file is not None)
+
+
+def describe_unnamed(clips: Sequence[Clip]) -> str:
+    """Return a sentence about clips that are left out because of their file names."""
     return (
-        f"{len(unnamed)} clip{'s' * (len(unnamed) != 1)} left out, because a file name is not in UTF-8 (first: "
-        f"{printable_path(unnamed[0] or Path())}): rename the file",
+        f"{len(clips)} clip{'s' * (len(clips) != 1)} left out, because a file name is not in UTF-8 (first: "
+        f"{_media_name(clips[0])}): rename the file"
     )
+
+
+def _media_name(clip: Clip) -> str:
+    return printable_path(clip.path or clip.audio or Path())
 
 
 def _cells(clip: Clip, folder: Path) -> list[str]:

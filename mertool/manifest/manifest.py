@@ -7,7 +7,7 @@ from pathlib import Path
 from mertool.errors import MertoolError
 from mertool.files import digest_json
 from mertool.manifest.clips import TRAINING_SPLITS, Clip
-from mertool.manifest.csv_file import read_clips, write_clips
+from mertool.manifest.csv_file import describe_unnamed, is_named_in_utf8, read_clips, write_clips
 from mertool.manifest.folder import find_clips
 from mertool.manifest.labels import EMOTIONS, canonical_label, describe_unknown_labels
 from mertool.manifest.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
@@ -48,9 +48,20 @@ class Manifest:
         clips, notes = find_clips(folder)
         return cls(clips, folder, notes)
 
-    def write(self, path: Path) -> tuple[str, ...]:
-        """Write the CSV and return notes for the user; paths become relative to its folder."""
-        return write_clips(self.clips, path)
+    def named_in_utf8(self) -> "Manifest":
+        """Return the manifest without clips whose file names no CSV in UTF-8 can hold; a note names the first."""
+        unnamed = [clip for clip in self.clips if not is_named_in_utf8(clip)]
+        if not unnamed:
+            return self
+        clips = tuple(clip for clip in self.clips if is_named_in_utf8(clip))
+        note = describe_unnamed(unnamed)
+        if not clips:
+            raise MertoolError(f"{self.source}: {note}")
+        return replace(self, clips=clips, notes=(*self.notes, note))
+
+    def write(self, path: Path) -> None:
+        """Write the CSV; paths become relative to its folder. Raises MertoolError if it cannot name a file."""
+        write_clips(self.clips, path)
 
     def training_labels(self, classes: tuple[str, ...] = EMOTIONS) -> dict[str, str]:
         """Canonical labels of the training clips: splits test and unlabelled are left out, dev is not."""

@@ -1,6 +1,8 @@
 """`mertool manifest`: labels, transcripts and speakers of a folder, in any form, and what is told of them."""
 
 import csv
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -58,8 +60,26 @@ def test_what_a_table_says_is_in_the_manifest(clips, tmp_path, call):
 def test_labels_without_a_clip_are_a_warning_with_count_and_example(clips, tmp_path, call):
     labels = write(tmp_path / "l.csv", "name,label\na,sad\nnobody,sad\nnowhere,happy\n")
     result = call("manifest", clips, "-o", tmp_path / "m.csv", "--labels", labels, "--json")
-    assert f"2 of the labels in {labels} are of clips that are not in the folder (first: nobody)" in result.stderr
+    assert f"note: labels {labels}: 2 rows are of clips not in the folder (first: nobody)" in result.stderr
     assert "not in the folder" not in result.stdout
+
+
+def test_a_clip_that_no_csv_can_name_is_left_out_and_counted_out(clips, tmp_path, call):
+    try:
+        (clips / os.fsdecode(b"\xb2\xe2.mp4")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    result = call("manifest", clips, "-o", tmp_path / "m.csv", "--json")
+    assert json.loads(result.stdout)["clips"] == len(rows(tmp_path / "m.csv")) == 4
+    assert r"1 clip left out, because a file name is not in UTF-8 (first: " in result.stderr
+    assert r"\xb2\xe2.mp4" in result.stderr
+
+
+def test_the_encoding_is_told_before_a_fault_of_the_labels(clips, tmp_path, invoke):
+    labels = write(tmp_path / "l.csv", "文件名;情感\na;无聊\n", "gbk")
+    result = invoke("manifest", clips, "-o", tmp_path / "m.csv", "--labels", labels)
+    assert f"note: {labels} is read as GB18030" in result.stderr
+    assert "unknown labels '无聊' (1 clip)" in str(result.exception)
 
 
 def test_the_message_for_unknown_labels_names_classes(clips, tmp_path, invoke):

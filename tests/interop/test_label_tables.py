@@ -36,7 +36,13 @@ def test_labels_of_the_csv_forms(text, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "gb18030", "utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("text", ["name,discrete\n样本一,高兴\n样本二,中性\n", "name,discrete\na,开心\nb,愤怒\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("name,discrete\n样本一,高兴\n样本二,中性\n", "name,discrete\na,开心\nb,愤怒\n", "name,label\na,担心\n"),
+        "文件名,情感\n测试/开.mp4,恐惧\n张三/录音1.wav,难过\n",
+    ],
+)
 def test_the_encoding_of_a_table_is_detected_and_told(encoding, text, tmp_path):
     path = write(tmp_path / "l.csv", text, encoding)
     expected = dict(line.split(",") for line in text.splitlines()[1:])
@@ -44,6 +50,14 @@ def test_the_encoding_of_a_table_is_detected_and_told(encoding, text, tmp_path):
     (note,) = read_labels(path).notes
     named = "GB18030" if encoding == "gbk" else encoding.upper()
     assert note == f"{path} is read as {named}, because it is not in UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "word"), [("latin-1", "Müller"), ("cp1252", "naïve – café"), ("big5", "我今天真的很高興你呢")]
+)
+def test_other_encodings_are_not_taken_for_chinese(encoding, word, tmp_path):
+    path = write(tmp_path / "l.csv", f"name,label,speaker\na,sad,{word}\nb,happy,{word}\n", encoding)
+    assert [row.speaker for row in read_labels(path).rows] == [word, word]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path):
