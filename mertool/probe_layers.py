@@ -164,19 +164,21 @@ def _ablate_windows(
     """Train a short adapter in each of several windows of the recommended width; return their scores, best first."""
     # Imported here, because encoders take seconds to load and plain probes need none.
     from mertool.adapters.data import CACHE_FOLDER
-    from mertool.adapters.window_ablation import WindowAblationConfig, ablate_windows, candidate_windows
+    from mertool.adapters.window_ablation import ablate_windows, candidate_windows
 
-    config = WindowAblationConfig(
-        recipe=inputs.recipe,
+    windows = candidate_windows(max(inputs.layers), window.last - window.first + 1, (window.first, window.last))
+    return ablate_windows(
+        manifest,
+        windows,
+        examples=inputs.examples,
+        folds=inputs.folds,
         checkpoint=inputs.provenance["encoder"]["checkpoint"],
+        weights=inputs.recipe.weights,
         n_classes=len(options.classes),
         seed=options.seed,
         device=options.device,
         cache=cache_parent / CACHE_FOLDER,
-    )
-    windows = candidate_windows(max(inputs.layers), window.last - window.first + 1, (window.first, window.last))
-    return ablate_windows(
-        manifest, windows, examples=inputs.examples, folds=inputs.folds, config=config, progress=progress
+        progress=progress,
     )
 
 

@@ -101,14 +101,6 @@ class AdaptationDataSpec:
         return blocks if self.target_layer is None else tuple(sorted({*blocks, self.target_layer}))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _DecodedAudio:
-    """Output (T, C) of the convolutions and waveform (samples,) of a clip; None for what is not needed."""
-
-    frontend: Any
-    waveform: Any
-
-
 def read_adaptation_data(
     manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path, encoder: Any, progress: ProgressFactory
 ) -> AdaptationData:
@@ -117,13 +109,14 @@ def read_adaptation_data(
     `encoder` computes the convolutions with `from_frontend`. Raises MertoolError if no clip has readable audio.
     """
     layer_frames: dict[str, dict[int, np.ndarray]] = {}
-    audio: dict[str, _DecodedAudio] = {}
+    frontends: dict[str, torch.Tensor] = {}
+    waveforms: dict[str, np.ndarray] = {}
     skipped: dict[str, str] = {}
     if spec.layers:
         layer_frames, failures = _read_layers(manifest, spec, cache=cache, progress=progress)
         skipped |= failures
     if spec.from_frontend or spec.log_mel:
-        audio, failures = _read_audio(manifest, spec, encoder=encoder, progress=progress)
+        frontends, waveforms, failures = _read_audio(manifest, spec, encoder=encoder, progress=progress)
         skipped |= failures
     names = tuple(clip.clip for clip in manifest.clips if clip.clip not in skipped)
     if not names:
@@ -131,7 +124,7 @@ def read_adaptation_data(
         raise MertoolError(f"none of the {len(manifest)} clips of {manifest.source} has readable audio ({reasons})")
     inputs: dict[int, list[Any]]
     if spec.from_frontend:
-        inputs = {0: [audio[name].frontend for name in names]}
+        inputs = {0: [frontends[name] for name in names]}
     else:
         inputs = {block: [torch.from_numpy(layer_frames[name][block]) for name in names] for block in spec.blocks}
     frames: list[np.ndarray] | None = None
@@ -139,7 +132,7 @@ def read_adaptation_data(
         frames = [layer_frames[name][spec.target_layer] for name in names]
     elif spec.log_mel:
         lengths = [len(clip) for clip in next(iter(inputs.values()))]
-        frames = [log_mel(audio[name].waveform, length) for name, length in zip(names, lengths, strict=True)]
+        frames = [log_mel(waveforms[name], length) for name, length in zip(names, lengths, strict=True)]
     return AdaptationData(names=names, inputs=inputs, reconstruction_frames=frames, skipped=skipped)
 
 
@@ -194,10 +187,12 @@ def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path
 @torch.inference_mode()
 def _read_audio(
     manifest: Manifest, spec: AdaptationDataSpec, *, encoder: Any, progress: ProgressFactory
-) -> tuple[dict[str, _DecodedAudio], dict[str, str]]:
-    """Decode every clip; return what the spec needs of it, and the clips that cannot be read with the reason."""
+) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray], dict[str, str]]:
+    """Decode every clip; return the outputs (T, C) of the convolutions and the waveforms (samples,), each only if the
+    spec needs it, and the clips that cannot be read with the reason."""
     items = [WorkItem(clip) for clip in manifest.clips]
-    audio: dict[str, _DecodedAudio] = {}
+    frontends: dict[str, torch.Tensor] = {}
+    waveforms: dict[str, np.ndarray] = {}
     skipped = {}
     with progress("waves", "clips") as update, DecoderPool(spec.limits) as decoders:
         for n_done, (item, decoded) in enumerate(decoders.read(items, decode_audio), 1):
@@ -207,12 +202,12 @@ def _read_audio(
                 skipped[item.clip.clip] = decoded.reason
             else:
                 waveform = decoded.content[: MAX_WINDOW_SECONDS * SAMPLE_RATE]
-                audio[item.clip.clip] = _DecodedAudio(
-                    frontend=_run_convolutions(encoder, waveform) if spec.from_frontend else None,
-                    waveform=waveform if spec.log_mel else None,
-                )
+                if spec.from_frontend:
+                    frontends[item.clip.clip] = _run_convolutions(encoder, waveform)
+                if spec.log_mel:
+                    waveforms[item.clip.clip] = waveform
             update(n_done, len(items))
-    return audio, skipped
+    return frontends, waveforms, skipped
 
 
 def _run_convolutions(encoder: Any, waveform: np.ndarray) -> torch.Tensor:

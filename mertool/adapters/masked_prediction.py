@@ -40,7 +40,15 @@ def log_mel(wave: np.ndarray, n_frames: int) -> np.ndarray:
     """Return the log-mel spectrogram (T, 80), float16, of a waveform at 16 kHz: windows of 25 ms every 20 ms."""
     from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-    filters = mel_filter_bank(257, N_MELS, 20.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+    filters = mel_filter_bank(
+        num_frequency_bins=257,
+        num_mel_filters=N_MELS,
+        min_frequency=20.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
     padded = np.pad(wave, (0, max(0, n_frames * HOP + WINDOW - len(wave))))
     mels = spectrogram(
         padded, window_function(WINDOW), WINDOW, HOP, fft_length=512, center=False, mel_filters=filters, log_mel="log10"

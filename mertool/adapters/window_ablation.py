@@ -5,7 +5,7 @@ probes of frozen layers (`probe-layers --injection`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,18 @@ from mertool.devices import resolve_device, resolve_dtype
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.progress import ProgressFactory
-from mertool.features import Recipe, format_layers
+from mertool.features import format_layers
 from mertool.learning.accelerator import make_accelerator
 from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 
 EPOCHS = 8
-METHOD, SIZE = "bottleneck", 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowAblationConfig:
-    """The encoder that the probed features come from, and settings of the work.
-
-    Attributes:
-        recipe: Recipe of the probed store.
-        checkpoint: Name or folder of its encoder.
-        n_classes: Number of classes.
-        seed: Of splits, training and bootstrap.
-        device: Device to train on, as the option --device gives it.
-        cache: Folder of the frame stores of frozen layers.
-    """
-
-    recipe: Recipe
-    checkpoint: str
-    n_classes: int
-    seed: int
-    device: str
-    cache: Path
+CONFIG = AdapterConfig(
+    method="bottleneck", size=32, layers=(), mask_weight=0.0, epochs=EPOCHS, patience=EPOCHS
+)  # of every window; layers and seed are added
 
 
 def candidate_windows(n_blocks: int, width: int, probed_window: tuple[int, int]) -> list[tuple[int, int]]:
@@ -69,54 +52,56 @@ def ablate_windows(
     *,
     examples: LabelledClips,
     folds: Folds,
-    config: WindowAblationConfig,
+    checkpoint: str,
+    weights: str,
+    n_classes: int,
+    seed: int,
+    device: str,
+    cache: Path,
     progress: ProgressFactory,
 ) -> list[dict[str, Any]]:
-    """Return held-out scores of a short adaptation of each window, best first, with paired tests against the best."""
-    source = encoders.resolve_encoder(config.checkpoint, "audio")
-    if source.digest() != config.recipe.weights:
+    """Return held-out scores of a short adaptation of each window, best first, with paired tests against the best.
+
+    `checkpoint` is the encoder of the probed store and `weights` their digest; frames of frozen layers are kept in
+    `cache`. Raises MertoolError if the encoder is no longer the probed one.
+    """
+    source = encoders.resolve_encoder(checkpoint, "audio")
+    if source.digest() != weights:
         raise MertoolError(f"{source.folder} is no longer the encoder of the probed store: extract the store again")
-    device = resolve_device(config.device)
-    accelerator = make_accelerator(device, resolve_dtype("auto", device))
-    spec = _data_spec(source, windows, config)
+    target_device = resolve_device(device)
+    dtype = resolve_dtype("auto", target_device)
+    accelerator = make_accelerator(target_device, dtype)
+    spec = AdaptationDataSpec(
+        checkpoint=source,
+        weights=weights,
+        blocks=tuple(sorted({first - 1 for first, _ in windows})),
+        dtype=dtype,
+        device=target_device,
+        limits=DecoderLimits(),
+    )
     clips = manifest.subset(examples.clips)
-    data = read_adaptation_data(clips, spec, cache=config.cache, encoder=None, progress=progress)
+    data = read_adaptation_data(clips, spec, cache=cache, encoder=None, progress=progress)
     has_audio = np.isin(examples.clips, data.names)
     examples = examples.select(has_audio)
     folds = replace(folds, fold_of=folds.fold_of[has_audio])
-    splits = adapter_splits(examples, folds, config.seed, final=False)
+    splits = adapter_splits(examples, folds, seed, final=False)
     results = {}
     with progress("injection", "steps") as update:
-        n_steps = sum(_adapter_config((), config.seed).count_steps(split) for split in splits)
-        training = TrainingProgress(update, total=len(windows) * n_steps)
+        training = TrainingProgress(update, total=len(windows) * sum(map(CONFIG.count_steps, splits)))
         for first, last in windows:
             setup = prepare(
                 # Loaded anew for each window: `prepare` removes the layers that a window does not need.
-                encoders.load_encoder(source, "audio", device=device, dtype=torch.float32),
+                encoders.load_encoder(source, "audio", device=target_device, dtype=torch.float32),
                 data,
                 examples.labels,
-                n_classes=config.n_classes,
-                config=_adapter_config(tuple(range(first, last + 1)), config.seed),
+                n_classes=n_classes,
+                config=replace(CONFIG, layers=tuple(range(first, last + 1)), seed=seed),
                 from_frontend=False,
                 accelerator=accelerator,
             )
             results[first, last] = _train_splits(setup, splits, training)
-    scorer = HeldOutScorer(examples=examples, n_classes=config.n_classes, seed=config.seed)
+    scorer = HeldOutScorer(examples=examples, n_classes=n_classes, seed=seed)
     return _rank(results, splits, scorer)
-
-
-def _data_spec(
-    source: encoders.CheckpointRef, windows: Sequence[tuple[int, int]], config: WindowAblationConfig
-) -> AdaptationDataSpec:
-    device = resolve_device(config.device)
-    return AdaptationDataSpec(
-        checkpoint=source,
-        weights=config.recipe.weights,
-        blocks=tuple(sorted({first - 1 for first, _ in windows})),
-        dtype=resolve_dtype("auto", device),
-        device=device,
-        limits=DecoderLimits(),
-    )
 
 
 def _train_splits(
@@ -151,9 +136,3 @@ def _rank(
         }
         for window in ranked
     ]
-
-
-def _adapter_config(layers: tuple[int, ...], seed: int) -> AdapterConfig:
-    return AdapterConfig(
-        method=METHOD, size=SIZE, layers=layers, mask_weight=0.0, epochs=EPOCHS, patience=EPOCHS, seed=seed
-    )

@@ -11,7 +11,6 @@ from mertool.options.option import Options, option
 LOSSES = "alignment.losses"
 FALSE_NEGATIVES = ("none", "threshold", "pseudo-class")
 HEADS = 4  # of the transformer over frames
-TRAINING = "Training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +39,17 @@ class AlignOptions(Options):
         help="Most passes over the clips.",
         minimum=1,
         default_help="about 3,000 steps, at most 100 epochs",
-        group=TRAINING,
+        group=shared.TRAINING,
     )
-    patience: int = option(
-        10, help="Epochs without a better development loss before training stops.", minimum=1, group=TRAINING
-    )
+    patience: int = shared.patience(10)
     batch: int | None = option(
         None,
         help="Clips per step over all devices, each a negative of the others.",
         minimum=2,
         default_help="a sixteenth of the clips, 64 to 1,024",
-        group=TRAINING,
+        group=shared.TRAINING,
     )
-    learning_rate: float = option(5e-4, help="Peak learning rate.", above=0, below=1, group=TRAINING)
+    learning_rate: float = shared.learning_rate(5e-4)
     weight_decay: float = option(0.05, help="Weight decay of AdamW.", minimum=0, below=1, on_command_line=False)
     classes: tuple[str, ...] = shared.classes()
     device: str = shared.device()

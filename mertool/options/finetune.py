@@ -16,7 +16,7 @@ METHODS = "adapters.methods"
 MASK_TARGETS = {"units": "k-means clusters", "features": "", "logmel": ""}
 CLASS_WEIGHTS = {"none": "", "balanced": "inverse class frequency"}
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
-LOSS, TRAINING = "Loss", "Training"
+LOSS, TRAINING = "Loss", shared.TRAINING
 
 
 def parse_budget(text: str) -> int:
@@ -72,18 +72,9 @@ class FinetuneOptions(Options):
     )
     folds: int | Path = shared.folds()
     epochs: int = option(30, help="Most passes over the training clips.", minimum=1, group=TRAINING)
-    patience: int = option(
-        5, help="Epochs without a better development loss before training stops.", minimum=1, group=TRAINING
-    )
+    patience: int = shared.patience(5)
     batch: int = option(16, help="Labelled clips per step.", minimum=1, group=TRAINING)
-    learning_rate: float | None = option(
-        None,
-        help="Peak learning rate of the adapters.",
-        above=0,
-        below=1,
-        default_help="the method's own",
-        group=TRAINING,
-    )
+    learning_rate: float | None = shared.learning_rate(None, " of the adapters", "the method's own")
     prefix_cache: bool = option(
         True,
         help="Start from stored frames below the first adapted block, or run every block each time.",

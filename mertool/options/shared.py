@@ -6,6 +6,7 @@ from typing import Any
 from mertool.manifest import EMOTIONS, parse_classes
 from mertool.options.option import option
 
+TRAINING = "Training"  # heading of the help
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -35,6 +36,21 @@ def clip_timeout() -> Any:
 
 def seed() -> Any:
     return option(0, help="Seed of all random numbers.")
+
+
+def patience(default: int) -> Any:
+    return option(
+        default,
+        help="Epochs without a better development loss before training stops.",
+        minimum=1,
+        group=TRAINING,
+    )
+
+
+def learning_rate(default: float | None, subject: str = "", default_help: str | None = None) -> Any:
+    return option(
+        default, help=f"Peak learning rate{subject}.", above=0, below=1, default_help=default_help, group=TRAINING
+    )
 
 
 def overwrite() -> Any:

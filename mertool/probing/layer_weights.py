@@ -13,22 +13,16 @@ from typing import Any
 
 import torch
 
-from mertool.probing.minibatch import count_steps, mean_cross_entropy, random_batches
+from mertool.probing.minibatch import MinibatchConfig, mean_cross_entropy, minimize
 from mertool.probing.standardize import safe_std
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerWeightsConfig:
-    """Hyperparameters of AdamW with a cosine schedule; `min_steps` grows to ten passes over the clips.
-
-    `layer_learning_rate` is that of the layer weights, which have no weight decay.
-    """
+class LayerWeightsConfig(MinibatchConfig):
+    """Hyperparameters; `layer_learning_rate` is that of the layer weights, which have no weight decay."""
 
     min_steps: int = 300
-    batch_size: int = 256
-    learning_rate: float = 2e-3
     layer_learning_rate: float = 2e-2
-    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class _Model:
     def parameter_groups(self, config: LayerWeightsConfig) -> list[dict[str, Any]]:
         """Return the parameters as torch's optimisers take them."""
         return [
-            {"params": [self.weight, self.bias], "weight_decay": config.weight_decay},
+            {"params": [self.weight, self.bias]},
             {"params": [self.layer_logits], "lr": config.layer_learning_rate, "weight_decay": 0.0},
         ]
 
@@ -92,21 +86,13 @@ def train_layer_weights(
 
     values (N, L, D) as stored; labels (N,); train_masks (M, N) is 1 where a clip is in a member's training set.
     """
-    n_clips = len(values)
     model = _Model.initialise(values, train_masks, n_classes=n_classes, seeds=seeds)
-    optimizer = torch.optim.AdamW(model.parameter_groups(config), lr=config.learning_rate)
-    steps = count_steps(n_clips, config.batch_size, config.min_steps)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    order = torch.Generator().manual_seed(seeds[0])
-    batch_size = min(config.batch_size, n_clips)
-    for step, rows in enumerate(random_batches(n_clips, batch_size, steps, generator=order)):
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(values.device)
-        loss = mean_cross_entropy(model.forward(values[rows]), labels[rows], train_masks[:, rows]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        progress(step + 1, steps)
+        return mean_cross_entropy(model.forward(values[rows]), labels[rows], train_masks[:, rows]).sum()
+
+    minimize(loss_of, model.parameter_groups(config), config, n_clips=len(values), seed=seeds[0], progress=progress)
     with torch.no_grad():
         return model.layer_weights(), model.forward(values)
 

@@ -1,15 +1,52 @@
-"""Minibatches for probes that are trained by gradient steps, many members at once."""
+"""Probes that are trained by gradient steps on random batches, many members at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 MIN_EPOCHS = 10
 
 
-def count_steps(n_clips: int, batch_size: int, min_steps: int) -> int:
-    """Return `min_steps`, or the steps of ten passes over the clips if these are more."""
-    return max(min_steps, MIN_EPOCHS * -(-n_clips // batch_size))
+@dataclass(frozen=True, kw_only=True)
+class MinibatchConfig:
+    """Hyperparameters of AdamW with a cosine schedule; `min_steps` grows to ten passes over the clips."""
+
+    min_steps: int
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+
+    def count_steps(self, n_clips: int) -> int:
+        """Return `min_steps`, or the steps of ten passes over the clips if these are more."""
+        return max(self.min_steps, MIN_EPOCHS * -(-n_clips // self.batch_size))
+
+
+def minimize(
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    parameters: list[Any],
+    config: MinibatchConfig,
+    *,
+    n_clips: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Minimise `loss_of(rows)` over random batches of row numbers; `parameters` are as torch's optimisers take them.
+
+    The number of steps is fixed, so that nothing is chosen on held-out clips.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    steps = config.count_steps(n_clips)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    batches = random_batches(n_clips, min(config.batch_size, n_clips), steps, generator=generator)
+    for step, rows in enumerate(batches, 1):
+        optimizer.zero_grad()
+        loss_of(rows).backward()
+        optimizer.step()
+        scheduler.step()
+        progress(step, steps)
 
 
 def random_batches(n_clips: int, batch_size: int, steps: int, *, generator: torch.Generator) -> Iterator[torch.Tensor]:

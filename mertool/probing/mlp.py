@@ -1,8 +1,8 @@
 """A small multilayer perceptron as a probe: layers x folds x seeds as stacked weights, trained at once.
 
-One hidden layer, ReLU, dropout, AdamW with a cosine schedule and a fixed number of steps, so that nothing is chosen on
-held-out clips. Every member sees the same batches; clips outside its training set have no weight in its loss. The
-initial weights, batches and dropout of a member depend on its seed and not on the members and layers beside it.
+One hidden layer, ReLU and dropout. Every member sees the same batches; clips outside its training set have no weight in
+its loss. The initial weights, batches and dropout of a member depend on its seed and not on the members and layers
+beside it.
 
 Shapes: B layers, M members, N clips, D channels, H hidden units, C classes.
 """
@@ -12,20 +12,17 @@ from dataclasses import dataclass
 
 import torch
 
-from mertool.probing.minibatch import count_steps, mean_cross_entropy, random_batches
+from mertool.probing.minibatch import MinibatchConfig, mean_cross_entropy, minimize
 from mertool.probing.standardize import StandardizedFeatures, standardize
 
 
 @dataclass(frozen=True, kw_only=True)
-class MlpConfig:
-    """Hyperparameters of the perceptron; `min_steps` grows to ten passes over the clips where these are more."""
+class MlpConfig(MinibatchConfig):
+    """Hyperparameters of the perceptron and its training."""
 
     hidden: int = 64
     dropout: float = 0.2
     min_steps: int = 200
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,29 +63,22 @@ def train_mlp(
 
     features (B, N, D); labels (N,); train_masks (M, N) is 1 where a clip is in a member's training set; seeds (M,).
     """
-    scaled, n_clips = standardize(features, train_masks), features.shape[1]
+    scaled = standardize(features, train_masks)
     weights = _Weights.initialise(features, seeds, hidden=config.hidden, n_classes=n_classes)
-    batch_size = min(config.batch_size, n_clips)
-    steps = count_steps(n_clips, config.batch_size, config.min_steps)
-    optimizer = torch.optim.AdamW(
-        list(vars(weights).values()), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    order = torch.Generator().manual_seed(seeds[0])
-    dropout_generator = torch.Generator(features.device).manual_seed(seeds[0])
-    for step, rows in enumerate(random_batches(n_clips, batch_size, steps, generator=order)):
+    generator = torch.Generator(features.device).manual_seed(seeds[0])
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(features.device)
         # One mask per member for all layers, so that layers are compared under the same dropout.
-        uniform = torch.rand(len(seeds), config.hidden, batch_size, device=features.device, generator=dropout_generator)
-        dropout_mask = (uniform >= config.dropout).float() / (1 - config.dropout)
+        shape = (len(seeds), config.hidden, len(rows))
+        keep = torch.rand(shape, device=features.device, generator=generator) >= config.dropout
+        dropout_mask = keep.float() / (1 - config.dropout)
         logits = _forward(weights, scaled, scaled.x[:, rows], dropout_mask=dropout_mask)
         # The sum over members: each has its own weights, so their gradients do not mix.
-        loss = mean_cross_entropy(logits, labels[rows], train_masks[:, rows]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        progress(step + 1, steps)
+        return mean_cross_entropy(logits, labels[rows], train_masks[:, rows]).sum()
+
+    parameters = list(vars(weights).values())
+    minimize(loss_of, parameters, config, n_clips=features.shape[1], seed=seeds[0], progress=progress)
     with torch.no_grad():
         return _forward(weights, scaled, scaled.x, dropout_mask=None)
 

@@ -9,7 +9,6 @@ left to choose on, and the penalty is fixed.
 Shapes: S partitions into F folds, L layers (B of them at a time), N clips, D channels, C classes.
 """
 
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -31,14 +30,6 @@ PENALTIES = {
 TWO_FOLD_PENALTY = {"logistic": 1e-2, "ridge": 1e3}
 MAX_FOLD_DISTANCE = 2
 CPU_BYTES = 1 << 29  # memory for the features and weights of layers that are fitted together
-
-
-@dataclass(frozen=True)
-class _LayerChunk:
-    """Layers that are fitted together: their positions, and their features (B, N, D) on the device."""
-
-    layers: slice
-    features: torch.Tensor
 
 
 def inner_pairs(n_folds: int) -> list[tuple[int, int]]:
@@ -84,7 +75,7 @@ def probe_linear(
     fit = _fit_logistic if estimator == "logistic" else _fit_ridge
     for layers, span in zip(chunks, progress.split([1] * len(chunks)), strict=True):
         features = torch.as_tensor(values[:, layers], device=device).transpose(0, 1).contiguous()
-        fit(_LayerChunk(layers, features), design, table, progress=span)
+        fit(features, design, table, layers=layers, progress=span)
     return table.with_best_penalties()
 
 
@@ -114,7 +105,9 @@ def _floats_per_layer(shape: tuple[int, ...], design: ProbeDesign) -> int:
     return n_clips * (3 * n_channels + 6 * columns) + n_channels * (2 * n_channels + 4 * MEMORY * columns)
 
 
-def _fit_logistic(chunk: _LayerChunk, design: ProbeDesign, table: PredictionTable, *, progress: ProgressSpan) -> None:
+def _fit_logistic(
+    features: torch.Tensor, design: ProbeDesign, table: PredictionTable, *, layers: slice, progress: ProgressSpan
+) -> None:
     """Fit every training set and, on permuted labels, every outer one; each penalty starts from the one before."""
     device, n_true = design.labels.device, len(design.training_sets)
     fitted_sets = [*design.training_sets, *design.outer_sets]
@@ -124,7 +117,7 @@ def _fit_logistic(chunk: _LayerChunk, design: ProbeDesign, table: PredictionTabl
         mask[rows] = 0
     control = design.control_labels[[training_set.partition for training_set in design.outer_sets]]
     labels = torch.cat([design.labels.expand(n_true, -1), control])
-    solver = BatchedLogisticRegression.from_features(chunk.features, labels, train_masks, n_classes=design.n_classes)
+    solver = BatchedLogisticRegression.from_features(features, labels, train_masks, n_classes=design.n_classes)
     weights = None  # of the penalty before, from which the next one takes fewer steps
     for penalty, inverse_penalty in enumerate(design.penalties):
         solution = solver.solve(inverse_penalty, weights)
@@ -133,25 +126,27 @@ def _fit_logistic(chunk: _LayerChunk, design: ProbeDesign, table: PredictionTabl
         logits = solver.logits(weights)
         for number, (training_set, rows) in enumerate(zip(fitted_sets, rows_of, strict=True)):
             scores = logits[:, number, :, rows]
-            table.add(scores, penalty, training_set, layers=chunk.layers, control=number >= n_true)
+            table.add(scores, penalty, training_set, layers=layers, control=number >= n_true)
         progress(penalty + 1, len(design.penalties))
 
 
-def _fit_ridge(chunk: _LayerChunk, design: ProbeDesign, table: PredictionTable, *, progress: ProgressSpan) -> None:
+def _fit_ridge(
+    features: torch.Tensor, design: ProbeDesign, table: PredictionTable, *, layers: slice, progress: ProgressSpan
+) -> None:
     """Fit the same in closed form; the permuted labels are more columns of the same system."""
     device, done = design.labels.device, 0
     for partition, folds in enumerate(design.partitions):
         both_labels = (design.labels, design.control_labels[partition])
         targets = torch.cat([class_targets(labels, design.n_classes) for labels in both_labels], 1)
         fold_of = torch.as_tensor(folds.fold_of, device=device)
-        ridge = Ridge.from_features(chunk.features, targets, fold_of, n_folds=folds.count)
+        ridge = Ridge.from_features(features, targets, fold_of, n_folds=folds.count)
         for training_set in (each for each in design.training_sets if each.partition == partition):
             weights = ridge.solve(training_set.held_out_folds, design.penalties)
             scores = ridge.scores(weights, torch.as_tensor(training_set.rows, device=device))
             for penalty in range(len(design.penalties)):
                 true, control = scores[:, penalty].split(design.n_classes, 1)
-                table.add(true, penalty, training_set, layers=chunk.layers)
+                table.add(true, penalty, training_set, layers=layers)
                 if training_set.is_outer:
-                    table.add(control, penalty, training_set, layers=chunk.layers, control=True)
+                    table.add(control, penalty, training_set, layers=layers, control=True)
             done += 1
             progress(done, len(design.training_sets))

@@ -12,7 +12,6 @@ import torch
 from mertool.learning.folds import Folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.probing.layer_weights import LayerWeightsConfig, train_layer_weights
-from mertool.probing.minibatch import count_steps
 from mertool.probing.mlp import MlpConfig, train_mlp
 from mertool.probing.nested_cv import layer_chunks, probe_linear
 from mertool.probing.prediction_table import ProbePredictions
@@ -130,8 +129,8 @@ def _estimate_costs(shape: tuple[int, ...], plan: ProbePlan, *, with_speakers: b
     n_folds, n_members = plan.repetitions[0].count, len(plan.member_seeds)
     n_fits = 4 * n_folds * len(plan.partitions)
     mlp, weights = MlpConfig(), LayerWeightsConfig()
-    mlp_clips = count_steps(n_clips, mlp.batch_size, mlp.min_steps) * mlp.batch_size
-    weights_clips = count_steps(n_clips, weights.batch_size, weights.min_steps) * weights.batch_size
+    mlp_clips = mlp.count_steps(n_clips) * mlp.batch_size
+    weights_clips = weights.count_steps(n_clips) * weights.batch_size
     logistic, ridge = 60 * 4 * n_clips * n_channels * plan.n_classes, 9 * n_channels**3
     return [
         n_layers * n_fits * (logistic if plan.estimator == "logistic" else ridge),
