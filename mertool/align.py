@@ -22,14 +22,14 @@ from mertool.alignment.evaluation import evaluate_alignment, probe_folds, probe_
 from mertool.alignment.false_negatives import FalseNegativeFilter
 from mertool.alignment.targets import common_clips, load_acoustic_targets, split_clips
 from mertool.alignment.trainer import AlignmentHistory, train
-from mertool.devices import resolve_device, seed_everything
+from mertool.devices import resolve_device, seeded_torch
 from mertool.encoders.aligner import MAX_FRAMES, Aligner
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.files import check_writable
 from mertool.learning.accelerator import make_accelerator
 from mertool.learning.checkpoint import Checkpoint
-from mertool.learning.folds import Folds
+from mertool.learning.folds import Folds, warn_of_rare_classes
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.align import AlignOptions
@@ -63,15 +63,15 @@ def align(
         # Also for a reused run: of several processes only the main one writes the aligned store.
         accelerator = make_accelerator(device, torch.float32)
         if not reused:
-            seed_everything(options.seed)
             data = _load_data(audio_store, video_store, options)
-            aligner = Aligner(
-                channels=video_store.channels,
-                width=options.width,
-                blocks=options.blocks,
-                acoustic=audio_store.channels,
-                dropout=options.dropout,
-            )
+            with seeded_torch(options.seed):
+                aligner = Aligner(
+                    channels=video_store.channels,
+                    width=options.width,
+                    blocks=options.blocks,
+                    acoustic=audio_store.channels,
+                    dropout=options.dropout,
+                )
             checkpoint = _open_checkpoint(output, key, accelerator)
             history = train(
                 aligner,
@@ -125,7 +125,9 @@ def _read_labelled_clips(
     """Return the labelled clips that have frames, and the folds of the probe; faults are found before training."""
     examples = LabelledClips.from_manifest(manifest, options.classes)
     examples = examples.select(examples.present_in(video_store))
-    return examples, probe_folds(examples, options.seed)
+    folds = probe_folds(examples, options.seed)
+    warn_of_rare_classes(examples, [folds], options.classes)
+    return examples, folds
 
 
 def _run_key(

@@ -1,8 +1,10 @@
 """Which device and which number format a command uses."""
 
-import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
+import numpy as np
 import torch
 
 from mertool.errors import MertoolError, check_choice
@@ -87,7 +89,17 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python's and torch's generators; NumPy code takes its own generator."""
-    random.seed(seed)
-    torch.manual_seed(seed)
+@contextmanager
+def seeded_torch(seed: int, *purpose: int) -> Iterator[None]:
+    """Seed torch's global generators by numbers within the block, and restore their state after it.
+
+    For code that can only draw from the global generators, such as initial weights and dropout: what it draws then
+    depends on these numbers alone, not on what was drawn before. All other code takes generators of its own.
+    """
+    if purpose:
+        seed = int(np.random.SeedSequence((seed, *purpose)).generate_state(1)[0])
+    # Saving the state of a GPU that is not in use would reserve memory on it.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

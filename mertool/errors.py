@@ -1,4 +1,4 @@
-"""The two expected kinds of failure: an error of the user's, and a clip that cannot be used."""
+"""The two expected kinds of failure, an error of the user's and a clip that cannot be used, and warnings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,6 +51,10 @@ TRANSIENT_REASONS = frozenset(row.code for row in _ROWS if row.transient)
 
 class MertoolError(Exception):
     """An error of the user's: one line that says what was given, what is valid and what to do next."""
+
+
+class MertoolWarning(UserWarning):
+    """Something about the user's data that does not stop the work: one line, as of MertoolError."""
 
 
 class ClipError(Exception):

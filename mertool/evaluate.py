@@ -109,7 +109,7 @@ def evaluate(
 def _select_clips(
     systems: list[Predictions], paths: list[Path], manifest: Manifest, *, seed: int
 ) -> tuple[EvaluatedClips, int]:
-    """The labelled clips that all systems predict, in the order of the first; and the number of labelled clips."""
+    """The labelled clips that all systems predict, sorted; and the number of labelled clips."""
     classes = systems[0].classes
     if any(system.classes != classes for system in systems):
         raise MertoolError(f"{paths[0]} and {paths[1]} predict different classes: compare predictions of the same ones")
@@ -122,7 +122,8 @@ def _select_clips(
             f"none of the {len(labels)} labelled clips of {manifest.source} is in {' and '.join(map(str, paths))}: "
             "give the manifest of the clips that were predicted"
         )
-    clips = [clip for clip in systems[0].clips if clip in shared]
+    # Sorted, so that the draws of the bootstrap do not depend on the order of a file.
+    clips = sorted(shared)
     groups = [speakers.get(clip, "") for clip in clips]
     # The bootstrap draws speakers, and from a single one there is nothing to draw.
     all_known = all(groups) and len(set(groups)) > 1

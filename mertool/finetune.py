@@ -38,7 +38,7 @@ from mertool.extraction.plan import audio_digest
 from mertool.extraction.progress import ProgressFactory
 from mertool.features import parse_layers
 from mertool.learning.accelerator import make_accelerator
-from mertool.learning.folds import Folds
+from mertool.learning.folds import Folds, warn_of_rare_classes
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
 from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
 from mertool.manifest import Manifest
@@ -98,13 +98,14 @@ def finetune(
     manifest: Manifest, output: Path, options: FinetuneOptions, *, progress: ProgressFactory
 ) -> tuple[Run, bool]:
     """Train the adapters; return the run, and whether a complete run of the same inputs was reused."""
-    options = read_probe(options)
+    options = read_probe(options, manifest)
     resolved = _resolve(manifest, options)
     key = _cache_key(resolved, manifest, options)
     if run := find_reusable_run(output, "finetune", key=key, options=options):
         return run, True
     # Faults in folds are raised before the long work; clips without audio, which need no fold, are not known yet.
-    get_folds(options.folds, resolved.examples, options.seed, complete=False)
+    folds = get_folds(options.folds, resolved.examples, options.seed, complete=False)
+    rare_classes = warn_of_rare_classes(resolved.examples, [folds], options.classes)
     accelerator = make_accelerator(resolved.device, resolved.dtype)
     setup, labelled = _prepare(resolved, options, output=output, accelerator=accelerator, progress=progress)
     finished = FinishedAdapters(output, is_writer=accelerator.is_main_process)
@@ -129,7 +130,7 @@ def finetune(
         with new_run(output, "finetune", key=key, **run_info) as draft:
             finished.adapters.rename(draft.folder / ADAPTERS)
             write_folds(draft.folder / "folds.csv", labelled.examples, labelled.folds)
-            draft.metrics.update(folds=labelled.folds.description, skipped=labelled.skipped)
+            draft.metrics.update(folds=labelled.folds.description, skipped=labelled.skipped, rare_classes=rare_classes)
             write_results(
                 draft,
                 setup,
@@ -150,7 +151,7 @@ def compare(
 
     Returns the run that compares them, and whether it was reused.
     """
-    options = read_probe(options)
+    options = read_probe(options, manifest)
     runs = {}
     for method in options.compare:
         # A method without a size ignores the budget; the table shows how many parameters it trains.

@@ -30,7 +30,7 @@ from mertool.fusion.trainer import FusionTraining
 from mertool.fusion.unlabelled import match_stores, unlabelled_clips
 from mertool.learning.adapter_folds import adapter_folds
 from mertool.learning.cached_features import load_features
-from mertool.learning.folds import Folds, speaker_groups
+from mertool.learning.folds import Folds, speaker_groups, warn_of_rare_classes
 from mertool.learning.folds_file import folds_key, folds_option, get_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
@@ -83,6 +83,7 @@ def fuse(
         if run := find_reusable_run(output, "fuse", key=key, options=options):
             return run, True
         data = _load(opened, unlabelled, manifest, options)
+    rare_classes = warn_of_rare_classes(data.labelled, [data.folds], options.classes)
     config = ensemble_config(options)
     unimodal, fusion, self_training = _train(data, config, options, progress)
     correction, effect = calibrate_and_correct(
@@ -97,7 +98,7 @@ def fuse(
     facts |= {"classes": list(options.classes), "folds": data.folds.to_json(data.labelled)}
     with new_run(output, "fuse", key=key, options=asdict(options), **facts) as draft:
         draft.metrics.update(_metrics(data, config, unimodal, fusion))
-        draft.metrics["correction"] = effect
+        draft.metrics.update(correction=effect, rare_classes=rare_classes)
         if self_training:
             draft.metrics["self_training"] = self_training
         _write_held_out(draft, data, fusion)

@@ -12,6 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from mertool.files import write_atomic
 
+# The ids inside an SVG are random without a salt, but the same run must give the same file.
+matplotlib.rcParams["svg.hashsalt"] = "mertool"
 BLUE, ORANGE, GREY, YELLOW = "#0072B2", "#D55E00", "#999999", "#F0C000"
 MOST_TICKS = 26
 Bars = dict[str, tuple[float, float, float]]  # name -> value, low, high
@@ -21,17 +23,18 @@ def plot_layer_scores(
     path: Path,
     layers: list[int],
     scores: Bars,
-    window: tuple[int, int],
+    window: tuple[int, int] | None,
     chance: float | Bars,
     mlp: Bars | None = None,
     interval: str = "95 % intervals",
 ) -> None:
-    """Weighted F1 by layer with intervals, the recommended window shaded, shuffled labels dashed.
+    """Weighted F1 by layer with intervals, the recommended window (if any) shaded, shuffled labels dashed.
 
     `chance` is one value or, as `mlp`, has one for each layer.
     """
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
-    axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=YELLOW, alpha=0.25, lw=0, label="recommended window")
+    if window:
+        axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=YELLOW, alpha=0.25, lw=0, label="recommended window")
     heads = [("linear probe", scores, "o-", BLUE, -0.08 if mlp else 0)]
     heads += [("small MLP", mlp, "s--", ORANGE, 0.08)] if mlp else []
     for name, bars, style, colour, shift in heads:
@@ -52,9 +55,9 @@ def plot_layer_scores(
 
 
 def plot_recall_by_layer(
-    path: Path, layers: list[int], recall: dict[str, dict[str, float]], window: tuple[int, int]
+    path: Path, layers: list[int], recall: dict[str, dict[str, float]], window: tuple[int, int] | None
 ) -> None:
-    """Recall of each class (rows) by layer, written in where there is room; the window is framed."""
+    """Recall of each class (rows) by layer, written in where there is room; the window, if any, is framed."""
     classes = list(recall[str(layers[0])])
     shares = np.array([[recall[str(layer)][name] for layer in layers] for name in classes]) * 100
     figure, axes = plt.subplots(
@@ -64,12 +67,15 @@ def plot_recall_by_layer(
     for row, column in np.ndindex(shares.shape):
         colour = "black" if shares[row, column] > 60 else "white"
         axes.text(column, row, f"{int(shares[row, column] + 0.5)}", ha="center", va="center", color=colour, fontsize=7)
-    inside = [place for place, layer in enumerate(layers) if window[0] <= layer <= window[1]]
-    corner, size = (inside[0] - 0.5, -0.5), (len(inside), len(classes))
-    axes.add_patch(plt.Rectangle(corner, *size, fill=False, ec=ORANGE, lw=2.5, clip_on=False, label="window"))
+    xlabel = "layer (0 = embedding)"
+    if window:
+        inside = [place for place, layer in enumerate(layers) if window[0] <= layer <= window[1]]
+        corner, size = (inside[0] - 0.5, -0.5), (len(inside), len(classes))
+        axes.add_patch(plt.Rectangle(corner, *size, fill=False, ec=ORANGE, lw=2.5, clip_on=False, label="window"))
+        xlabel = "layer (0 = embedding; framed: recommended window)"
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="layer (0 = embedding; framed: recommended window)", title="Recall of each class by layer, %")
+    axes.set(xlabel=xlabel, title="Recall of each class by layer, %")
     figure.colorbar(picture, label="recall, %")
     _save(figure, path)
 
@@ -206,6 +212,7 @@ def _save(figure: Any, path: Path) -> None:
 
     for suffix in (".png", ".svg"):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], dpi=130)
+        metadata = {"Date": None} if suffix == ".svg" else None
+        figure.savefig(buffer, format=suffix[1:], dpi=130, metadata=metadata)
         write_atomic(path.with_suffix(suffix), buffer.getvalue())
     plt.close(figure)

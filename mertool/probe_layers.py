@@ -15,7 +15,7 @@ from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.extraction.progress import ProgressFactory
 from mertool.features import Recipe, describe_layers
-from mertool.learning.folds import Folds
+from mertool.learning.folds import Folds, warn_of_rare_classes
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
@@ -23,7 +23,7 @@ from mertool.options.probe_layers import ProbeLayersOptions
 from mertool.probing.evaluation import evaluate_probes
 from mertool.probing.probes import ProbePlan, probe_all
 from mertool.probing.progress import ProgressSpan
-from mertool.probing.window import Window
+from mertool.probing.window import Window, max_width
 from mertool.runs import Run, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
 
@@ -67,6 +67,7 @@ def probe_layers(
         inputs = _read_input(store, manifest, options)
     examples = inputs.examples
     plan = _make_plan(inputs, options)
+    rare_classes = warn_of_rare_classes(examples, plan.partitions, options.classes)
     with progress("probe-layers", "%") as update:
         results = probe_all(inputs.values, examples, plan, progress=ProgressSpan(update))
     metrics, window = evaluate_probes(
@@ -88,11 +89,11 @@ def probe_layers(
         classes=list(options.classes),
         folds=inputs.folds.to_json(examples),
         speakers=speakers,
-        window=[window.first, window.last],
+        window=[window.first, window.last] if window else None,
         recipe=inputs.recipe.to_json(),
         origin=inputs.provenance,
     ) as draft:
-        draft.metrics.update(metrics)
+        draft.metrics.update(metrics, rare_classes=rare_classes)
         write_folds(draft.folder / "folds.csv", examples, inputs.folds)
         _plot(draft.folder, metrics, inputs.layers, window=window)
     return Run.read(output, "probe-layers"), False
@@ -155,18 +156,25 @@ def _make_plan(inputs: _ProbeInput, options: ProbeLayersOptions) -> ProbePlan:
 def _ablate_windows(
     inputs: _ProbeInput,
     manifest: Manifest,
-    window: Window,
+    window: Window | None,
     *,
     options: ProbeLayersOptions,
     cache_parent: Path,
     progress: ProgressFactory,
 ) -> list[dict[str, Any]]:
-    """Train a short adapter in each of several windows of the recommended width; return their scores, best first."""
+    """Train a short adapter in each of several windows of the recommended width; return their scores, best first.
+
+    Without a recommended window they have the width that is asked for, else the largest one.
+    """
     # Imported here, because encoders take seconds to load and plain probes need none.
     from mertool.adapters.data import CACHE_FOLDER
     from mertool.adapters.window_ablation import ablate_windows, candidate_windows
 
-    windows = candidate_windows(max(inputs.layers), window.last - window.first + 1, (window.first, window.last))
+    n_blocks = max(inputs.layers)
+    if window:
+        windows = candidate_windows(n_blocks, window.last - window.first + 1, (window.first, window.last))
+    else:
+        windows = candidate_windows(n_blocks, options.width or max_width(n_blocks))
     return ablate_windows(
         manifest,
         windows,
@@ -182,8 +190,10 @@ def _ablate_windows(
     )
 
 
-def _adopt_ablation(metrics: dict[str, Any], window: Window) -> Window:
-    """Return the window that the probes recommend, or the one where an adapter is significantly better."""
+def _adopt_ablation(metrics: dict[str, Any], window: Window | None) -> Window | None:
+    """Return the window that the probes recommend, if any, or the one where an adapter is significantly better."""
+    if window is None:
+        return None
     best = metrics["injection"][0]
     recommended = next(row for row in metrics["injection"] if row["window"] == [window.first, window.last])
     if best is recommended or recommended["against_best"]["p"] >= SIGNIFICANCE:
@@ -195,7 +205,7 @@ def _adopt_ablation(metrics: dict[str, Any], window: Window) -> Window:
     return Window(first, last, reason)
 
 
-def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, window: Window) -> None:
+def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, window: Window | None) -> None:
     """Write the pictures of the run: scores and recall by layer, and the ablated windows if there are any."""
     from mertool.plots import plot_layer_scores, plot_recall_by_layer, plot_score_bars
 
@@ -204,7 +214,7 @@ def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, window: W
         rows = {layer: (scores[probe] if probe else scores)["waf"] for layer, scores in metrics["layers"].items()}
         return {layer: (waf["value"], waf["low"], waf["high"]) for layer, waf in rows.items()}
 
-    span = (window.first, window.last)
+    span = (window.first, window.last) if window else None
     plot_layer_scores(
         folder / "layers",
         layers,

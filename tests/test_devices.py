@@ -1,11 +1,9 @@
 """Devices, number formats and seeds."""
 
-import random
-
 import pytest
 import torch
 
-from mertool.devices import computes_bfloat16, dtype_name, resolve_device, resolve_dtype, seed_everything
+from mertool.devices import computes_bfloat16, dtype_name, resolve_device, resolve_dtype, seeded_torch
 from mertool.errors import MertoolError
 
 
@@ -103,9 +101,17 @@ def test_an_unknown_dtype():
         resolve_dtype("float8", torch.device("cpu"))
 
 
-def test_a_seed_repeats_what_is_random():
+def test_seeded_torch_repeats_its_draws_and_leaves_the_global_state():
     draws = []
-    for seed in (3, 3, 4):
-        seed_everything(seed)
-        draws.append((random.random(), torch.rand(1).item()))
-    assert draws[0] == draws[1] != draws[2]
+    for seed in ((3,), (3,), (4,), (3, 0), (3, 1)):
+        torch.rand(len(draws))  # what was drawn before has no influence
+        with seeded_torch(*seed):
+            draws.append(torch.rand(1).item())
+    assert draws[0] == draws[1]
+    assert len(set(draws[1:])) == 4
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    with seeded_torch(3):
+        torch.rand(5)
+    assert torch.equal(torch.rand(2), expected)

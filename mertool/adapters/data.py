@@ -40,7 +40,7 @@ class AdaptationData:
     """Clips with readable audio.
 
     Attributes:
-        names: Clip ids (N).
+        names: Clip ids (N), sorted unless `reordered`.
         inputs: By block: its output (T, D) for every clip, on the CPU; training of the blocks above starts there. With
             `from_frontend` there is one entry, 0, with the output of the convolutions.
         reconstruction_frames: Frames (T, M) of every clip that masked frames are reconstructed as: of a frozen layer
@@ -118,7 +118,7 @@ def read_adaptation_data(
     if spec.from_frontend or spec.log_mel:
         frontends, waveforms, failures = _read_audio(manifest, spec, encoder=encoder, progress=progress)
         skipped |= failures
-    names = tuple(clip.clip for clip in manifest.clips if clip.clip not in skipped)
+    names = tuple(sorted(clip.clip for clip in manifest.clips if clip.clip not in skipped))
     if not names:
         reasons = ", ".join(sorted(set(skipped.values())))
         raise MertoolError(f"none of the {len(manifest)} clips of {manifest.source} has readable audio ({reasons})")
@@ -173,6 +173,9 @@ def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path
         encoder=EncoderAssets(checkpoint),
         device=spec.device,
         limits=spec.limits,
+        # Each clip alone: which clips share a batch depends on the decoders and on what a killed run has left, and
+        # rounding depends on the batch. A cache that is made again must give the same adapters.
+        max_batch_cost=0.0,
     )
     with progress("frozen layers", "clips") as update:
         while True:
@@ -219,7 +222,8 @@ def _run_convolutions(encoder: Any, waveform: np.ndarray) -> torch.Tensor:
 
 def sample_unlabelled(manifest: Manifest, max_clips: int, seed: int) -> tuple[str, ...]:
     """Return the ids of at most `max_clips` clips of the split `unlabelled`, drawn with `seed`."""
-    ids = [clip.clip for clip in manifest.clips if clip.split == "unlabelled"]
+    # Sorted, so that the draw does not depend on the order of the manifest.
+    ids = sorted(clip.clip for clip in manifest.clips if clip.split == "unlabelled")
     if len(ids) > max_clips:
         ids = sorted(np.random.default_rng(seed).choice(ids, max_clips, replace=False).tolist())
     return tuple(ids)

@@ -4,8 +4,8 @@
 epoch with the lowest loss on the development clips. accelerate spreads each batch over processes; gradients are
 accumulated over forward passes of clips of similar length.
 
-Batches and masks are drawn from (seed, epoch[, row]), never from a running generator, so they do not depend on the
-number of processes.
+Whatever is random is drawn from the seed and numbers such as the epoch and the row, never from a running generator. So
+it depends neither on the number of processes nor on what the process did before.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from mertool.adapters.cross_validation import AdapterSplit
 from mertool.adapters.inputs import epoch_batches
 from mertool.adapters.masked_prediction import span_mask
 from mertool.adapters.setup import Adapter, AdapterConfig, AdapterSetup, new_adapter
-from mertool.devices import seed_everything
+from mertool.devices import seeded_torch
 from mertool.learning.early_stopping import EarlyStopping, check_finite
 from mertool.learning.labelled_clips import IGNORE_INDEX
 from mertool.learning.lr_schedule import set_learning_rate, warmup_cosine
@@ -62,8 +62,8 @@ def train_adapter(setup: AdapterSetup, split: AdapterSplit, progress: Callable[[
     Raises MertoolError if a loss is NaN or infinite.
     """
     config = setup.config
-    seed_everything(config.seed)
-    adapter = new_adapter(setup, split)
+    with seeded_torch(config.seed):
+        adapter = new_adapter(setup, split)
     trainable, history = adapter.trainable_parameters, adapter.history
     model, optimizer = setup.accelerator.prepare(adapter.model, _make_optimizer(trainable, config))
     # Without masks, unlabelled clips have no loss.
@@ -79,7 +79,9 @@ def train_adapter(setup: AdapterSetup, split: AdapterSplit, progress: Callable[[
         mean_losses = np.zeros(2)
         for batch in batches:
             set_learning_rate(optimizer, warmup_cosine(step, n_steps))
-            losses = _training_step(setup, adapter, model, optimizer=optimizer, batch=batch, epoch=epoch)
+            # A method of PEFT may have dropout.
+            with seeded_torch(config.seed, step):
+                losses = _training_step(setup, adapter, model, optimizer=optimizer, batch=batch, epoch=epoch)
             check_finite(*losses, epoch=epoch + 1)
             mean_losses += np.array(losses) / len(batches)
             step += 1

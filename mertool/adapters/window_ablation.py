@@ -36,14 +36,14 @@ CONFIG = AdapterConfig(
 )  # of every window; layers and seed are added
 
 
-def candidate_windows(n_blocks: int, width: int, probed_window: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return adjacent windows of `width` layers from the last layer down, and the one that the probes recommend.
+def candidate_windows(n_blocks: int, width: int, *recommended: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return adjacent windows of `width` layers from the last layer down, and those that the probes recommend.
 
     >>> candidate_windows(12, 4, (7, 10))
     [(1, 4), (5, 8), (7, 10), (9, 12)]
     """
     tiles = {(last - width + 1, last) for last in range(n_blocks, width - 1, -width)}
-    return sorted(tiles | {probed_window})
+    return sorted(tiles | set(recommended))
 
 
 def ablate_windows(

@@ -1,9 +1,9 @@
 """The training data of an aligner: frames streamed from a store, and acoustic targets in memory.
 
-The frames of all clips are too large for memory. They are read in blocks of neighbouring clips, since frames lie end to
-end in the file and a read per clip would cost a seek each. For training, blocks come in random order and their clips
-pass through a shuffle buffer. At 64 frames of 768 channels in float16, the buffer takes 0.2 GB and a batch of 1,024
-clips 0.1 GB.
+The frames of all clips are too large for memory. They are read in blocks of clips with neighbouring ids. Stores mostly
+hold clips in this order, and frames lie end to end in the file, so a block costs one read and not a seek per clip. For
+training, blocks come in random order and their clips pass through a shuffle buffer. At 64 frames of 768 channels in
+float16, the buffer takes 0.2 GB and a batch of 1,024 clips 0.1 GB.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ from mertool.errors import MertoolError
 from mertool.extraction.prefetch import Prefetcher
 from mertool.store import FeatureStore
 
-BLOCK_CLIPS = 32  # neighbouring clips of the store per read
+BLOCK_CLIPS = 32  # clips that are read together
+MAX_GAP = 8  # clips of the store that are read and dropped rather than skipped by another read
 SHUFFLE_BUFFER_CLIPS = 2048
 PREFETCH = 1  # batches or blocks that are read ahead
 
@@ -43,7 +44,7 @@ class FrameStream:
 
     Attributes:
         store: A frame store of one layer.
-        store_rows: Row in the store (N,) of each clip of the stream, ascending.
+        store_rows: Row in the store (N,) of each clip of the stream; ascending rows are read fastest.
         max_frames: Of a longer clip so many frames are taken at equal distances; None takes all.
     """
 
@@ -52,7 +53,7 @@ class FrameStream:
     max_frames: int | None
 
     def in_order(self, rows: np.ndarray) -> Prefetcher[ClipBatch]:
-        """Return the clips `rows`, ascending, as one batch per block of the store."""
+        """Return the clips `rows`, ascending, as one batch per block."""
         return Prefetcher((ClipBatch(block, self.read(block)) for block in self._split_blocks(rows)), PREFETCH)
 
     def shuffled_batches(
@@ -65,12 +66,16 @@ class FrameStream:
         return Prefetcher(self._shuffle(rows, count, seed, first=first), PREFETCH)
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Read the frames (T, C) of clips that lie in one block; NaN or infinity raises MertoolError."""
+        """Read the frames (T, C) of the clips of one block; NaN or infinity raises MertoolError."""
         store_rows = self.store_rows[rows]
-        block = self.store.read_frame_block(int(store_rows[0]), int(store_rows[-1]) + 1)
+        ascending = np.sort(store_rows)
+        frames_of: dict[int, np.ndarray] = {}
+        for near in np.split(ascending, np.flatnonzero(np.diff(ascending) > MAX_GAP) + 1):
+            first = int(near[0])
+            frames_of |= enumerate(self.store.read_frame_block(first, int(near[-1]) + 1), first)
         clips = []
-        for store_row in store_rows:
-            frames = block[store_row - store_rows[0]]
+        for store_row in store_rows.tolist():
+            frames = frames_of[store_row]
             # Indexing by an array copies, so that the block can be freed while a few of its clips wait in the buffer.
             frames = frames[uniform_frame_indices(len(frames), self.max_frames or len(frames))]
             if not np.isfinite(frames).all():
@@ -82,10 +87,10 @@ class FrameStream:
         return clips
 
     def _split_blocks(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Split ascending rows where they pass from one block of the store to another."""
+        """Split ascending rows where they pass from one block to another."""
         if not len(rows):
             return []
-        return np.split(rows, np.flatnonzero(np.diff(self.store_rows[rows] // BLOCK_CLIPS)) + 1)
+        return np.split(rows, np.flatnonzero(np.diff(rows // BLOCK_CLIPS)) + 1)
 
     def _shuffle(self, rows: np.ndarray, count: int, seed: tuple[int, ...], *, first: int) -> Iterator[ClipBatch]:
         random = np.random.default_rng(seed)

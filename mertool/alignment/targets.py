@@ -42,8 +42,11 @@ def split_clips(count: int, seed: int) -> AlignmentSplit:
 
 
 def common_clips(audio_store: FeatureStore, video_store: FeatureStore) -> list[str]:
-    """Return the ids of clips in both stores, in the order of the video store; too few raise MertoolError."""
-    clips = [clip for clip in video_store.ids if clip in audio_store.index]
+    """Return the sorted ids of clips in both stores; too few raise MertoolError.
+
+    They are sorted so that the split and the batches, which are drawn for rows, do not depend on the order of a store.
+    """
+    clips = sorted(clip for clip in video_store.ids if clip in audio_store.index)
     if len(clips) < MIN_CLIPS:
         raise MertoolError(
             f"{audio_store.path} and {video_store.path} have {len(clips)} clips in common, at least {MIN_CLIPS} are "

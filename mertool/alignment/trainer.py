@@ -14,6 +14,7 @@ from torch import nn
 
 from mertool.alignment.data import AlignmentData, ClipBatch, frame_statistics
 from mertool.alignment.encoding import all_gather_with_grad, encode_clips, encode_distributed
+from mertool.devices import seeded_torch
 from mertool.encoders.aligner import Aligner
 from mertool.learning.checkpoint import Checkpoint, restore_training, training_tensors
 from mertool.learning.early_stopping import EarlyStopping, check_finite
@@ -83,10 +84,11 @@ def train(
         with data.stream.shuffled_batches(data.split.train, epoch_steps, seed=seed, first=first) as batches:
             for batch in batches:
                 set_learning_rate(optimizer, warmup_cosine(step, total_steps))
-                _seed_dropout(options.seed, step, accelerator.process_index)
-                loss = _training_step(
-                    model, optimizer, batch, data=data, accelerator=accelerator, max_padded_frames=max_padded_frames
-                )
+                # By step, so that a resumed training draws the same dropout masks; by process, whose clips differ.
+                with seeded_torch(options.seed, step, accelerator.process_index):
+                    loss = _training_step(
+                        model, optimizer, batch, data=data, accelerator=accelerator, max_padded_frames=max_padded_frames
+                    )
                 check_finite(loss, epoch=epoch + 1)
                 epoch_loss += loss / epoch_steps
                 step += 1
@@ -115,11 +117,6 @@ def _make_optimizer(aligner: Aligner, loss_function: nn.Module, options: AlignOp
         {"params": list(loss_function.parameters()), "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate)
-
-
-def _seed_dropout(seed: int, step: int, process: int) -> None:
-    """Seed torch for one step of one process, so that a resumed training draws the same dropout masks."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
 
 
 def _training_step(

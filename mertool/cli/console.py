@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import typer
 
-from mertool.errors import MertoolError, combine_errors
+from mertool.errors import MertoolError, MertoolWarning, combine_errors
 
 SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
@@ -50,6 +51,26 @@ def suggest_next(words: Sequence[object]) -> None:
 def warn(text: str) -> None:
     """Print one line on standard error."""
     print(text, file=sys.stderr)
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Print each warning of mertool as one line on standard error, in the first of several processes."""
+    show = warnings.showwarning
+    shown: set[str] = set()
+
+    def print_warning(message: Any, category: Any, *details: Any, **more: Any) -> None:
+        if not issubclass(category, MertoolWarning):
+            show(message, category, *details, **more)
+        elif is_first_process() and str(message) not in shown:
+            shown.add(str(message))
+            warn("note: " + " ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        # Python itself would show a line once in a process, which may run several commands.
+        warnings.simplefilter("always", MertoolWarning)
+        warnings.showwarning = print_warning
+        yield
 
 
 def print_json(value: dict[str, Any]) -> None:

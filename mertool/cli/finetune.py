@@ -38,8 +38,8 @@ def finetune(
     GPUs: accelerate launch -m mertool finetune ... (or torchrun).
     """
     layers_of_probe = options.layers is None
-    options = read_probe(options)
     manifest = read_source(source)
+    options = read_probe(options, manifest)
     from mertool import finetune as stage
 
     reports = is_first_process()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from mertool.cli.config import config_reader
+from mertool.cli.console import printed_warnings
 from mertool.errors import MertoolError
 from mertool.options import Option, Options, options_of
 
@@ -31,7 +32,8 @@ def add_command(
     command gets `--config FILE`. `fixed` are values of fields that the command itself sets. Faults of the options are
     reported before the function is called.
     """
-    app.command(name, help=help, epilog=example)(_expand(function, name, fixed or {}))
+    command = printed_warnings()(_expand(function, name, fixed or {}))
+    app.command(name, help=help, epilog=example)(command)
 
 
 def _expand(function: Command, name: str, fixed: dict[str, Any]) -> Command:

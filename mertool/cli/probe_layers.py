@@ -55,16 +55,17 @@ def probe_layers(
     echo(format_run("run", output, reused))
     echo(f"plots: {', '.join(str(output / f'{name}.png') for name in plots)}")
     echo(f"folds: {output / 'folds.csv'}")
-    if run.info["recipe"]["modality"] == "audio" and not run.info["recipe"]["adapter"]:
+    if run.info["window"] and run.info["recipe"]["modality"] == "audio" and not run.info["recipe"]["adapter"]:
         suggest_next(["finetune", manifest, "--probe", output, "-o", "runs/acoustic"])
     else:
         suggest_next(["fuse", store, "OTHER_STORES", "--manifest", manifest, "-o", "runs/fusion"])
 
 
-def print_metrics(metrics: dict[str, Any], window: list[int]) -> None:
+def print_metrics(metrics: dict[str, Any], window: list[int] | None) -> None:
     """Print the scores of the layers, chance, the layer weights, and the recommended window."""
     print_layers(metrics, window)
-    echo("layer n is the output of transformer block n, layer 0 the embedding; *: in the recommended window")
+    marked = "; *: in the recommended window" if window else ""
+    echo(f"layer n is the output of transformer block n, layer 0 the embedding{marked}")
     echo(f"chance (shuffled labels): weighted F1 {format_score(metrics['chance']['waf'])}, mean over layers")
     if speakers := metrics.get("speakers"):
         chance = f"{_format_percent(speakers['chance'])} on shuffled speakers"
@@ -74,10 +75,13 @@ def print_metrics(metrics: dict[str, Any], window: list[int]) -> None:
     print_layer_weights(metrics["layer_weights"])
     if "injection" in metrics:
         print_injection(metrics["injection"])
-    print_window(metrics["window"], metrics["nested"])
+    if metrics["window"]:
+        print_window(metrics["window"], metrics["nested"])
+    else:
+        print_no_window(metrics["best_layer"])
 
 
-def print_layers(metrics: dict[str, Any], window: list[int]) -> None:
+def print_layers(metrics: dict[str, Any], window: list[int] | None) -> None:
     """Print the scores of every layer; those of the recommended window are marked."""
     speakers = metrics.get("speakers")
     columns = ["layer", "weighted F1", "UAR", "accuracy", "shuffled labels"]
@@ -85,7 +89,7 @@ def print_layers(metrics: dict[str, Any], window: list[int]) -> None:
     columns += ["speaker"] if speakers else []
     rows = []
     for layer, scores in metrics["layers"].items():
-        in_window = window[0] <= int(layer) <= window[1]
+        in_window = window and window[0] <= int(layer) <= window[1]
         row = [f"{layer} *" if in_window else layer]
         row += [format_score(scores[name]) for name in ("waf", "uar", "accuracy")]
         row += [_format_percent(scores["control"]["waf"])]
@@ -115,6 +119,15 @@ def print_window(window: dict[str, Any], nested: bool) -> None:
     if "read_out" in window:
         scored = f"{describe_layers(window['read_out'])}, chosen by read-out"
     echo(f"{scored}, {chosen_on}: weighted F1 {format_score(window['waf'])}")
+
+
+def print_no_window(best: dict[str, Any]) -> None:
+    """Say that no layer is above chance."""
+    shuffled = f"the best layer on shuffled labels has {100 * best['best_shuffled']:.1f}"
+    warn(
+        f"note: no window is recommended: the best layer, {best['layer']}, is not above chance (weighted F1 "
+        f"{format_score(best['waf'])}; {shuffled}). More clips, or another encoder, may help"
+    )
 
 
 def print_injection(ranking: list[dict[str, Any]]) -> None:

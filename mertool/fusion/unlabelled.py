@@ -48,7 +48,8 @@ def unlabelled_clips(
         for clip, digest in store.digests().items():
             same_media = is_media and digest in labelled_media
             is_labelled[clip] = is_labelled.get(clip, clip in labelled_ids) or same_media
-    clips = [clip for clip, drop in is_labelled.items() if not drop]
+    # Sorted, so that the batches do not depend on the order of the stores.
+    clips = sorted(clip for clip, drop in is_labelled.items() if not drop)
     if not clips:
         names = ", ".join(str(store.path) for store in unlabelled)
         raise MertoolError(f"{names}: all {len(is_labelled)} clips are labelled ones: give stores of other clips")

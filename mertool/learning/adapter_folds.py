@@ -7,7 +7,7 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.learning.folds import Folds
-from mertool.learning.folds_file import assign_missing_folds, get_folds
+from mertool.learning.folds_file import assign_missing_folds, get_folds, read_run_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.runs import Run
 from mertool.store import FeatureStore
@@ -45,7 +45,8 @@ def adapter_folds(
 
 def _read_common_folds(adapters: list[str]) -> dict[str, int]:
     """Return the fold of each clip, which must be the same in all runs of adapters."""
-    first, *rest = (Run.read(Path(adapter), "finetune", "folds").info["folds"] for adapter in adapters)
+    runs = [Run.read(Path(adapter), "finetune", "folds") for adapter in adapters]
+    first, *rest = (read_run_folds(run.folder / "run.json") for run in runs)
     for adapter, folds in zip(adapters[1:], rest, strict=True):
         if folds != first:
             raise MertoolError(

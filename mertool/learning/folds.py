@@ -1,13 +1,15 @@
 """Folds for cross-validation: stratified by class, and disjoint in speakers where all are known."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, MertoolWarning
 from mertool.learning.labelled_clips import LabelledClips
+from mertool.options.shared import MAX_FOLDS
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def make_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
     Folds are disjoint in speakers if every speaker is known and there are at least two. Raises MertoolError if there
     are too few clips, or if the clips outside a fold are of one class.
     """
-    if count < 2:
-        raise MertoolError(f"{count} folds: give at least 2")
+    if not 2 <= count <= MAX_FOLDS:
+        raise MertoolError(f"{count} folds: give 2 to {MAX_FOLDS}")
     if len(examples) < count:
         raise MertoolError(
             f"{len(examples)} labelled clips with features are fewer than {count} folds: give --folds less"
@@ -64,6 +66,37 @@ def make_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
     return folds
 
 
+def describe_rare_classes(examples: LabelledClips, folds: Folds, classes: tuple[str, ...]) -> list[str]:
+    """Return one sentence for each class that the folds cannot train and score as the others, for people.
+
+    These are classes whose clips all lie in one fold, such as those of a single speaker: the model that is scored on
+    them has never seen the class. And classes with fewer clips than folds, which some folds do not score.
+    """
+    sentences = []
+    for index in np.unique(examples.labels).tolist():
+        rows = np.flatnonzero(examples.labels == index)
+        number = f"{len(rows)} clip{'s' * (len(rows) > 1)}"
+        speakers = {examples.speakers[row] for row in rows}
+        if len(np.unique(folds.fold_of[rows])) == 1:
+            where = (
+                f"of speaker {speakers.pop()} alone" if len(speakers) == 1 and None not in speakers else "in one fold"
+            )
+            sentences.append(f"{classes[index]} ({number} {where}) is never in training when it is held out")
+        elif len(rows) < folds.count:
+            sentences.append(f"{classes[index]} ({number}) has fewer clips than the {folds.count} folds")
+    return sentences
+
+
+def warn_of_rare_classes(examples: LabelledClips, partitions: Sequence[Folds], classes: tuple[str, ...]) -> list[str]:
+    """Issue one MertoolWarning for what `describe_rare_classes` says of any of the partitions; return the sentences."""
+    sentences = [sentence for folds in partitions for sentence in describe_rare_classes(examples, folds, classes)]
+    sentences = list(dict.fromkeys(sentences))
+    if sentences:
+        advice = "add clips of more speakers, or take the label out of the manifest"
+        warnings.warn(f"{'; '.join(sentences)}: {advice}", MertoolWarning, stacklevel=2)
+    return sentences
+
+
 def speaker_groups(examples: LabelledClips) -> np.ndarray | None:
     """Return the speaker (N,) of each clip if all are known and there are at least two, else None."""
     speakers = set(examples.speakers)
@@ -77,18 +110,17 @@ def _stratified_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
             f"the largest class has {largest_class} clips, fewer than {count} folds: give --folds {largest_class} or "
             "less"
         )
-    splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
-    description = f"{count} folds, speakers not known for all clips, so not kept apart"
-    return Folds(_assign(splitter, examples, None), count, description)
+    fold_of = _assign(StratifiedKFold(count, shuffle=True, random_state=seed), examples, None)
+    return Folds(fold_of, count, f"{count} folds, speakers not known for all clips, so not kept apart")
 
 
 def _speaker_disjoint_folds(examples: LabelledClips, groups: np.ndarray, count: int, *, seed: int) -> Folds:
     speakers = len(set(examples.speakers))
     fewer = f", too few for the {count} asked for" if count > speakers else ""
-    count = min(count, speakers)
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    description = f"{count} folds, speaker-disjoint ({speakers} speakers{fewer})"
-    return Folds(_assign(splitter, examples, groups), count, description)
+    splitter = StratifiedGroupKFold(min(count, speakers), shuffle=True, random_state=seed)
+    # To balance the classes scikit-learn may leave folds empty; these are dropped.
+    used, fold_of = np.unique(_assign(splitter, examples, groups), return_inverse=True)
+    return Folds(fold_of, len(used), f"{len(used)} folds, speaker-disjoint ({speakers} speakers{fewer})")
 
 
 def _assign(

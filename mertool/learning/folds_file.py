@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -12,8 +11,12 @@ from mertool.errors import MertoolError, combine_errors
 from mertool.files import digest_json, write_atomic
 from mertool.learning.folds import Folds, make_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
+from mertool.options.shared import MAX_FOLDS
+from mertool.untrusted import read_bytes, read_json_object
 
 VALID_FORMS = "a CSV with the columns clip,fold; the folder or run.json of a run; EmoBox's CSV with fold,split,file"
+GIVE = f"give {VALID_FORMS}"
+SHOWN = 40  # characters of a name in a message
 
 
 def get_folds(folds: int | Path, examples: LabelledClips, seed: int, *, complete: bool = True) -> Folds:
@@ -25,7 +28,7 @@ def get_folds(folds: int | Path, examples: LabelledClips, seed: int, *, complete
 
 def folds_key(folds: int | Path | None) -> int | str | None:
     """Return what `--folds` adds to the key of a run: the number, or the digest of the file."""
-    return digest_json(_existing_file(folds).read_bytes().hex()) if isinstance(folds, Path) else folds
+    return digest_json(read_bytes(_existing_file(folds), GIVE).hex()) if isinstance(folds, Path) else folds
 
 
 def folds_option(folds: int | Path | None) -> int | str | None:
@@ -52,7 +55,10 @@ def read_folds(path: Path, examples: LabelledClips, *, complete: bool = True) ->
     """
     file = _existing_file(path)
     is_run = file.suffix == ".json"
-    name_of_clip = _read_run(file) if is_run else _read_csv(file, examples.clips)
+    if is_run:
+        name_of_clip = {clip: str(fold) for clip, fold in read_run_folds(file).items()}
+    else:
+        name_of_clip = _read_csv(file, examples.clips)
     # Fewer than half in common: it is a run or a file of another corpus, and the error below says so.
     if (is_run or not complete) and 2 * sum(clip in name_of_clip for clip in examples.clips) > len(examples):
         name_of_clip = assign_missing_folds(name_of_clip, examples)
@@ -64,6 +70,8 @@ def read_folds(path: Path, examples: LabelledClips, *, complete: bool = True) ->
         )
     names = sorted({name_of_clip[clip] for clip in examples.clips}, key=_natural_order)
     fold_of = np.array([names.index(name_of_clip[clip]) for clip in examples.clips], np.int64)
+    if len(names) > MAX_FOLDS:
+        raise MertoolError(f"{file} has {len(names):,} folds: at most {MAX_FOLDS} are trained, merge some")
     if len(names) < 2:
         raise MertoolError(f"{file} puts all {len(examples)} labelled clips into fold {names[0]}: two are needed")
     for fold, name in enumerate(names):
@@ -96,35 +104,51 @@ def _describe_speakers(examples: LabelledClips, fold_of: np.ndarray) -> str:
 
 
 def _existing_file(path: Path) -> Path:
-    file = path / "run.json" if path.is_dir() else path
-    if not file.exists():
-        reason = "is a folder without a run.json" if path.is_dir() else "does not exist"
+    try:
+        is_folder = path.is_dir()
+        file = path / "run.json" if is_folder else path
+        exists = file.exists()
+    except (OSError, ValueError) as error:
+        # Such as a name that is too long for the file system.
+        raise MertoolError(f"--folds {str(path)[:SHOWN]}... is no path ({error.args[-1]}): {GIVE}") from error
+    if not exists:
+        reason = "is a folder without a run.json" if is_folder else "does not exist"
         raise MertoolError(f"--folds {path} {reason}: give a number, or {VALID_FORMS}")
     return file
 
 
 def _natural_order(name: str) -> tuple[int, int, str]:
     """Sort key: fold 2 comes before fold 10, and numbers before names."""
-    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+    digits = name.lstrip("0")
+    # By length, since a number may have too many digits to be converted.
+    return (0, len(digits), digits) if name.isdecimal() else (1, 0, name)
 
 
-def _read_run(file: Path) -> dict[str, str]:
-    try:
-        folds = json.loads(file.read_text(encoding="utf-8"))["folds"]
-        return {str(clip): str(int(fold)) for clip, fold in folds.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MertoolError(f"{file} holds no folds of a run: give {VALID_FORMS}") from error
+def read_run_folds(file: Path) -> dict[str, int]:
+    """Return the fold by clip id that a run.json names; raises MertoolError for anything but folds of a run."""
+    folds = read_json_object(file, GIVE).get("folds")
+    if not isinstance(folds, dict) or not folds:
+        raise MertoolError(f"{file} holds no folds of a run: {GIVE}")
+    for clip, fold in folds.items():
+        # JSON's true is an int for Python.
+        if type(fold) is not int or not 0 <= fold < MAX_FOLDS:
+            raise MertoolError(
+                f"{file} puts clip '{clip[:SHOWN]}' into fold {str(fold)[:SHOWN]}: folds of a run are whole numbers "
+                f"from 0 to {MAX_FOLDS - 1}"
+            )
+    return folds
 
 
 def _read_csv(file: Path, clips: Iterable[str]) -> dict[str, str]:
     """Return the fold by clip id of a CSV in one of the two forms."""
     try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            lines = [[cell.strip() for cell in row] for row in csv.reader(stream) if any(map(str.strip, row))]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MertoolError(f"{file} cannot be read as a CSV in UTF-8 ({error}): give {VALID_FORMS}") from error
+        text = read_bytes(file, GIVE).decode("utf-8-sig")
+        rows_of_cells = csv.reader(io.StringIO(text, newline=""))
+        lines = [[cell.strip() for cell in row] for row in rows_of_cells if any(map(str.strip, row))]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MertoolError(f"{file} cannot be read as a CSV in UTF-8 ({error}): {GIVE}") from error
     if not lines:
-        raise MertoolError(f"{file} is empty: give {VALID_FORMS}")
+        raise MertoolError(f"{file} is empty: {GIVE}")
     header = [name.lower() for name in lines[0]]
     uneven = [number for number, row in enumerate(lines, start=1) if len(row) != len(header)]
     if uneven:
@@ -134,29 +158,57 @@ def _read_csv(file: Path, clips: Iterable[str]) -> dict[str, str]:
         return _parse_clip_rows(file, rows)
     if {"fold", "split", "file"} <= set(header):
         return _match_files(file, clips, _parse_emobox_rows(file, rows))
-    raise MertoolError(f"{file} has the columns '{','.join(header)}': give {VALID_FORMS}")
+    raise MertoolError(f"{file} has the columns '{','.join(header)[:200]}': {GIVE}")
 
 
 def _parse_clip_rows(file: Path, rows: list[dict[str, str]]) -> dict[str, str]:
     name_of_clip: dict[str, str] = {}
     faults = []
     for number, row in enumerate(rows, start=2):
-        clip, fold = row["clip"], row["fold"]
-        if not clip or not fold:
-            faults.append(f"row {number}: {'clip' if not clip else 'fold'} is empty")
+        clip = row["clip"]
+        try:
+            fold = _fold_name(row["fold"])
+        except ValueError as error:
+            faults.append(f"row {number}: {error}")
+            continue
+        if not clip:
+            faults.append(f"row {number}: clip is empty")
         elif name_of_clip.setdefault(clip, fold) != fold:
-            faults.append(f"row {number}: '{clip}' is in fold {name_of_clip[clip]} and in fold {fold}")
+            faults.append(f"row {number}: '{clip[:SHOWN]}' is in fold {name_of_clip[clip]} and in fold {fold}")
     if faults:
         raise combine_errors(str(file), faults)
     return name_of_clip
+
+
+def _fold_name(cell: str) -> str:
+    """Return the name of a fold, a whole number without leading zeros; raises ValueError for what cannot be a name.
+
+    Spreadsheets write 1.0 for 1 and nan for an empty cell, and -1 often means none.
+    """
+    if not cell:
+        raise ValueError("fold is empty")
+    if len(cell) > SHOWN or not cell.isprintable():
+        raise ValueError(f"the fold {cell[:SHOWN]!r} has more than {SHOWN} characters, or some that cannot be printed")
+    try:
+        number = float(cell)
+    except ValueError:
+        return cell
+    if not number.is_integer() or number < 0:
+        raise ValueError(f"fold {cell}: give a name or a whole number from 0")
+    return str(int(number))
 
 
 def _parse_emobox_rows(file: Path, rows: list[dict[str, str]]) -> dict[str, str]:
     """Return the fold by file name: the one whose test split the file is in."""
     fold_of_file: dict[str, str] = {}
     faults = []
-    for row in rows:
-        name, fold = row["file"], row["fold"]
+    for number, row in enumerate(rows, start=2):
+        name = row["file"]
+        try:
+            fold = row["fold"] = _fold_name(row["fold"])
+        except ValueError as error:
+            faults.append(f"row {number}: {error}")
+            continue
         if row["split"].lower() == "test" and fold_of_file.setdefault(name, fold) != fold:
             faults.append(f"{name} is in the test split of fold {fold_of_file[name]} and of fold {fold}")
     for name in dict.fromkeys(row["file"] for row in rows if row["file"] not in fold_of_file):

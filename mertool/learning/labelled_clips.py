@@ -13,7 +13,10 @@ IGNORE_INDEX = -100  # label of a clip that is not learned from: the default `ig
 
 @dataclass(frozen=True)
 class LabelledClips:
-    """N clips with a label, in the order of the manifest.
+    """N clips with a label, sorted by clip id.
+
+    Folds, permuted labels, batches and bootstrap draws are drawn for rows. As rows are sorted, they do not depend on
+    the order of the manifest.
 
     Attributes:
         clips: Clip ids.
@@ -34,7 +37,7 @@ class LabelledClips:
 
         Raises MertoolError if there is none, or if all are of one class.
         """
-        labels, speakers = manifest.training_labels(classes), manifest.speakers()
+        labels, speakers = dict(sorted(manifest.training_labels(classes).items())), manifest.speakers()
         if not labels:
             raise MertoolError(
                 f"{manifest.source} has no labelled training clip: fill in the column label (split empty or train), or "

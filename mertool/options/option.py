@@ -119,7 +119,9 @@ class Option:
             and (self.below is None or value < self.below)
         )
         if not inside or value != value:
-            raise MertoolError(f"{self.flag} {value:g}: give {self.range_text or 'a number'}")
+            # A whole number may be too large for the format of a float.
+            shown = f"{value:g}" if isinstance(value, float) else str(value)[:20]
+            raise MertoolError(f"{self.flag} {shown}: give {self.range_text or 'a number'}")
 
     @property
     def range_text(self) -> str:

@@ -1,11 +1,14 @@
 """Options that several stages have."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+from mertool.errors import MertoolError
 from mertool.manifest import EMOTIONS, parse_classes
 from mertool.options.option import option
 
+MAX_FOLDS = 1000  # each is a training of its own; corpora have fewer speakers
 TRAINING = "Training"  # heading of the help
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -75,14 +78,19 @@ def folds(default: int | None = 5, default_help: str | None = None) -> Any:
         help="CSV file of folds, or number of folds of the cross-validation, by speaker where all speakers are known.",
         metavar="NUMBER|FILE",
         minimum=2,
+        maximum=MAX_FOLDS,
         parse=parse_folds,
         default_help=default_help,
     )
 
 
 def parse_folds(text: str) -> int | Path:
-    """A number of folds, or the path of a file of folds."""
-    return int(text) if text.lstrip("-").isdecimal() else Path(text)
+    """A number of folds, or the path of a file of folds. Raises MertoolError for a number that cannot be one."""
+    if re.fullmatch(r"[+-]?\d{1,9}", text):
+        return int(text)
+    if re.fullmatch(r"[+-]*\.?\d[\d.,_]*(e[+-]?\d+)?|[+-]?(inf|nan)|true|false|none", text, re.IGNORECASE):
+        raise MertoolError(f"--folds {text[:20]}: give a whole number from 2 to {MAX_FOLDS}, or a file")
+    return Path(text)
 
 
 def split_names(text: str) -> tuple[str, ...]:

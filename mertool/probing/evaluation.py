@@ -24,8 +24,11 @@ def evaluate_probes(
     layers: list[int],
     classes: tuple[str, ...],
     width: int | None,
-) -> tuple[Scores, Window]:
-    """Return the scores of all probes, and the recommended window of `width` layers (None: chosen by the scores)."""
+) -> tuple[Scores, Window | None]:
+    """Return the scores of all probes, and the recommended window of `width` layers (None: chosen by the scores).
+
+    No window is recommended where the best layer is not above chance.
+    """
     labels, groups, seed = examples.labels, results.groups, plan.seeds[0]
 
     def scored(truth: np.ndarray, predicted: np.ndarray) -> Scores:
@@ -45,6 +48,7 @@ def evaluate_probes(
         groups=groups,
         seed=seed,
     )
+    best_layer = _compare_with_chance(by_layer)
     chosen_by_fold, predicted = _predict_nested(results, plan, labels, layers=layers, width=width)
     penalty = "chosen for each layer and fold by inner folds without the fold's clips"
     choice = "for each fold by probes that were trained on neither its clips nor those they were scored on"
@@ -63,13 +67,16 @@ def evaluate_probes(
         "unsolved": results.linear.n_unconverged,
         "layers": by_layer,
         "chance": _mean_over_layers([scores["control"] for scores in by_layer.values()]),
+        "best_layer": best_layer,
         "window": {
             "layers": format_layers(list(range(window.first, window.last + 1))),
             "reason": window.reason,
             "choice": choice if nested else two_fold_choice,
             "chosen_by_fold": chosen_by_fold,
             **scored(labels, predicted),
-        },
+        }
+        if best_layer["above_chance"]
+        else None,
         "layer_weights": {
             "mean": dict(zip(map(str, layers), results.layer_weights.mean(0).tolist(), strict=True)),
             "deviation": dict(zip(map(str, layers), results.layer_weights.std(0).tolist(), strict=True)),
@@ -78,7 +85,19 @@ def evaluate_probes(
     }
     if results.speakers is not None:
         metrics["speakers"] = _evaluate_speakers(results.speakers, layers, seed)
-    return metrics, window
+    return metrics, window if best_layer["above_chance"] else None
+
+
+def _compare_with_chance(by_layer: Scores) -> Scores:
+    """Return the best transformer layer, its weighted F1, and whether this is above chance.
+
+    It is if the whole interval lies above the best layer on permuted labels. The best of many layers is above the mean
+    of chance by the choice alone, so it is compared with a value that was chosen in the same way.
+    """
+    blocks = {layer: scores for layer, scores in by_layer.items() if int(layer) >= 1}
+    best = max(blocks, key=lambda layer: blocks[layer]["waf"]["value"])
+    waf, chance = blocks[best]["waf"], max(scores["control"]["waf"]["value"] for scores in blocks.values())
+    return {"layer": int(best), "waf": waf, "best_shuffled": chance, "above_chance": waf["low"] > chance}
 
 
 def _evaluate_layer(

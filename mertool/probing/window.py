@@ -24,6 +24,11 @@ class Window:
         return [position for position, layer in enumerate(layers) if self.first <= layer <= self.last]
 
 
+def max_width(n_blocks: int) -> int:
+    """Return the number of layers of the widest window where mertool chooses the width."""
+    return max(1, round(n_blocks * MAX_SHARE))
+
+
 def choose_window(layers: Sequence[int], wafs: np.ndarray, *, standard_error: float, width: int | None) -> Window:
     """Choose a window by the weighted F1 (L,) of each layer; layer 0, the embedding, is never in it.
 
@@ -44,12 +49,12 @@ def choose_window(layers: Sequence[int], wafs: np.ndarray, *, standard_error: fl
     neighbours = "with the neighbours" if first < last else "no neighbour is"
     error = f"one standard error ({100 * standard_error:.1f} points)"
     reason = f"the best layer, {layers[best]}, {neighbours} within {error} of it"
-    max_width = max(1, round(len(blocks) * MAX_SHARE))
-    if last - first + 1 > max_width:
-        starts = range(max(first, best - max_width + 1), min(last - max_width + 1, best) + 1)
-        first = max(starts, key=lambda start: wafs[start : start + max_width].mean())
-        last = first + max_width - 1
-        reason += f"; the best {max_width} of these, a third of the layers"
+    widest = max_width(len(blocks))
+    if last - first + 1 > widest:
+        starts = range(max(first, best - widest + 1), min(last - widest + 1, best) + 1)
+        first = max(starts, key=lambda start: wafs[start : start + widest].mean())
+        last = first + widest - 1
+        reason += f"; the best {widest} of these, a third of the layers"
     return Window(layers[first], layers[last], reason)
 
 
