@@ -5,6 +5,7 @@ Everything is offline and of random weights.
 
 import csv
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -61,6 +62,19 @@ def write_manifest() -> Callable[[Path, Iterable[dict[str, str]]], Path]:
                 where = os.path.relpath(where, path.parent.absolute()) if os.path.isabs(where) else where
                 writer.writerow({**row, "path": where})
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def reorder_rows() -> Callable[[Path, Path, str], Path]:
+    """A function (source, target, order) that writes the rows of a CSV `reversed` or `shuffled`; the target's path."""
+
+    def write(source: Path, target: Path, order: str) -> Path:
+        header, *rows = source.read_text(encoding="utf-8").splitlines()
+        reordered = rows[::-1] if order == "reversed" else random.Random(1).sample(rows, len(rows))
+        target.write_text("\n".join([header, *reordered]) + "\n", encoding="utf-8")
+        return target
 
     return write
 

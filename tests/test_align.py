@@ -50,6 +50,22 @@ def test_retrieval_beats_chance_if_audio_and_video_share_a_cause(aligned):
     assert held_out["chance"]["recall@1"] == pytest.approx(1 / 12)
 
 
+def test_the_order_of_the_stores_changes_no_score(aligned, paired, make_store, invoke, tmp_path):
+    with FeatureStore(paired[0]) as audio, FeatureStore(paired[1]) as video:
+        reversed_audio = {clip: audio.read([clip])[0] for clip in reversed(audio.ids)}
+        reversed_video = {clip: video.frames(clip) for clip in reversed(video.ids)}
+    stores = (
+        make_store(tmp_path / "a.h5", "audio", reversed_audio),
+        make_store(tmp_path / "v.h5", "frames", reversed_video),
+    )
+    arguments = ["-o", tmp_path / "run", "--aligned", tmp_path / "aligned.h5", *OPTIONS, "--json"]
+    result = json.loads(invoke("align", "--audio", stores[0], "--video", stores[1], *arguments).stdout)
+    facts, expected = (json.loads((run / "run.json").read_text()) for run in (tmp_path / "run", aligned[0]))
+    assert facts["held_out_clips"] == expected["held_out_clips"]
+    np.testing.assert_allclose(result["development_loss"], aligned[2]["development_loss"], rtol=1e-4)
+    assert result["held_out"]["video_to_audio"] == aligned[2]["held_out"]["video_to_audio"]
+
+
 def test_held_out_clips_are_recorded_and_not_used_in_training(aligned):
     facts = json.loads((aligned[0] / "run.json").read_text())
     assert len(facts["held_out_clips"]) == 12

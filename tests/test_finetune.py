@@ -364,6 +364,69 @@ def test_a_killed_run_resumes_and_equals_an_undisturbed_one(manifest, finetune, 
     assert not (tmp_path / ".killed.unfinished").exists()
 
 
+def files_of(run):
+    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(run.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture
+def first_run(manifest, finetune, tmp_path):
+    """All files of a run that found no cache of frozen layers, by name; the run is removed, its cache stays."""
+    finetune(manifest(), "run", "--epochs", 2)
+    files = files_of(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    return files
+
+
+@pytest.mark.parametrize("cache", ["kept", "removed"])
+def test_the_same_command_gives_the_same_files_with_and_without_the_cache(
+    cache, first_run, manifest, finetune, tmp_path
+):
+    torch.rand(5)  # what was drawn before has no influence
+    if cache == "removed":
+        shutil.rmtree(tmp_path / "frozen-layers")
+    finetune(manifest(), "run", "--epochs", 2)
+    assert files_of(tmp_path / "run") == first_run
+
+
+def test_the_same_command_gives_the_same_files_after_an_interrupted_extraction(
+    first_run, manifest, finetune, monkeypatch, tmp_path
+):
+    from mertool.extraction.clip_encoder import ClipEncoder
+
+    shutil.rmtree(tmp_path / "frozen-layers")
+    encode, encoded = ClipEncoder.encode, []
+
+    def encode_some(self, clips):
+        encoded.append(clips)
+        if len(encoded) == 4:
+            raise KeyboardInterrupt
+        return encode(self, clips)
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, AssertionError)):
+        patch.setattr(ClipEncoder, "encode", encode_some)
+        finetune(manifest(), "run", "--epochs", 2)
+    assert not (tmp_path / "run").exists()
+    finetune(manifest(), "run", "--epochs", 2)
+    assert all(len(clips) == 1 for clips in encoded)
+    assert files_of(tmp_path / "run") == first_run
+
+
+def test_the_order_of_the_manifest_changes_no_adapter(first_run, manifest, finetune, reorder_rows, tmp_path):
+    finetune(reorder_rows(manifest(), tmp_path / "clips.csv", "reversed"), "run", "--epochs", 2)
+    files = files_of(tmp_path / "run")
+    del files["run.json"], first_run["run.json"]  # the key of the run is of the file
+    assert files == first_run
+
+
+def test_a_class_of_one_speaker_is_named_before_media_are_read(manifest, invoke, tiny_encoders, tmp_path, monkeypatch):
+    monkeypatch.setattr("mertool.finetune.read_adaptation_data", lambda *_, **__: 1 / 0)
+    source = manifest(spk01_001={"label": "angry"})
+    arguments = ["--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--folds", 2]
+    result = invoke("finetune", source, "-o", tmp_path / "run", *arguments)
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert "note: angry (1 clip of speaker spk01 alone) is never in training when it is held out" in result.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(manifest, tiny_encoders, tmp_path):
     """By torchrun on two CPU processes; batches of five leave one of them with less."""

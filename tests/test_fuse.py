@@ -77,6 +77,24 @@ def test_the_files_of_the_run(fused):
     }
 
 
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+def test_the_order_of_the_manifest_changes_no_score(order, fused, made, reorder_rows, invoke, tmp_path):
+    manifest = reorder_rows(made[1], tmp_path / "clips.csv", order)
+    fuse(invoke, [made[0]["audio"], made[0]["text"]], manifest, tmp_path / "run")
+    for name in ("metrics.json", "held_out.csv", "members-0.safetensors", "scores.svg"):
+        assert (tmp_path / "run" / name).read_bytes() == (fused[0] / name).read_bytes()
+
+
+def test_a_class_of_one_speaker_is_named(made, write_manifest, invoke, tmp_path):
+    rows = [{"clip": f"c{n}", "path": "x.mp4", "label": EMOTIONS[n % 3], "speaker": f"s{n % 9}"} for n in range(90)]
+    rows[4]["label"] = rows[13]["label"] = "surprise"
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    result = invoke("fuse", made[0]["audio"], "-m", manifest, "-o", tmp_path / "run", *QUICK, "-q")
+    assert "note: surprise (2 clips of speaker s4 alone) is never in training when it is held out" in result.stderr
+    (sentence,) = json.loads((tmp_path / "run" / "metrics.json").read_text())["rare_classes"]
+    assert sentence.startswith("surprise (2 clips of speaker s4 alone)")
+
+
 def test_noise_is_near_chance(made, invoke, tmp_path):
     result = fuse(invoke, [made[0]["noise"]], made[1], tmp_path / "run")
     assert set(result["cross_validation"]) == {"noise"}

@@ -74,6 +74,23 @@ def test_each_picture_is_a_png_and_an_svg(name, tmp_path):
         assert word in drawing
 
 
+@pytest.mark.parametrize("name", ["layers", "recall"])
+def test_a_picture_drawn_twice_is_the_same_file(name, tmp_path):
+    pictures = []
+    for number in range(2):
+        DRAWN[name][0](tmp_path / f"{number}.png")
+        pictures.append([(tmp_path / f"{number}{suffix}").read_bytes() for suffix in (".png", ".svg")])
+    assert pictures[0] == pictures[1]
+    assert b"<dc:date>" not in pictures[0][1]
+
+
+def test_no_window_is_drawn_where_none_is_recommended(tmp_path):
+    plots.plot_layer_scores(tmp_path / "layers", [0, 1, 2], SCORES, None, 0.2)
+    plots.plot_recall_by_layer(tmp_path / "recall", [0, 1], {"0": {"calm": 0.1}, "1": {"calm": 0.8}}, None)
+    for name in ("layers", "recall"):
+        assert "window" not in (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+
+
 def test_no_figure_stays_open(tmp_path):
     DRAWN["loss"][0](tmp_path / "loss.png")
     assert plots.plt.get_fignums() == []

@@ -205,9 +205,75 @@ def test_random_labels_give_chance(invoke, planted, write_manifest, tmp_path):
     manifest = write_manifest(tmp_path / "m.csv", rows)
     given = ["probe-layers", planted[0], "-m", manifest, "-o", tmp_path / "run", "--no-mlp", "--seeds", 1, "--json"]
     result = json.loads(invoke(*given).stdout)
-    for scores in (result["window"], result["layer_weights"]):
-        assert 0.3 < scores["accuracy"]["value"] < 0.7
+    assert 0.3 < result["layer_weights"]["accuracy"]["value"] < 0.7
     assert 0.4 < np.mean([scores["accuracy"]["value"] for scores in result["layers"].values()]) < 0.6
+
+
+@pytest.fixture(scope="module")
+def chance(planted, invoke, write_manifest, tmp_path_factory):
+    """Random labels for the planted clips: the manifest, the run and what the command printed."""
+    folder, rng = tmp_path_factory.mktemp("chance"), np.random.default_rng(1)
+    rows = [
+        {"clip": f"c{n}", "path": "x.mp4", "label": EMOTIONS[label], "speaker": f"s{n % 9}", "split": "train"}
+        for n, label in enumerate(rng.permutation(np.arange(90) % 3))
+    ]
+    manifest = write_manifest(folder / "clips.csv", rows)
+    return manifest, folder / "run", invoke("probe-layers", planted[0], "-m", manifest, "-o", folder / "run", *SMALL)
+
+
+def test_no_window_is_recommended_where_no_layer_is_above_chance(chance):
+    _, folder, printed = chance
+    assert printed.exit_code == 0, printed.exception
+    info, metrics = (json.loads((folder / name).read_text()) for name in ("run.json", "metrics.json"))
+    assert info["window"] is None
+    assert metrics["window"] is None
+    assert metrics["best_layer"]["above_chance"] is False
+    assert f"no window is recommended: the best layer, {metrics['best_layer']['layer']}, is not above" in printed.stderr
+    assert "recommended window" not in printed.stdout
+    assert "next: mertool finetune" not in printed.stdout
+
+
+def test_finetune_asks_for_layers_where_the_probe_recommends_none(chance, invoke, tmp_path):
+    result = invoke("finetune", chance[0], "--probe", chance[1], "-o", tmp_path / "run")
+    assert isinstance(result.exception, MertoolError)
+    assert "found no layer above chance and recommends none: give --layers" in str(result.exception)
+
+
+def test_finetune_refuses_a_probe_of_other_clips(run, planted, invoke, write_manifest, tmp_path):
+    rows = [{"clip": f"other{n}", "path": "x.mp4", "label": EMOTIONS[n % 3]} for n in range(12)]
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    result = invoke("finetune", manifest, "--probe", run[0], "-o", tmp_path / "run")
+    assert isinstance(result.exception, MertoolError)
+    assert "probed none of the 12 labelled clips" in str(result.exception)
+    assert "or --layers" in str(result.exception)
+
+
+def test_finetune_says_that_a_probe_saw_few_of_the_clips(run, planted, invoke, write_manifest, tmp_path):
+    rows = [{"clip": f"c{n}", "path": "x.mp4", "label": EMOTIONS[n % 3]} for n in range(85, 120)]
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    result = invoke("finetune", manifest, "--probe", run[0], "-o", tmp_path / "run")
+    assert "probed only 5 of the 35 labelled clips" in result.stderr
+
+
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+def test_the_order_of_the_manifest_changes_no_score(order, run, planted, reorder_rows, invoke, tmp_path):
+    manifest = reorder_rows(planted[1], tmp_path / "clips.csv", order)
+    invoke("probe-layers", planted[0], "-m", manifest, "-o", tmp_path / "run", *SMALL, "--width", 2, "-q")
+    for name in ("metrics.json", "folds.csv", "layers.svg", "layers.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (run[0] / name).read_bytes()
+
+
+def test_a_class_of_one_speaker_is_named_before_the_work(planted, invoke, write_manifest, monkeypatch, tmp_path):
+    def label(number):
+        return "surprise" if number in (4, 13) else EMOTIONS[number % 3]
+
+    rows = [{"clip": f"c{n}", "path": "x.mp4", "label": label(n), "speaker": f"s{n % 9}"} for n in range(90)]
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    monkeypatch.setattr("mertool.probe_layers.probe_all", lambda *_, **__: 1 / 0)
+    result = invoke("probe-layers", planted[0], "-m", manifest, "-o", tmp_path / "run", *SMALL)
+    assert isinstance(result.exception, ZeroDivisionError)
+    (line,) = [line for line in result.stderr.splitlines() if "surprise" in line]
+    assert line.startswith("note: surprise (2 clips of speaker s4 alone) is never in training when it is held out")
 
 
 def fails(invoke, *args):

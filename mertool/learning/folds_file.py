@@ -150,6 +150,8 @@ def _read_csv(file: Path, clips: Iterable[str]) -> dict[str, str]:
     if not lines:
         raise MertoolError(f"{file} is empty: {GIVE}")
     header = [name.lower() for name in lines[0]]
+    if len(set(header)) < len(header):
+        raise MertoolError(f"{file} has a column twice in '{','.join(header)[:200]}': {GIVE}")
     uneven = [number for number, row in enumerate(lines, start=1) if len(row) != len(header)]
     if uneven:
         raise MertoolError(f"{file}: row {uneven[0]} has {len(lines[uneven[0] - 1])} cells, the header {len(header)}")
@@ -189,6 +191,8 @@ def _fold_name(cell: str) -> str:
         raise ValueError("fold is empty")
     if len(cell) > SHOWN or not cell.isprintable():
         raise ValueError(f"the fold {cell[:SHOWN]!r} has more than {SHOWN} characters, or some that cannot be printed")
+    if cell.isdecimal():
+        return cell.lstrip("0") or "0"
     try:
         number = float(cell)
     except ValueError:

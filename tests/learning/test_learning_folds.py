@@ -1,14 +1,18 @@
 """Folds: disjoint in speakers, stratified by class, reproducible; and folds of files."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mertool.errors import MertoolError
-from mertool.learning.folds import Folds, make_folds, speaker_groups
+from mertool.errors import MertoolError, MertoolWarning
+from mertool.learning.folds import Folds, describe_rare_classes, make_folds, speaker_groups, warn_of_rare_classes
 from mertool.learning.folds_file import folds_key, get_folds, read_folds, write_folds
 from mertool.learning.labelled_clips import LabelledClips
+from mertool.options.shared import parse_folds
 
 
 def examples(count=120, classes=4, speakers=12, seed=0):
@@ -78,7 +82,7 @@ def test_a_largest_class_smaller_than_the_folds():
 
 
 def test_one_fold():
-    with pytest.raises(MertoolError, match="give at least 2"):
+    with pytest.raises(MertoolError, match="1 folds: give 2 to 1000"):
         make_folds(examples(), 1, 0)
 
 
@@ -86,6 +90,56 @@ def test_one_class_outside_a_fold():
     data = LabelledClips(tuple("abcd"), np.array([0, 0, 1, 1]), ("x", "x", "y", "y"))
     with pytest.raises(MertoolError, match="have one class only"):
         make_folds(data, 2, 0)
+
+
+def test_no_fold_is_empty():
+    """scikit-learn leaves folds empty where few speakers hold most clips of a class."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = rng.choice(3, 40, p=[0.8, 0.1, 0.1])
+        speakers = tuple(f"s{n}" for n in rng.choice(5, 40, p=[0.7, 0.1, 0.1, 0.05, 0.05]))
+        data = LabelledClips(tuple(f"c{n}" for n in range(40)), labels, speakers)
+        try:
+            folds = make_folds(data, 5, seed)
+        except MertoolError:
+            continue  # one class is left
+        assert np.bincount(folds.fold_of, minlength=folds.count).min() > 0
+        assert folds.description.startswith(f"{folds.count} folds")
+
+
+def test_classes_that_folds_cannot_train_or_score_are_named():
+    labels = np.array([0, 1] * 10 + [2, 2, 3, 3, 3])
+    speakers = tuple(f"s{n // 5}" for n in range(20)) + ("s0", "s0", "s0", "s1", "s2")
+    data = LabelledClips(tuple(f"c{n}" for n in range(25)), labels, speakers)
+    fold_of = np.array([int(speaker[1]) for speaker in speakers])
+    classes = ("happy", "sad", "angry", "worried")
+    assert describe_rare_classes(data, Folds(fold_of, 4, ""), classes) == [
+        "angry (2 clips of speaker s0 alone) is never in training when it is held out",
+        "worried (3 clips) has fewer clips than the 4 folds",
+    ]
+    unknown = LabelledClips(data.clips, labels, (None,) * 25)
+    assert describe_rare_classes(unknown, Folds(fold_of, 3, ""), classes) == [
+        "angry (2 clips in one fold) is never in training when it is held out"
+    ]
+    with pytest.warns(MertoolWarning, match="angry .*; worried .*: add clips of more speakers"):
+        assert len(warn_of_rare_classes(data, [Folds(fold_of, 4, "")] * 2, classes)) == 2
+
+
+def test_folds_without_rare_classes_give_no_warning(recwarn):
+    data = examples()
+    assert warn_of_rare_classes(data, [make_folds(data, 5, 0)], ("a", "b", "c", "d")) == []
+    assert not [warning for warning in recwarn if warning.category is MertoolWarning]
+
+
+def test_labelled_clips_are_sorted(tmp_path, write_manifest):
+    from mertool.manifest import Manifest
+
+    rows = [
+        {"clip": clip, "path": "x.mp4", "label": label, "speaker": clip}
+        for clip, label in zip("cab", "xyx", strict=True)
+    ]
+    data = LabelledClips.from_manifest(Manifest.read(write_manifest(tmp_path / "m.csv", rows)), ("x", "y"))
+    assert (data.clips, data.labels.tolist(), data.speakers) == (tuple("abc"), [1, 0, 0], tuple("abc"))
 
 
 def test_folds_by_clip_id():
@@ -215,6 +269,16 @@ FAULTS = {
         "a.wav is in the test split of fold 1 and of fold 2",
     ),
     "in no test split": ("fold,split,file\n1,train,a.wav\n", "a.wav is in no test split"),
+    "a column twice": ("clip,fold,fold\na,1,2\n", "has a column twice in 'clip,fold,fold'"),
+    "a negative number": ("clip,fold\na,-1\n", "row 2: fold -1: give a name or a whole number from 0"),
+    "half a fold": ("clip,fold\na,0.5\n", "row 2: fold 0.5: give a name or a whole number from 0"),
+    "no number": ("clip,fold\na,nan\n", "row 2: fold nan: give a name or a whole number from 0"),
+    "infinity": ("clip,fold\na,inf\n", "row 2: fold inf: give a name or a whole number from 0"),
+    "a long name": (f"clip,fold\na,{'9' * 5000}\n", "has more than 40 characters"),
+    "a name that is not printable": ("clip,fold\na,\x01\n", "some that cannot be printed"),
+    "a cell of a megabyte": (f"clip,fold\na,{'x' * (1 << 20)}\n", "cannot be read as a CSV"),
+    "many columns": (",".join(f"c{n}" for n in range(9999)) + "\n", "has the columns 'c0,c1,"),
+    "a float of EmoBox": ("fold,split,file\n1.5,test,a.wav\n", "row 2: fold 1.5"),
     "in both splits": ("fold,split,file\n1,test,a.wav\n1,train,a.wav\n", "a.wav is in both splits of fold 1"),
 }
 
@@ -227,6 +291,66 @@ def test_faults_of_a_folds_file(name, tmp_path):
     with pytest.raises(MertoolError, match=words) as raised:
         read_folds(file, LabelledClips(tuple("abcd"), np.array([0, 1, 1, 1]), (None,) * 4))
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("folds", "words"),
+    [
+        ('{"a": 1000000000, "b": 0}', "into fold 1000000000: folds of a run are whole numbers from 0 to 999"),
+        ('{"a": -1, "b": 0}', "into fold -1"),
+        ('{"a": 1.5, "b": 0}', "into fold 1.5"),
+        ('{"a": true, "b": 0}', "into fold True"),
+        ('{"a": "1", "b": 0}', "into fold 1"),
+        ('{"a": null, "b": 0}', "into fold None"),
+        ('{"a": [[[1]]], "b": 0}', "into fold"),
+        ('{"a": 1e999, "b": 0}', "cannot be read"),
+        ('{"a": NaN, "b": 0}', "cannot be read"),
+        ('{"a": 0, "a": 1}', "'a' is repeated"),
+        ("[" * 100_000 + "]" * 100_000, "nested"),
+        ("[1, 2]", "holds no folds of a run"),
+        ("{}", "holds no folds of a run"),
+        ('{"x": 0, "y": 1}', "4 of 4 labelled clips have no fold"),
+    ],
+)
+def test_folds_of_a_run_that_are_none(folds, words, tmp_path):
+    (tmp_path / "run.json").write_text(f'{{"folds": {folds}}}')
+    with pytest.raises(MertoolError, match=re.escape(words)) as raised:
+        read_folds(tmp_path, LabelledClips(tuple("abcd"), np.array([0, 1, 1, 1]), (None,) * 4))
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+def test_more_folds_than_are_trained(tmp_path):
+    data = examples(1200, speakers=0)
+    (tmp_path / "folds.csv").write_text("clip,fold\n" + "".join(f"{clip},{clip}\n" for clip in data.clips))
+    with pytest.raises(MertoolError, match="has 1,200 folds: at most 1000 are trained"):
+        read_folds(tmp_path / "folds.csv", data)
+
+
+def test_numbers_of_a_spreadsheet_are_the_folds_that_they_name(tmp_path):
+    data = LabelledClips(tuple("abcd"), np.array([0, 1, 0, 1]), (None,) * 4)
+    (tmp_path / "f.csv").write_text("clip,fold\na,1.0\nb,01\nc,2\nd,2.0\n")
+    assert read_folds(tmp_path / "f.csv", data).fold_of.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("text", ["2.5", "1e9", "--5", "inf", "nan", "True", "9" * 5000, "1_000"])
+def test_numbers_that_are_no_number_of_folds(text):
+    with pytest.raises(MertoolError, match="give a whole number from 2 to 1000, or a file") as raised:
+        parse_folds(text)
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "folder/" + "x" * 5000])
+def test_a_path_that_cannot_be_one(name):
+    with pytest.raises(MertoolError, match="is no path"):
+        folds_key(Path(name))
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "folds.csv")
+    with pytest.raises(MertoolError, match="is not a regular file"):
+        read_folds(tmp_path / "folds.csv", examples())
 
 
 def test_a_folds_file_that_does_not_exist_or_holds_no_folds(tmp_path):
