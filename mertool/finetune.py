@@ -221,7 +221,7 @@ def _cache_key(resolved: _ResolvedOptions, manifest: Manifest, options: Finetune
         keyed | {"folds": folds_option(options.folds)},
         {
             "weights": resolved.weights,
-            "clips": [audio_digest(clip) for clip in resolved.manifest.clips],
+            "clips": {clip.clip: audio_digest(clip) for clip in resolved.manifest.clips},
             "manifest": manifest.digest(),
             "folds": folds_key(options.folds),
             "dtype": str(resolved.dtype),

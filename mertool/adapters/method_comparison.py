@@ -1,5 +1,6 @@
 """Comparison of PEFT methods that were trained under the same conditions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def compare_runs(runs: dict[str, Run], examples: LabelledClips, *, n_classes: in
     predictions = {method: Predictions.read(run.folder / HELD_OUT) for method, run in runs.items()}
     clips = next(iter(predictions.values())).clips
     examples = examples.select(np.isin(examples.clips, clips))
-    guesses = {method: rows.probabilities.argmax(1) for method, rows in predictions.items()}
+    guesses = {method: _classes_of(rows, examples.clips) for method, rows in predictions.items()}
     metrics = {method: run.metrics for method, run in runs.items()}
     best = max(metrics, key=lambda method: metrics[method]["adapted"]["waf"]["value"])
     table = {}
@@ -39,6 +40,12 @@ def compare_runs(runs: dict[str, Run], examples: LabelledClips, *, n_classes: in
             row["mcnemar"] = mcnemar(*pair)
         table[method] = row
     return {**{name: metrics[best][name] for name in SHARED_METRICS}, "best": best, "methods": table}
+
+
+def _classes_of(predictions: Predictions, clips: Sequence[str]) -> np.ndarray:
+    """Return the predicted class (N,) of each of the clips."""
+    row_of = {clip: row for row, clip in enumerate(predictions.clips)}
+    return predictions.probabilities[[row_of[clip] for clip in clips]].argmax(1)
 
 
 def plot_comparison(path: Path, metrics: dict[str, Any]) -> None:

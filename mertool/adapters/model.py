@@ -5,12 +5,11 @@ features, because a random head would first distort them (Kumar et al., 2022, "F
 Features"). Neither head is saved.
 """
 
-import numpy as np
 import torch
 from torch import nn
 
 from mertool.adapters.blocks import AdaptableBlocks, mean_over_time
-from mertool.probing.linear import Probes, fit_probes
+from mertool.probing.linear import Probes
 
 
 class ClassificationHead(nn.Module):
@@ -27,17 +26,6 @@ class ClassificationHead(nn.Module):
         self.register_buffer("mean", probes.mean[0].clone())
         self.register_buffer("scale", probes.scale[0].clone())
         self.weight, self.bias = nn.Parameter(probes.weight[0].clone()), nn.Parameter(probes.bias[0].clone())
-
-    @classmethod
-    def fit(
-        cls, features: torch.Tensor, labels: np.ndarray, rows: np.ndarray, *, n_classes: int
-    ) -> "ClassificationHead":
-        """Fit the linear probe of features (N, D) with labels (N,) on the training rows `rows`."""
-        is_training = torch.zeros(1, len(features), device=features.device)
-        is_training[0, rows] = 1
-        return cls(
-            fit_probes(features, torch.as_tensor(labels, device=features.device), is_training, n_classes=n_classes)
-        )
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         # Float32: standardization magnifies small differences, whose digits bfloat16 would lose.

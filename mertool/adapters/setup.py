@@ -18,6 +18,7 @@ from mertool.adapters.inputs import BlockInputs
 from mertool.adapters.masked_prediction import ReconstructionTarget
 from mertool.adapters.model import AdapterModel, ClassificationHead
 from mertool.learning.labelled_clips import IGNORE_INDEX
+from mertool.probing.linear import fit_probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,11 @@ class AdapterSetup:
 
     def fit_head(self, features: torch.Tensor, rows: np.ndarray) -> ClassificationHead:
         """Fit the linear probe of features (n, D) of the labelled clips on the training rows `rows`."""
-        labels = self.labels[: len(features)]
-        return ClassificationHead.fit(features, labels, rows, n_classes=self.n_classes).to(self.accelerator.device)
+        labels = torch.as_tensor(self.labels[: len(features)], device=features.device)
+        is_training = torch.zeros(1, len(features), device=features.device)
+        is_training[0, rows] = 1
+        probes = fit_probes(features, labels, is_training, n_classes=self.n_classes)
+        return ClassificationHead(probes).to(self.accelerator.device)
 
 
 def prepare(
