@@ -72,7 +72,7 @@ def fault(**values) -> str:
         ({"flour": "whet"}, "unknown flour 'whet': did you mean 'wheat'? valid: wheat, rye"),
         ({"tins": "a tin"}, "--tins a tin: give a list of paths"),
         ({"tins": [1]}, "--tins [1]: give a list of paths"),
-        ({"folds": 1}, "--folds 1: give at least 2"),
+        ({"folds": 1}, "--folds 1: give a number from 2 to 1000"),
         ({"folds": 2.5}, "--folds 2.5: give a whole number or a path"),
     ],
 )
