@@ -92,6 +92,6 @@ class Manifest:
         return {clip.clip: clip.speaker for clip in self.clips if clip.speaker}
 
     def digest(self) -> str:
-        """Digest of what training depends on: ids, labels, texts, speakers and splits, but not paths."""
-        rows = [[c.clip, c.label, c.text, c.speaker, c.split, c.start, c.end] for c in self.clips]
-        return digest_json(rows)
+        """Digest of what training depends on: ids, labels, texts, speakers and splits, but not paths or the order."""
+        clips = sorted(self.clips, key=lambda clip: clip.clip)
+        return digest_json([[c.clip, c.label, c.text, c.speaker, c.split, c.start, c.end] for c in clips])
