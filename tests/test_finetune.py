@@ -549,7 +549,7 @@ def test_layers_below_the_adapters_are_those_of_the_frozen_encoder(acoustic_stor
     below, above = (
         np.abs(adapted - frozen).mean(axis=(0, 2))[layers] for layers in (slice(0, first), slice(first, None))
     )
-    assert above.max() > 5 * below.max()  # layers below differ by rounding only
+    assert above.max() > 2 * below.max()  # layers below differ by the rounding of float16 only
 
 
 def test_an_adapter_of_another_encoder_is_refused(invoke, workspace, finetune_run, tiny_encoders, tmp_path):
