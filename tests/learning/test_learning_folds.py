@@ -276,7 +276,10 @@ FAULTS = {
     "infinity": ("clip,fold\na,inf\n", "row 2: fold inf: give a name or a whole number from 0"),
     "a long name": (f"clip,fold\na,{'9' * 5000}\n", "has more than 40 characters"),
     "a name that is not printable": ("clip,fold\na,\x01\n", "some that cannot be printed"),
-    "a cell of a megabyte": (f"clip,fold\na,{'x' * (1 << 20)}\n", "has more than 40 characters|cannot be read as a CSV"),
+    "a cell of a megabyte": (
+        f"clip,fold\na,{'x' * (1 << 20)}\n",
+        "has more than 40 characters|cannot be read as a CSV",
+    ),
     "many columns": (",".join(f"c{n}" for n in range(9999)) + "\n", "has the columns 'c0,c1,"),
     "a float of EmoBox": ("fold,split,file\n1.5,test,a.wav\n", "row 2: fold 1.5"),
     "in both splits": ("fold,split,file\n1,test,a.wav\n1,train,a.wav\n", "a.wav is in both splits of fold 1"),
