@@ -31,6 +31,7 @@ class ExtractResult:
     missing: numbers of clips that lack the modality, by reason code; `failed` numbers of clips that failed.
     layers, channels: of the store.
     truncated: inputs that were cut to the longest input of the encoder.
+    noted: clips in whose media something was lost or disregarded; `store ls --media` tells what.
     media_seconds: duration of the media that was encoded now.
     seconds: where the time went (see extraction.progress.ExtractionStats).
     transcripts: the CSV of recognised speech, if any.
@@ -50,6 +51,7 @@ class ExtractResult:
     layers: int
     channels: int
     truncated: int
+    noted: int
     media_seconds: float
     seconds: dict[str, float]
     transcripts: str | None
@@ -120,6 +122,7 @@ def _make_result(
             layers=max(1, len(store.layers)),
             channels=store.channels if len(store) else 0,
             truncated=stats.truncated,
+            noted=sum(bool(clip_stats.note) for clip_stats in store.media_stats_of_clips()),
             media_seconds=round(stats.media_seconds, 3),
             seconds={
                 name: round(getattr(stats, name), 3) for name in ("wall", "encode", "idle", "decode", "faces", "write")

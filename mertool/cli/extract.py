@@ -114,6 +114,9 @@ def print_result(result: Any, *, source: Path, output: Path, options: ExtractOpt
         )
     if result.transcripts:
         echo(f"transcripts: {result.transcripts}")
+    if result.noted:
+        listing = shlex.join(["mertool", "store", "ls", result.store, "--media"])
+        echo(f"read with losses: {result.noted} clip{'s' * (result.noted != 1)} (`{listing}`)")
     if result.truncated:
         echo(f"cut to the encoder's length: {result.truncated} transcripts")
     if result.faces:

@@ -20,19 +20,24 @@ def ls(
     *,
     stores: Stores,
     failures: Annotated[bool, typer.Option("--failures", help="List the clips without features.")] = False,
+    media: Annotated[
+        bool, typer.Option("--media", help="List the facts of each clip's media, and what was lost in decoding it.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """List the recipe, clips and layers of each store, and its failures by reason."""
-    contents = [describe_store(path, failures) for path in stores]
+    contents = [describe_store(path, with_failures=failures, with_media=media) for path in stores]
     if as_json:
+        for content in contents:
+            content["media"] = content["media"] and {clip: stats.to_json() for clip, stats in content["media"].items()}
         print_json({"stores": contents})
     elif not quiet:
         print_stores(contents)
 
 
-def describe_store(path: Path, with_failures: bool) -> dict[str, Any]:
-    """Return what is in a store; the single failures only on request, because there may be many."""
+def describe_store(path: Path, *, with_failures: bool, with_media: bool) -> dict[str, Any]:
+    """Return what is in a store; the single failures and the facts of media only on request: there may be many."""
     from mertool.store import FeatureStore
 
     with FeatureStore(path) as store:
@@ -49,6 +54,7 @@ def describe_store(path: Path, with_failures: bool) -> dict[str, Any]:
             "fingerprint": store.fingerprint,
             "without_features": dict(Counter(failure.reason for failure in failures)),
             "failures": [vars(failure) for failure in failures] if with_failures else None,
+            "media": dict(zip(store.ids, store.media_stats_of_clips(), strict=True)) if with_media else None,
         }
 
 
@@ -63,6 +69,8 @@ def print_stores(contents: list[dict[str, Any]]) -> None:
     for store in contents:
         for failure in store["failures"] or []:
             echo(f"{store['store']}: {failure['clip']}: {failure['reason']}: {failure['message']}")
+        for clip, stats in (store["media"] or {}).items():
+            echo(f"{store['store']}: {clip}: {stats.describe()}")
 
 
 @app.command("check", epilog="Example: mertool store check features/audio.h5")
