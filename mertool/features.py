@@ -13,7 +13,7 @@ POOLING_MODES = ("mean", "none")
 SAMPLE_RATE = 16_000
 MAX_LAYER = 10_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
-PREPROCESSING_VERSIONS = {"audio": 2, "video": 1, "text": 1, "faces": 1}
+PREPROCESSING_VERSIONS = {"audio": 2, "video": 2, "text": 1, "faces": 2}
 
 
 @dataclass(frozen=True, kw_only=True)

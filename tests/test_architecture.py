@@ -33,7 +33,7 @@ SAME_TIER = {
 } | {("options", choices) for choices in ("manifest", "features", "registry")}
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
-HEAVY = ("torch", "transformers", "h5py", "matplotlib", "scipy", "sklearn", "av", "decord")
+HEAVY = ("torch", "transformers", "h5py", "matplotlib", "scipy", "sklearn", "av")
 
 
 def package_of(module: str) -> str:

@@ -1,4 +1,4 @@
-"""Reading media: audio at 16 kHz mono with its level, equal frames from both decoders, reasons of failures."""
+"""Reading media: audio at 16 kHz mono with its level, frames of their moments, reasons of failures."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from mertool.errors import ClipError
-from mertool.media import frame_table, read_audio, read_frames, sample_frames
+from mertool.media import read_audio, read_frames
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RATE = 44_100
@@ -67,8 +67,8 @@ def make(
     return path
 
 
-def frames_of(path: Path, decoder: str, fps: float = FPS, **more) -> tuple[list[float], np.ndarray]:
-    pairs = list(read_frames(path, fps, 256, decoder=decoder, **more))
+def frames_of(path: Path, fps: float = FPS, **more) -> tuple[list[float], np.ndarray]:
+    pairs = list(read_frames(path, fps, 256, **more))
     return [moment for moment, _ in pairs], np.stack([frame for _, frame in pairs])
 
 
@@ -161,16 +161,8 @@ def test_an_empty_wav_is_no_traceback(tmp_path):
 # ---------------------------------------------------------------- frames
 
 
-def test_both_decoders_give_the_same_pixels(mp4):
-    pytest.importorskip("decord")
-    times, frames = frames_of(mp4, "decord")
-    times_again, frames_again = frames_of(mp4, "pyav")
-    assert times == times_again == pytest.approx([n / FPS for n in range(2 * FPS)])
-    np.testing.assert_array_equal(frames, frames_again)
-
-
 def test_frames_are_the_ones_of_their_moments(mp4):
-    times, frames = frames_of(mp4, "pyav", fps=5)
+    times, frames = frames_of(mp4, fps=5)
     assert frames.shape == (10, HEIGHT, WIDTH, 3)
     numbers = [round(moment * FPS) for moment in times]
     assert numbers == [1, 4, 7, 10, 13, 16, 19, 22, 25, 28]
@@ -179,18 +171,15 @@ def test_frames_are_the_ones_of_their_moments(mp4):
 
 
 def test_a_segment_of_the_frames(mp4):
-    times, _ = frames_of(mp4, "pyav", start=1.0, end=1.4)
+    times, _ = frames_of(mp4, start=1.0, end=1.4)
     assert times == pytest.approx([n / FPS for n in range(15, 21)])
 
 
-@pytest.mark.parametrize("decoder", ["decord", "pyav"])
-def test_rotation_metadata_is_applied(decoder, tmp_path):
-    if decoder == "decord":
-        pytest.importorskip("decord")
+def test_rotation_metadata_is_applied(tmp_path):
     path = rotated(make(tmp_path / "flat.mp4", 0.5, audio=None), tmp_path / "turned.mp4")
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).rotation != 0, "the test file is not rotated"
-    _, frames = frames_of(path, decoder)
+    _, frames = frames_of(path)
     assert frames.shape[1:] == (WIDTH, HEIGHT, 3)
     red = frames[0].astype(int)[..., 0] - frames[0][..., 1]
     corners = {
@@ -237,21 +226,13 @@ def test_a_cover_image_is_not_a_video(tmp_path):
     assert len(read_audio(covered)) > 15_000
 
 
-def test_frame_table_of_a_file(mp4):
-    times, kind = frame_table(mp4)
-    assert kind == "mp4"
-    assert times == pytest.approx([n / FPS for n in range(2 * FPS)])
-
-
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
-def test_an_edit_list_hides_frames(decoder, tmp_path):
+def test_an_edit_list_hides_frames(tmp_path):
     """A cut without re-encoding keeps frames that an edit list hides."""
     source, path = make(tmp_path / "whole.mp4", 2.0, audio=None, video="libx264"), tmp_path / "cut.mp4"
     first = cut_by_edit_list(source, path, 10)
-    times, _ = frame_table(path)
-    assert len(times) == 2 * FPS - first
-    _, frames = frames_of(path, decoder)
-    assert len(frames) == len(times)
+    times, frames = frames_of(path)
+    assert len(frames) == 2 * FPS - first
+    assert times[0] == 0
     assert abs(int(frames[0][-8:, -8:].mean()) - 8 * first) <= 4
 
 
@@ -267,34 +248,6 @@ def cut_by_edit_list(source: Path, target: Path, first: int) -> int:
     data[box + 16 : box + 20] = (begin + first * step).to_bytes(4, "big")
     target.write_bytes(data)
     return first
-
-
-# ---------------------------------------------------------------- which frames
-
-
-def test_sampled_frames_are_in_the_middle_of_equal_intervals():
-    times = [n / 10 for n in range(40)]  # 4 s
-    assert sample_frames(times, 1, 256) == [5, 15, 25, 35]
-    assert sample_frames(times, 10, 256) == list(range(40))
-    assert sample_frames(times, 1, 2) == [10, 30]
-
-
-def test_sampling_faster_than_the_video_repeats_no_frame():
-    assert sample_frames([n / 10 for n in range(10)], 60, 256) == list(range(10))
-
-
-def test_sampling_follows_the_times_of_a_variable_rate():
-    times = [0.0, 0.1, 0.2, 0.3, 3.0]  # frame 3 is on the screen for 2.7 s
-    assert sample_frames(times, 1, 256) == [3, 4]
-
-
-def test_one_frame_and_the_shortest_segment_give_one():
-    assert sample_frames([0.0], 4, 256) == [0]
-    assert sample_frames([n / 10 for n in range(40)], 4, 256, start=2.0, end=2.01) == [20]
-
-
-def test_sampling_after_the_end_is_too_short():
-    assert reason_of(sample_frames, [n / 10 for n in range(40)], 4, 256, start=9.0) == "too_short"
 
 
 # ---------------------------------------------------------------- reasons
@@ -321,17 +274,20 @@ def test_a_truncated_file_without_its_index_is_unreadable(read, mp4, tmp_path):
     assert reason_of(read, tmp_path / "half.mp4") == "unreadable"
 
 
-@pytest.mark.parametrize("decoder", ["auto", "pyav"])
-def test_a_file_whose_last_frames_are_lost_is_unreadable_with_either_decoder(decoder, tmp_path):
+def test_the_frames_before_a_cut_are_read_and_the_loss_is_told(tmp_path):
     intact = make(tmp_path / "intact.mp4", audio=None, options={"movflags": "faststart"})
-    (tmp_path / "half.mp4").write_bytes(intact.read_bytes()[: intact.stat().st_size * 3 // 4])
-    assert reason_of(frames_of, tmp_path / "half.mp4", decoder) == "unreadable"
+    (tmp_path / "cut.mp4").write_bytes(intact.read_bytes()[: intact.stat().st_size * 3 // 4])
+    errors: list[str] = []
+    times, frames = frames_of(tmp_path / "cut.mp4", errors=errors)
+    assert 3 < len(times) < 2 * FPS
+    np.testing.assert_array_equal(frames[:4], frames_of(intact)[1][:4])
+    assert errors
 
 
 def test_no_audio_stream(tmp_path):
     path = make(tmp_path / "mute.mp4", 0.5, audio=None)
     assert reason_of(read_audio, path) == "no_audio"
-    assert len(frames_of(path, "pyav")[1]) == 8
+    assert len(frames_of(path)[1]) == 8
 
 
 @pytest.mark.parametrize("name", ["a.m4a", "a.wav"])
@@ -378,14 +334,14 @@ def test_a_title_in_another_encoding_does_not_matter(tmp_path):
         assert title.encode() in data
         (tmp_path / name).write_bytes(data.replace(title.encode(), title.encode("gbk") + b"  "))
     assert len(read_audio(tmp_path / "a.wav")) == pytest.approx(8_000, abs=2)
-    assert len(frames_of(tmp_path / "a.mkv", "auto")[1]) == 1
+    assert len(frames_of(tmp_path / "a.mkv")[1]) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 there, or in UTF-16")
 def test_a_name_in_another_encoding_does_not_matter(mp4, tmp_path):
     named = tmp_path / os.fsdecode("测试".encode("gbk"))
     shutil.copy(mp4, named.with_suffix(".mp4"))
-    np.testing.assert_array_equal(frames_of(named.with_suffix(".mp4"), "auto")[1], frames_of(mp4, "auto")[1])
+    np.testing.assert_array_equal(frames_of(named.with_suffix(".mp4"))[1], frames_of(mp4)[1])
     with open(named.with_suffix(".wav"), "wb") as file:
         soundfile.write(file, sine(1, 16_000).T, 16_000, format="WAV")
     assert len(read_audio(named.with_suffix(".wav"))) == 16_000
@@ -400,17 +356,6 @@ def shared_media() -> list[Path]:
 
 needs_media = pytest.mark.skipif(not shared_media(), reason="no ../shared/data/media")
 needs_ravdess = pytest.mark.skipif(not (SHARED / "ravdess" / "original_48k").is_dir(), reason="no RAVDESS")
-
-
-@needs_media
-@pytest.mark.parametrize("path", shared_media(), ids=lambda path: path.name)
-def test_decoders_agree_on_real_files(path):
-    pytest.importorskip("decord")
-    chosen = {"fps": 1.0, "end": 6.0}
-    times, frames = frames_of(path, "auto", **chosen)
-    times_again, frames_again = frames_of(path, "pyav", **chosen)
-    assert times == times_again
-    np.testing.assert_array_equal(frames, frames_again)
 
 
 @needs_media

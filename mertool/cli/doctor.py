@@ -26,12 +26,11 @@ REQUIRED = {
     "matplotlib": "matplotlib",
     "pebble": "pebble",
 }
-OPTIONAL = {"decord": "decord"}
 
 
 def doctor(quiet: Quiet = False, as_json: Json = False) -> None:
     """Show what this machine can run and what is missing. Exits with 1 if a required package is missing."""
-    packages = {name: _version_or_fault(name, module) for name, module in {**REQUIRED, **OPTIONAL}.items()}
+    packages = {name: _version_or_fault(name, module) for name, module in REQUIRED.items()}
     missing = [name for name in REQUIRED if packages[name].startswith("missing")]
     facts: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine(), **packages}
     if "torch" not in missing:
@@ -41,8 +40,6 @@ def doctor(quiet: Quiet = False, as_json: Json = False) -> None:
         print_json({"facts": facts, "missing": missing})
     elif not quiet:
         table("This machine", ["what", "found"], [[name, fact] for name, fact in facts.items()])
-        if facts["decord"].startswith("missing"):
-            echo("decord is not here: PyAV decodes the frames, with equal results")
         echo(
             f"missing: {', '.join(missing)}: pip install {' '.join(missing)}"
             if missing

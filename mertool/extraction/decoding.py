@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,6 @@ def decode_faces(
     *,
     fps: float,
     max_frames: int,
-    decoder: str = "auto",
     blur_factor: int = 1,
 ) -> DecodedClip:
     """Crop the face of a clip from at most `max_frames` frames: (T, 224, 224, 3) uint8.
@@ -92,16 +92,26 @@ def decode_faces(
     torch.set_num_threads(1)  # the workers already use all cores
     timings = {"decode": 0.0}
     began = time.perf_counter()
-    frames = _timed(read_frames(path, fps, max_frames, start=start, end=end, decoder=decoder), timings)
-    track = find_face(blur_frames(frames, blur_factor))
+    errors: list[str] = []
+    frames = _timed(read_frames(path, fps, max_frames, start=start, end=end, errors=errors), timings)
+    try:
+        track = find_face(blur_frames(frames, blur_factor))
+    except ClipError as error:
+        if error.reason == "no_face" and errors:
+            # The face may be in the pictures that were lost.
+            raise ClipError("unreadable", f"{error.message}, and parts of it are damaged: {errors[0]}") from error
+        raise
     timings["faces"] = time.perf_counter() - began - timings["decode"]
+    n_errors = len(errors)
     return DecodedClip(
-        track.crops, seconds=track.seconds, frames_seen=track.frames_seen, face_share=track.share, timings=timings
+        track.crops,
+        timings=timings,
+        seconds=track.seconds,
+        frames_seen=track.frames_seen,
+        face_share=track.share,
+        note=f"{n_errors} packet{'s' * (n_errors > 1)} of video cannot be decoded ({errors[0]})" if errors else "",
     )
 
-
-# Settings of the second attempt after a decoder hung or crashed: PyAV reads frames where decord fails.
-FALLBACK_SETTINGS: dict[DecodeFunction, dict[str, Any]] = {decode_faces: {"decoder": "pyav"}}
 
 # Modules that worker processes need for faces; for audio `mertool.media` is enough.
 FACE_MODULES = ("mertool.media", "mertool.faces", "facenet_pytorch")
@@ -156,35 +166,31 @@ class DecoderPool:
         clip on which a worker hangs or dies becomes a ClipError (`timeout` or `crashed`).
         """
         # pebble sets the results of futures in its own thread; this queue brings them to the caller's.
-        finished: queue.SimpleQueue[tuple[WorkItem, dict[str, Any], Any]] = queue.SimpleQueue()
-        fallback = FALLBACK_SETTINGS.get(decode, {})
+        finished: queue.SimpleQueue[tuple[WorkItem, Any]] = queue.SimpleQueue()
         modality = "audio" if decode is decode_audio else "video"
-
-        def schedule(item: WorkItem, options: dict[str, Any]) -> None:
-            args = (decode, item.clip.media_path(modality), item.clip.start, item.clip.end)
-            future = self._pool.schedule(_decode_signed, args=args, kwargs=options, timeout=self.clip_timeout)
-            future.add_done_callback(lambda future: finished.put((item, options, future)))
-
         source = iter(items)
         in_flight = 0
         while True:
             while in_flight < MAX_AHEAD * self.workers and (item := next(source, None)) is not None:
-                if item.clip.media_path(modality) is None:  # a clip that is a text alone
+                path = item.clip.media_path(modality)
+                if path is None:  # a clip that is a text alone
                     yield item, ClipError(f"no_{modality}", "the manifest names no media file of this clip")
                     continue
-                schedule(item, {**settings, **settings_of(item.clip)})
+                arguments = (decode, path, item.clip.start, item.clip.end)
+                options = {**settings, **settings_of(item.clip)}
+                future = self._pool.schedule(_decode_signed, arguments, options, timeout=self.clip_timeout)
+                future.add_done_callback(partial(_put_finished, finished, item))
                 in_flight += 1
             if not in_flight:
                 return
-            item, options, future = finished.get()
-            signature, result = _result_of(future, self.clip_timeout)
-            if isinstance(result, ClipError) and result.reason in ("timeout", "crashed") and fallback:
-                if not options.items() >= fallback.items():
-                    schedule(item, {**options, **fallback})
-                    continue
-                result = ClipError(result.reason, f"{result.message}, with both decoders")
+            item, future = finished.get()
             in_flight -= 1
+            signature, result = _result_of(future, self.clip_timeout)
             yield replace(item, digest=signature), result
+
+
+def _put_finished(finished: "queue.SimpleQueue[tuple[WorkItem, Any]]", item: WorkItem, future: Any) -> None:
+    finished.put((item, future))
 
 
 def decode_text(items: Iterable[WorkItem], reasons: Mapping[str, str]) -> Iterator[DecodeResult]:

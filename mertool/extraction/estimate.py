@@ -10,7 +10,7 @@ import numpy as np
 
 from mertool.extraction.face_crops import FaceCropCache
 from mertool.extraction.job import ExtractionJob
-from mertool.extraction.plan import WorkItem, list_items, make_plan
+from mertool.extraction.plan import WorkItem, list_items, pending_items
 from mertool.extraction.progress import ExtractionStats, no_progress
 from mertool.extraction.targets import StoreTarget
 from mertool.extraction.worker import ExtractionWorker
@@ -105,8 +105,8 @@ def _pending_items(manifest: Manifest, job: ExtractionJob) -> list[WorkItem]:
     for target in job.targets:
         target.check()
     items = list_items(manifest, job.modality)
-    plans = [make_plan(items, *_stored_clips(target)) for target in job.targets]
-    pending = {item.clip.clip for plan in plans for item in plan.pending}
+    pending_of = [pending_items(items, *_stored_clips(target)) for target in job.targets]
+    pending = {item.clip.clip for pending in pending_of for item in pending}
     return [item for item in items if item.clip.clip in pending]
 
 

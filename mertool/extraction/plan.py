@@ -1,6 +1,6 @@
 """Planning: which clips have to be extracted, and which are known to a store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mertool.errors import TRANSIENT_REASONS, MertoolError
@@ -24,14 +24,6 @@ class WorkItem:
     modality: str = "audio"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Work items that are pending, and the clips whose features or failures a store has."""
-
-    pending: tuple[WorkItem, ...]
-    cached: tuple[str, ...]
-
-
 def list_items(manifest: Manifest, modality: str) -> list[WorkItem]:
     """Return a work item for each clip; raise MertoolError if not one of the media files exists."""
     if modality == "text":
@@ -51,13 +43,9 @@ def _check_files_exist(manifest: Manifest, modality: str) -> None:
         )
 
 
-def make_plan(items: Sequence[WorkItem], done: Mapping[str, str], failed: Mapping[str, Failure]) -> Plan:
-    """Compare clips with the clips of a store: `done` maps clip to media digest, `failed` clip to failure."""
-    known = [is_known(item, done, failed) for item in items]
-    return Plan(
-        tuple(item for item, cached in zip(items, known, strict=True) if not cached),
-        tuple(item.clip.clip for item, cached in zip(items, known, strict=True) if cached),
-    )
+def pending_items(items: Iterable[WorkItem], done: Mapping[str, str], failed: Mapping[str, Failure]) -> list[WorkItem]:
+    """Return the items that a store lacks: `done` maps its clips to media digests, `failed` clips to failures."""
+    return [item for item in items if not is_known(item, done, failed)]
 
 
 def is_known(item: WorkItem, done: Mapping[str, str], failed: Mapping[str, Failure]) -> bool:

@@ -33,14 +33,6 @@ class FeaturePooling:
         if self.aligner:
             # Rounded as a frame store rounds them, so that both ways to aligned features agree.
             return self.aligner.encode_clip(frames.to(getattr(torch, self.recipe.storage_dtype)))
-        return keep_frames(frames) if self.recipe.pool == "none" else mean_pool(frames)
-
-
-def mean_pool(frames: torch.Tensor) -> torch.Tensor:
-    """Average frames (L, T, D) over time: (L, D)."""
-    return frames.mean(dim=1)
-
-
-def keep_frames(frames: torch.Tensor) -> torch.Tensor:
-    """Return frames (L, T, D) unchanged, those of a single layer as (T, D)."""
-    return frames[0] if len(frames) == 1 else frames
+        if self.recipe.pool == "none":
+            return frames[0] if len(frames) == 1 else frames
+        return frames.mean(dim=1)

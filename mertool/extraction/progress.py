@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from functools import partial
 
 from mertool.errors import MISSING_MODALITY_REASONS
 
@@ -76,10 +75,11 @@ class StagedProgress:
 
     def stage(self, index: int) -> ProgressCallback:
         """Return the callback of one stage, counted from 0."""
-        return partial(self._update, index)
 
-    def _update(self, index: int, done: int, total: int, failed: int, media_seconds: float = 0.0) -> None:
-        self._failed[index] = failed
-        self._media_seconds = max(self._media_seconds, media_seconds)
-        clips_done = self.clips * (index * total + done) // (self.stages * total)
-        self.callback(clips_done, self.clips, sum(self._failed), self._media_seconds)
+        def update(done: int, total: int, failed: int, media_seconds: float = 0.0) -> None:
+            self._failed[index] = failed
+            self._media_seconds = max(self._media_seconds, media_seconds)
+            clips_done = self.clips * (index * total + done) // (self.stages * total)
+            self.callback(clips_done, self.clips, sum(self._failed), self._media_seconds)
+
+        return update

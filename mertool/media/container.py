@@ -40,6 +40,8 @@ HEAD_BYTES = 4096
 # FFmpeg searches up to 5 MB of a WAV for DTS in the place of PCM, which takes longer than to decode the clip.
 WAV_OPTIONS = {"probesize": "8192", "max_size": "8192"}
 
+MAX_PIXELS = 8192 * 4320  # 8K video, turned by 90 degrees or not
+
 
 def check_file(path: Path) -> None:
     """Raise ClipError missing_file if the path does not exist or is not a regular file."""
@@ -54,8 +56,14 @@ def open_container(path: Path) -> "av.container.InputContainer":
     """
     check_file(path)
     # A container may name other files as well; nothing but files of this machine could be opened, and tracks of a
-    # QuickTime file that lie in another file are not followed.
-    options = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "file", "enable_drefs": "0"}
+    # QuickTime file that lie in another file are not followed. Opening a file decodes its first pictures; FFmpeg
+    # checks their size before it takes memory for them.
+    options = {
+        "format_whitelist": ",".join(DEMUXERS),
+        "protocol_whitelist": "file",
+        "enable_drefs": "0",
+        "max_pixels": str(MAX_PIXELS),
+    }
     try:
         return av.open(
             # With `file:` before it, no name is taken for a protocol (`pipe:`, `data:`, `concat:`) or for an option.

@@ -1,24 +1,39 @@
 """Video frames of one media file, read without intermediate files.
 
-Frames are decoded by decord. PyAV decodes them if decord is not installed, fails, counts other frames than the
-container shows (files with an edit list) or does not keep their order (MPEG-1 streams). Both decoders give the same
-pixels.
+Frames are matched to moments by the timestamps of the pictures that were decoded, never by counting: a packet may hold
+no picture, as before the first keyframe of a recording that was cut. Packets between a needed frame and the keyframe
+of the next one are not decoded.
 """
 
-from collections.abc import Iterator
-from functools import cache
-from importlib import import_module
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 
 from mertool.errors import ClipError
-from mertool.media.container import check_file, first_line, is_cover_image, open_container
+from mertool.media.display import to_display
+from mertool.media.video_stream import KeyframeWithoutPicture, TimedFrame, VideoStream, clip_errors
 
-# In other containers, such as MPEG program streams, decord returns frames in the wrong order.
-DECORD_CONTAINERS = frozenset({"mp4", "matroska"})
+MAX_FRAMES = 24 * 3600 * 120  # of a video stream: 24 hours at 120 frames per second
+MAX_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class VideoTimeline:
+    """When the pictures of a video stream are on the screen, in seconds on the clock that a player shows.
+
+    first: when the first picture appears; packets before it cannot be decoded.
+    end: when the last picture disappears.
+    keyframes: seconds at which the keyframes appear, ascending.
+    """
+
+    first: float
+    end: float
+    keyframes: Sequence[float]
 
 
 def read_frames(
@@ -28,110 +43,124 @@ def read_frames(
     *,
     start: float | None = None,
     end: float | None = None,
-    decoder: str = "auto",
+    errors: list[str] | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Yield (seconds, RGB frame (H, W, 3) uint8) at about `fps` per second, at most `max_frames`, evenly spread.
 
-    Each is the frame on the screen in the middle of its 1/fps interval. Rotation metadata is applied. `decoder` is
-    `auto`, `decord` or `pyav`. Raises ClipError: missing_file, no_video, unreadable, too_short.
+    Each is the frame on the screen in the middle of its 1/fps interval, as a player shows it: upright, mirrored if the
+    file says so, with square pixels. `start` and `end` are seconds on the player's clock, whose zero is the beginning
+    of the earliest stream. `errors` gets the messages of packets that cannot be decoded; the other pictures of such a
+    video are read. Raises ClipError: missing_file, unsupported, no_video, unreadable, too_short, too_large.
     """
-    times, container = frame_table(path)
-    indices = sample_frames(times, fps, max_frames, start=start, end=end)
-    n_decoded = 0
-    decord = _decord() if decoder != "pyav" and container in DECORD_CONTAINERS else None
-    if decord is not None:
-        try:
-            reader = decord.VideoReader(str(path), num_threads=1)
-            if len(reader) == len(times):
-                for index in indices:
-                    yield times[index], reader[index].asnumpy()
-                    n_decoded += 1
-                return
-        except (decord.DECORDError, RuntimeError, IndexError, UnicodeEncodeError) as error:
-            if decoder == "decord":
-                raise ClipError("unreadable", f"decord: {first_line(error)}") from error
-    for index, frame in _read_pyav_frames(path, indices[n_decoded:]):
-        yield times[index], frame
+    timeline = read_timeline(path)
+    moments = sample_moments(timeline, fps, max_frames, start=start, end=end)
+    n_frames = 0
+    for timed in _frames_on_screen(path, moments, timeline.keyframes, errors=errors if errors is not None else []):
+        with clip_errors():
+            picture = to_display(timed.frame, timed.pixel_aspect)
+        yield timed.seconds, picture
+        n_frames += 1
+    if not n_frames:
+        raise ClipError("unreadable", "the pictures of this clip cannot be decoded")
 
 
-def frame_table(path: Path) -> tuple[list[float], str]:
-    """Return the presentation time of each frame of the video stream in seconds, and the kind of container.
+def read_timeline(path: Path) -> VideoTimeline:
+    """Read when the pictures of a video are shown: from its packets, of which only the first ones are decoded.
 
-    Times are read from the packets, without decoding. Packets that an edit list discards are not counted; the
-    duration that the container states is not used, because it is often wrong. Containers are `mp4`, `matroska`, ...
+    Packets that an edit list discards are not counted. The duration that the container states is not used, because it
+    is often wrong.
     """
-    check_file(path)
-    try:
-        with open_container(path) as container:
-            stream = _video_stream(container)
-            kind = "mp4" if "mp4" in container.format.name else container.format.name.split(",")[0]
-            timestamps = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            rate = float(stream.average_rate or stream.guessed_rate or 25)
-            time_base = float(stream.time_base or 1 / rate)
-    except av.error.FFmpegError as error:
-        raise ClipError("unreadable", first_line(error)) from error
-    if not timestamps:
-        raise ClipError("unreadable", "the video stream holds no frame")
-    # Packets are in decoding order, so their timestamps are sorted into presentation order.
-    ordered = sorted(timestamp for timestamp in timestamps if timestamp is not None)
-    if len(ordered) < len(timestamps):
-        return [index / rate for index in range(len(timestamps))], kind
-    return [(timestamp - ordered[0]) * time_base for timestamp in ordered], kind
+    first: TimedFrame | None = None
+    first_keyframe: float | None = None
+    appear, durations, keyframes = array("d"), array("d"), array("d")
+    n_packets = 0
+    with VideoStream(path) as video:
+        for packet in video.packets():
+            seconds = None if packet.pts is None else video.seconds(packet.pts)
+            if packet.is_keyframe and first_keyframe is None:
+                first_keyframe = -np.inf if seconds is None else seconds
+            if first is None and first_keyframe is not None:
+                first = next((timed for timed in video.decode(packet) if timed.seconds >= first_keyframe), None)
+            if not packet.size or packet.is_discard:
+                continue
+            n_packets += 1
+            if n_packets > MAX_FRAMES:
+                raise ClipError("too_large", f"the video stream has more than {MAX_FRAMES:,} frames")
+            if seconds is not None:
+                appear.append(seconds)
+                durations.append(float((packet.duration or 0) * video.time_base))
+                if packet.is_keyframe:
+                    keyframes.append(seconds)
+        end = _end_of_stream(np.array(appear), np.array(durations), float(n_packets / video.rate))
+    if first_keyframe is None:
+        # Some containers flag no keyframe at all; then every picture counts.
+        with VideoStream(path) as video:
+            first = next(video.frames(lambda: -np.inf), None)
+    if first is None:
+        raise ClipError("unreadable", f"no picture of the video can be decoded from its {n_packets} packets")
+    if end > MAX_SECONDS:
+        raise ClipError("too_large", f"the video lasts {end / 3600:.1f} hours; valid are up to {MAX_SECONDS / 3600:g}")
+    return VideoTimeline(first.seconds, max(end, first.seconds), sorted(keyframes))
 
 
-def sample_frames(
-    times: list[float], fps: float, max_frames: int, *, start: float | None = None, end: float | None = None
-) -> list[int]:
-    """Return the indices of the frames on the screen in the middle of each of n equal intervals of the clip.
+def _end_of_stream(appear: np.ndarray, durations: np.ndarray, duration_without_timestamps: float) -> float:
+    """Return when the last picture disappears, from the seconds at which pictures appear, in any order."""
+    if not len(appear):
+        return duration_without_timestamps
+    last = int(appear.argmax())
+    # Some containers state no durations of frames.
+    spacing = (appear[last] - appear.min()) / (len(appear) - 1) if len(appear) > 1 else duration_without_timestamps
+    return float(appear[last] + (durations[last] or spacing))
 
-    `times` are the frames' presentation times in seconds. Frames that would be sampled twice are returned once.
+
+def sample_moments(
+    timeline: VideoTimeline, fps: float, max_frames: int, *, start: float | None = None, end: float | None = None
+) -> list[float]:
+    """Return the middles of equal intervals, about `fps` per second, of the part of a clip that has pictures.
+
+    Raises ClipError too_short if no picture is shown between `start` and `end` seconds.
     """
-    frame_seconds = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / fps
-    duration = times[-1] + frame_seconds
-    first, last = start or 0.0, min(duration, np.inf if end is None else end)
+    first = max(timeline.first, start or 0.0)
+    last = min(timeline.end, np.inf if end is None else end)
     if last <= first:
-        raise ClipError("too_short", f"the video ends at {duration:.2f} s, before the clip begins")
+        raise ClipError(
+            "too_short", f"the video is shown from {timeline.first:.2f} to {timeline.end:.2f} s, not in this clip"
+        )
     count = int(np.clip(round((last - first) * fps), 1, max_frames))
-    middles = first + (np.arange(count) + 0.5) * (last - first) / count
-    indices = np.searchsorted(times, middles, side="right") - 1
-    return sorted(set(np.clip(indices, 0, len(times) - 1).tolist()))
+    return (first + (np.arange(count) + 0.5) * (last - first) / count).tolist()
 
 
-@cache
-def _decord() -> Any:
-    """Return the module decord, or None on platforms without a wheel of it (Apple silicon, arm64 Linux)."""
+def _frames_on_screen(
+    path: Path, moments: Iterable[float], keyframes: Sequence[float], *, errors: list[str]
+) -> Iterator[TimedFrame]:
+    """Yield the frames that are on the screen at these moments (ascending seconds), each frame once."""
+    remaining = deque(moments)
     try:
-        import_module("torch")  # decord must be imported after torch (decord issue 251)
-        decord = import_module("decord")
-    except ImportError:
-        return None
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
+        yield from _pick_frames(path, remaining, keyframes, errors=errors)
+    except KeyframeWithoutPicture:
+        # A container may call a packet a keyframe that is none. Decoding from the beginning needs no keyframes.
+        yield from _pick_frames(path, remaining, (), errors=errors)
 
 
-def _video_stream(container: "av.container.InputContainer") -> "av.video.stream.VideoStream":
-    """Return the first video stream that is not the cover image of a music file."""
-    streams = [stream for stream in container.streams.video if not is_cover_image(stream)]
-    if not streams:
-        raise ClipError("no_video")
-    return streams[0]
+def _pick_frames(
+    path: Path, remaining: deque[float], keyframes: Sequence[float], *, errors: list[str]
+) -> Iterator[TimedFrame]:
+    """Yield the frames on the screen at the remaining moments, and remove the moments that are done."""
 
+    def keyframe_needed() -> float:
+        index = bisect_right(keyframes, remaining[0]) - 1
+        return keyframes[index] if index >= 0 else -np.inf
 
-def _read_pyav_frames(path: Path, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode from the beginning and yield the frames with these indices in order of presentation."""
-    remaining = set(indices)
-    try:
-        with open_container(path) as container:
-            stream = _video_stream(container)
-            stream.thread_type = "NONE"  # the decoder processes already use all cores
-            for index, frame in enumerate(container.decode(stream)):
-                if index in remaining:
-                    remaining.discard(index)
-                    image = frame.to_ndarray(format="rgb24")
-                    yield index, np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
-                if not remaining:
-                    return
-    except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError("unreadable", first_line(error)) from error
-    if len(remaining) == len(indices):
-        raise ClipError("unreadable", "no frame of the video stream can be decoded")
+    shown: TimedFrame | None = None
+    with VideoStream(path) as video:
+        video.errors = errors
+        for timed in video.frames(keyframe_needed):
+            if shown and remaining[0] < timed.seconds:
+                yield shown
+            while remaining and remaining[0] < timed.seconds:
+                remaining.popleft()
+            if not remaining:
+                return
+            shown = timed
+    if shown:
+        yield shown

@@ -121,7 +121,7 @@ def test_doctor_as_json(invoke):
     result = invoke("doctor", "--json")
     found = json.loads(result.stdout)
     assert (result.exit_code, found["missing"]) == (0, [])
-    assert {"python", "torch", "transformers", "decord", "device (auto)", "model cache"} <= set(found["facts"])
+    assert {"python", "torch", "transformers", "av", "device (auto)", "model cache"} <= set(found["facts"])
 
 
 def test_doctor_says_all_is_well(invoke):

@@ -64,16 +64,6 @@ def read_name(path, start, end):
     return DecodedClip(path.name)
 
 
-def first_decoder_fails(path, start, end, decoder="auto"):
-    """Hangs or dies, but not with the second decoder, except for files named `...-always`."""
-    if decoder == "auto" or path.stem.endswith("always"):
-        if path.stem.startswith("hang"):
-            time.sleep(60)
-        if path.stem.startswith("die"):
-            os._exit(7)
-    return DecodedClip(decoder)
-
-
 def decode_all(clips, decode=obey, timeout=60.0, **settings):
     """The result of every clip by its id."""
     with DecoderPool(DecoderLimits(2, timeout)) as decoders:
@@ -130,27 +120,6 @@ def test_a_slow_clip_does_not_block_the_other_ones(tmp_path):
             order.append((item.clip.clip, decoded.content))
     assert sorted(order) == sorted((str(n), n) for n in range(12))
     assert order[0][0] != "0"
-
-
-def test_the_second_decoder_takes_over_from_one_that_dies(tmp_path, monkeypatch):
-    monkeypatch.setitem(decode.FALLBACK_SETTINGS, first_decoder_fails, {"decoder": "pyav"})
-    results = decode_all(items(tmp_path, "ok", "die-once", "die-always"), first_decoder_fails)
-    assert [results[name].content for name in ("ok", "die-once")] == ["auto", "pyav"]
-    assert results["die-always"].reason == "crashed"
-    assert "with both decoders" in results["die-always"].message
-
-
-@pytest.mark.slow
-def test_the_second_decoder_takes_over_from_one_that_hangs(tmp_path, monkeypatch):
-    monkeypatch.setitem(decode.FALLBACK_SETTINGS, first_decoder_fails, {"decoder": "pyav"})
-    results = decode_all(items(tmp_path, "hang-once", "hang-always"), first_decoder_fails, timeout=3.0)
-    assert results["hang-once"].content == "pyav"
-    assert results["hang-always"].reason == "timeout"
-    assert "with both decoders" in results["hang-always"].message
-
-
-def test_frames_have_a_second_decoder_and_audio_has_not():
-    assert {decode_faces: {"decoder": "pyav"}} == decode.FALLBACK_SETTINGS
 
 
 def test_decoders_read_again_after_they_have_read(tmp_path):

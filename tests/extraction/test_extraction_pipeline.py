@@ -13,7 +13,7 @@ from mertool.extraction.decoding import DecodedClip
 from mertool.extraction.multi_adapter import MultiAdapterEncoder
 from mertool.extraction.pipeline import encode_and_write
 from mertool.extraction.plan import WorkItem
-from mertool.extraction.pooling import FeaturePooling, mean_pool
+from mertool.extraction.pooling import FeaturePooling
 from mertool.features import Recipe
 from mertool.manifest import Clip
 from mertool.store import FeatureStore, StoreWriter
@@ -196,7 +196,7 @@ def test_frames_of_several_layers_and_of_one(tmp_path):
 
 def test_pooling_is_the_mean_over_time():
     frames = torch.arange(12.0).view(2, 3, 2)
-    np.testing.assert_allclose(mean_pool(frames), [[2, 3], [8, 9]])
+    np.testing.assert_allclose(FeaturePooling(make_recipe(), (0, 1))(frames), [[2, 3], [8, 9]])
 
 
 def test_the_report_adds_up_media(tmp_path):
