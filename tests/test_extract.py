@@ -105,6 +105,28 @@ def test_the_part_from_start_to_end(audio, demo_rows, write_manifest, load_tiny,
     assert not np.allclose(values["a"], values["b"], atol=1e-3)
 
 
+def test_the_audio_of_another_file_and_texts_alone(call, audio, demo_rows, tiny_encoders, tmp_path):
+    first, second = (_path(demo_rows, clip) for clip in ("spk01_001", "spk02_004"))
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(
+        f"clip,path,text,audio\nboth,{first},One.,{second}\nplain,{second},Two.,\nsilent,,Three.,\nheard,,,{second}\n",
+        encoding="utf-8",
+    )
+    audio("--storage", "float32", source=manifest)
+    values, _, failures = read(tmp_path / "audio.h5")
+    assert failures == {"silent": "no_audio"}
+    for clip in ("both", "heard"):
+        np.testing.assert_allclose(values[clip], values["plain"], atol=1e-5)
+    call("extract", "text", manifest, "-o", tmp_path / "text.h5", "--encoder", tiny_encoders["bert"], "-q")
+    values, _, failures = read(tmp_path / "text.h5")
+    assert sorted(values) == ["both", "plain", "silent"]
+    assert failures == {"heard": "no_text"}
+    call("extract", "video", manifest, "-o", tmp_path / "video.h5", "--encoder", tiny_encoders["clip"], "-q")
+    values, _, failures = read(tmp_path / "video.h5")
+    assert failures == {"silent": "no_video", "heard": "no_video"}
+    assert not np.allclose(values["both"], values["plain"], atol=1e-2)
+
+
 def test_chosen_layers_and_frames(audio, tmp_path):
     assert audio("--layers", "0,2-3", "--pool", "none")["layers"] == 3
     values, layers, _ = read(tmp_path / "audio.h5")

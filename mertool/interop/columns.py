@@ -65,7 +65,9 @@ def read_transcript_table(path: Path, language: str | None = None) -> Annotation
     notes = []
     if not language and columns["text"] in LANGUAGES and set(LANGUAGES) <= set(table.columns):
         notes = [f"transcripts are of the column '{columns['text']}'; --language {LANGUAGES[1]} reads the other one"]
-    annotations = _read_rows(table, columns, ignored=LANGUAGES, notes=notes)
+    # A file may hold labels as well, which are read by --labels.
+    known = [name for names in COLUMN_NAMES.values() for name in names]
+    annotations = _read_rows(table, columns, ignored=(*known, "audio"), notes=notes)
     rows = tuple(row for row in annotations.rows if row.text)
     return Annotations(path=path, rows=rows, notes=annotations.notes)
 

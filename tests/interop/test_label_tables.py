@@ -180,6 +180,13 @@ def test_a_language_that_the_file_does_not_have(tmp_path):
         read_transcripts(write(tmp_path / "t.csv", "name,chinese\na,我很好\n"), "english")
 
 
+def test_labels_beside_transcripts_are_no_columns_to_tell_of(tmp_path):
+    path = write(tmp_path / "t.csv", "clip,path,label,text,speaker,split,audio,age\na,a.mp4,sad,Oh.,s1,train,,30\n")
+    (note,) = read_transcripts(path).notes
+    assert note.endswith("that are not used: age")
+    assert read_transcripts(path).rows[0].label is None
+
+
 def test_a_transcript_of_a_megabyte(tmp_path):
     assert len(texts(write(tmp_path / "t.csv", f"name,text\na,{'好' * 1_000_000}\n"))["a"]) == 1_000_000
 
