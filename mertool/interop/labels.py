@@ -18,8 +18,8 @@ def read_labels(path: Path) -> Annotations:
     """
     if not path.exists():
         raise MertoolError(f"labels file {path} does not exist: give {FORMS}")
-    if not path.is_dir() and not path.is_file():
-        raise MertoolError(f"labels file {path} is not a file: give {FORMS}")
+    if not path.is_dir() and not path.is_file():  # opening a pipe would wait for a writer that never comes
+        raise MertoolError(f"labels file {path} is not a regular file: give {FORMS}")
     if path.is_dir() or path.suffix.lower() in SUFFIXES:
         return read_emobox(path)
     if path.suffix.lower() == ".npz":

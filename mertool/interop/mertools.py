@@ -56,8 +56,6 @@ def read_npz(path: Path) -> Annotations:
     else is left out. Corpora that number their classes (IEMOCAP, MELD) give the numbers as labels. Raises MertoolError
     for a file that cannot be read, or whose `emo` is the same everywhere (MOSI, MOSEI: the target is `val`).
     """
-    if not path.is_file():  # opening a pipe would wait for a writer that never comes
-        raise MertoolError(f"{path} is not a regular file: give the npz of MERTools")
     try:
         corpora = _read_corpora(path)
     except UNREADABLE as error:
