@@ -222,6 +222,24 @@ def test_a_bad_packet_costs_only_itself_and_is_told(name, codec, tmp_path):
     assert "1 packet of audio cannot be decoded" in stats.note
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.m4a", "aac"), ("a.flac", "flac")])
+def test_a_file_that_was_cut_is_read_as_far_as_it_goes_and_told(name, codec, tmp_path):
+    with av.open(str(tmp_path / name), "w", options={"movflags": "faststart"} if name == "a.m4a" else {}) as out:
+        stream = out.add_stream(codec, rate=RATE, layout="mono")
+        samples = tone(500, 4, RATE) + 0.05 * np.random.default_rng(0).normal(size=4 * RATE).astype(np.float32)
+        for first in range(0, 4 * RATE, 1024):
+            block = av.AudioFrame.from_ndarray(samples[None, first : first + 1024], format="fltp", layout="mono")
+            block.sample_rate, block.pts = RATE, first
+            out.mux(stream.encode(block))
+        out.mux(stream.encode(None))
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
+    samples, stats = load_audio(tmp_path / name)
+    assert 1.5 * 16_000 < len(samples) < 3 * 16_000
+    assert level_of(samples, 500) == pytest.approx(0.5, rel=0.02)
+    assert "the header says 4.00 s" in stats.note
+
+
 def test_a_sample_rate_that_changes(tmp_path):
     first = encode(tmp_path / "a.mp3", tone(500, 1, 22_050), codec="libmp3lame", rate=22_050)
     second = encode(tmp_path / "b.mp3", tone(500, 1, 44_100), codec="libmp3lame", rate=44_100)

@@ -158,10 +158,18 @@ def _end_before_padding(
 
     FFmpeg removes the padding that Opus, MP3 and Matroska state; of MP4 it is what lies beyond the track's duration.
     """
-    if "mp4" not in container.format.name or not stream.duration or not stream.time_base:
+    end = _stated_end(container, stream)
+    return end if end is not None and 0 < timeline.clock - end < MAX_PADDING else None
+
+
+def _stated_end(container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream") -> float | None:
+    """Return the second at which the header says that the audio ends; None if no header says so.
+
+    Other lengths are estimated, or found at the end of what is left of a file.
+    """
+    if not stream.duration or not stream.time_base or not {"mov", "flac"} & set(container.format.name.split(",")):
         return None
-    end = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - container_start(container)
-    return end if 0 < timeline.clock - end < MAX_PADDING else None
+    return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - container_start(container)
 
 
 def _describe(
@@ -177,6 +185,9 @@ def _describe(
     if errors:
         count = f"{len(errors)} packet{'s' * (len(errors) > 1)}"
         notes.append(f"{count} of audio cannot be decoded ({errors[0]})")
+    stated_end = _stated_end(container, stream)
+    if stated_end and timeline.clock < stated_end - MAX_PADDING and not timeline.is_complete:
+        notes.append(f"the audio ends at {timeline.clock:.2f} s, the header says {stated_end:.2f} s")
     if timeline.silence:
         notes.append(f"{timeline.silence:.2f} s of audio are missing in the file and became silence")
     if timeline.n_jumps:

@@ -31,7 +31,9 @@ class AudioTimeline:
         self.first, self.last = first, math.inf if last is None else last
         self.declared = declared
         self.n_jumps, self.silence, self.rates = 0, 0.0, list[int]()
-        self._pieces: list[np.ndarray] = []
+        self._kept = (
+            bytearray()
+        )  # float32; it grows without a second copy, which a list of pieces would need at the end
         self._length = 0  # samples at 16 kHz since time zero
         self._shift = 0.0  # added to time stamps after a jump
         # The run: audio of one rate without a hole, which one resampler converts.
@@ -66,7 +68,7 @@ class AudioTimeline:
     def finish(self, end: float | None = None) -> np.ndarray:
         """Return the samples (n,) float32 from `first` to `last`, without the encoder's padding after `end`."""
         self._end_run()
-        samples = np.concatenate(self._pieces) if self._pieces else np.zeros(0, np.float32)
+        samples = np.frombuffer(self._kept, np.float32)
         if end is not None and not self.n_jumps:
             samples = samples[: max(0, _nearest_sample(end) - self.first)]
         return samples
@@ -133,7 +135,7 @@ class AudioTimeline:
             start = max(0, self.first - self._length)
             stop = min(len(piece), self.last - self._length)
             if start < stop:
-                self._pieces.append(piece[int(start) : int(stop)])
+                self._kept += piece[int(start) : int(stop)].tobytes()
             self._length += len(piece)
 
 
