@@ -416,6 +416,15 @@ def test_audio_that_goes_on_for_too_long_is_too_large(tmp_path, monkeypatch):
     assert reason_of(tmp_path / "a.flac") == "too_large"
 
 
+def test_a_small_file_that_decodes_to_hours_is_too_large(tmp_path, monkeypatch):
+    """Compressed silence of a day would fill gigabytes of memory."""
+    monkeypatch.setattr(audio, "SECONDS_OF_ANY_BIT_RATE", 60.0)
+    soundfile.write(tmp_path / "a.flac", np.zeros(600 * 8_000), 8_000)
+    assert reason_of(tmp_path / "a.flac") == "too_large"
+    soundfile.write(tmp_path / "b.flac", np.zeros(59 * 8_000), 8_000)
+    assert len(read_audio(tmp_path / "b.flac")) == 59 * 16_000
+
+
 def test_too_many_channels_are_too_large(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros((1000, 300)), 16_000)
     with pytest.raises(ClipError, match="300 audio channels; at most 256 are read") as caught:

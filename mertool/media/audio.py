@@ -25,6 +25,7 @@ MAX_SECONDS = 24 * 3600.0
 # Containers whose header, or end, counts the samples.
 HEADERS_WITH_LENGTH = frozenset({"flac", "mov", "ogg", "wav", "aiff", "caf", "w64", "au", "ape", "wv", "tta", "mp3"})
 MIN_BIT_RATE = 1000  # bits per second; silence of Opus has more in any container with time stamps
+SECONDS_OF_ANY_BIT_RATE = 3600.0  # silence of FLAC has less, so only longer audio of less is refused
 # Encoders pad the last frame. MP4 states the true end; audio of more than a frame beyond it is no padding.
 MAX_PADDING = 0.1
 
@@ -109,6 +110,12 @@ def _check_limits(rate: int, channels: int, seconds: float | None) -> None:
         raise ClipError("too_large", f"{seconds / 3600:.0f} hours of audio; at most {MAX_SECONDS / 3600:.0f} are read")
 
 
+def _check_bit_rate(bits: int, seconds: float) -> None:
+    """Raise ClipError if a small file has decoded to hours: it was made to fill the memory, or holds only silence."""
+    if seconds > SECONDS_OF_ANY_BIT_RATE and bits / seconds < MIN_BIT_RATE:
+        raise ClipError("too_large", f"{bits // 8} bytes decode to more than {seconds / 60:.0f} minutes of audio")
+
+
 def _fill_timeline(
     timeline: AudioTimeline,
     container: "av.container.InputContainer",
@@ -126,6 +133,7 @@ def _fill_timeline(
             errors.append(error)
             continue
         _check_limits(frame.sample_rate, frame.layout.nb_channels, timeline.clock)
+        _check_bit_rate(8 * container.size, timeline.clock)
         try:
             samples = downmixer.to_mono(frame)
         except ValueError as failure:
