@@ -1,4 +1,4 @@
-"""Folds from a file (`--folds FILE`): a CSV of mertool, a run of mertool, or the CSV of EmoBox."""
+"""Folds from a file (`--folds FILE`): a CSV of mertool, a run of mertool, or EmoBox's CSV or folder of a corpus."""
 
 import csv
 import io
@@ -9,13 +9,19 @@ import numpy as np
 
 from mertool.errors import MertoolError, combine_errors
 from mertool.files import digest_json, write_atomic
+from mertool.interop.emobox import read_emobox
 from mertool.learning.folds import Folds, make_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.options.shared import MAX_FOLDS
+from mertool.tables import normalize
 from mertool.untrusted import read_bytes, read_json_object
 
-VALID_FORMS = "a CSV with the columns clip,fold; the folder or run.json of a run; EmoBox's CSV with fold,split,file"
+VALID_FORMS = (
+    "a CSV with the columns clip,fold; the folder or run.json of a run; EmoBox's CSV with fold,split,file, or its "
+    "folder of a corpus with fold_1, fold_2, ..."
+)
 GIVE = f"give {VALID_FORMS}"
+FOLD_FOLDER = "fold_"
 SHOWN = 40  # characters of a name in a message
 
 
@@ -28,7 +34,11 @@ def get_folds(folds: int | Path, examples: LabelledClips, seed: int, *, complete
 
 def folds_key(folds: int | Path | None) -> int | str | None:
     """Return what `--folds` adds to the key of a run: the number, or the digest of the file."""
-    return digest_json(read_bytes(_existing_file(folds), GIVE).hex()) if isinstance(folds, Path) else folds
+    if not isinstance(folds, Path):
+        return folds
+    files = [file for folder in _emobox_folders(folds) for file in sorted(folder.iterdir()) if file.is_file()]
+    contents = [read_bytes(file, GIVE).hex() for file in files or [_existing_file(folds)]]
+    return digest_json(contents if files else contents[0])
 
 
 def folds_option(folds: int | Path | None) -> int | str | None:
@@ -48,14 +58,18 @@ def write_folds(path: Path, examples: LabelledClips, folds: Folds) -> None:
 def read_folds(path: Path, examples: LabelledClips, *, complete: bool = True) -> Folds:
     """Return the folds that a file assigns to `examples`, numbered from 0 in the order of their names.
 
-    `path` is a CSV with the columns `clip,fold`, a run of mertool (its folder or run.json), or a CSV of EmoBox
-    (`fold,split,file`), whose test splits must be a partition of the files. Other clips of the file are ignored; a
-    clip without a fold raises MertoolError. But a run has no fold of clips that lack its modality: they get the fold
-    of their speaker, as long as most clips have one. With `complete=False` this holds for every kind of file.
+    `path` is a CSV with the columns `clip,fold`, a run of mertool (its folder or run.json), a CSV of EmoBox
+    (`fold,split,file`) or its folder of a corpus; EmoBox's test splits must be a partition of the files. Other clips of
+    the file are ignored; a clip without a fold raises MertoolError. But a run has no fold of clips that lack its
+    modality: they get the fold of their speaker, as long as most clips have one. With `complete=False` this holds for
+    every kind of file.
     """
-    file = _existing_file(path)
+    folders = _emobox_folders(path)
+    file = path if folders else _existing_file(path)
     is_run = file.suffix == ".json"
-    if is_run:
+    if folders:
+        name_of_clip = _match_files(path, examples.clips, _parse_emobox_rows(path, _read_emobox_folders(folders)))
+    elif is_run:
         name_of_clip = {clip: str(fold) for clip, fold in read_run_folds(file).items()}
     else:
         name_of_clip = _read_csv(file, examples.clips)
@@ -117,6 +131,23 @@ def _existing_file(path: Path) -> Path:
     return file
 
 
+def _emobox_folders(path: Path) -> list[Path]:
+    """Return the folders `fold_1`, `fold_2`, ... of a corpus of EmoBox; empty for any other path."""
+    try:
+        return sorted(folder for folder in path.glob(f"{FOLD_FOLDER}*") if folder.is_dir()) if path.is_dir() else []
+    except (OSError, ValueError):
+        return []
+
+
+def _read_emobox_folders(folders: Iterable[Path]) -> list[dict[str, str]]:
+    """Return the rows that EmoBox's CSV would have."""
+    return [
+        {"fold": folder.name.removeprefix(FOLD_FOLDER), "split": row.split or "", "file": row.name}
+        for folder in folders
+        for row in read_emobox(folder).rows
+    ]
+
+
 def _natural_order(name: str) -> tuple[int, int, str]:
     """Sort key: fold 2 comes before fold 10, and numbers before names."""
     digits = name.lstrip("0")
@@ -144,7 +175,7 @@ def _read_csv(file: Path, clips: Iterable[str]) -> dict[str, str]:
     try:
         text = read_bytes(file, GIVE).decode("utf-8-sig")
         rows_of_cells = csv.reader(io.StringIO(text, newline=""))
-        lines = [[cell.strip() for cell in row] for row in rows_of_cells if any(map(str.strip, row))]
+        lines = [[normalize(cell) for cell in row] for row in rows_of_cells if any(map(str.strip, row))]
     except (UnicodeDecodeError, csv.Error) as error:
         raise MertoolError(f"{file} cannot be read as a CSV in UTF-8 ({error}): {GIVE}") from error
     if not lines:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,37 @@ def test_folds_of_emobox(tmp_path):
     folds_read = read_folds(file, data)
     assert np.array_equal(folds_read.fold_of, fold_of)
     assert "whether they are kept apart is not known" in folds_read.description
+
+
+def test_the_folders_of_a_corpus_of_emobox(tmp_path):
+    data = examples(60, speakers=0)
+    fold_of = make_folds(data, 3, 0).fold_of
+    for fold in range(3):
+        folder = tmp_path / "cafe" / f"fold_{fold + 1}"
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            entries = [
+                json.dumps({"key": f"cafe-{clip}", "wav": f"downloads/cafe/{clip}.wav", "emo": "c"})
+                for clip, own in zip(data.clips, fold_of, strict=True)
+                if (own == fold) == (split == "test")
+            ]
+            (folder / f"cafe_{split}_fold_{fold + 1}.jsonl").write_text("\n".join(entries))
+    folds_read = read_folds(tmp_path / "cafe", data)
+    assert np.array_equal(folds_read.fold_of, fold_of)
+    assert folds_read.description.startswith("3 folds of cafe")
+    before = folds_key(tmp_path / "cafe")
+    with open(tmp_path / "cafe" / "fold_1" / "cafe_test_fold_1.jsonl", "a") as file:
+        file.write("\n" + json.dumps({"key": "k", "wav": "new.wav", "emo": "c"}))
+    assert folds_key(tmp_path / "cafe") != before
+    shutil.rmtree(tmp_path / "cafe" / "fold_3")
+    with pytest.raises(MertoolError, match=r"the test splits are no partition of the files: .* is in no test split"):
+        read_folds(tmp_path / "cafe", data)
+
+
+def test_clips_of_a_folds_file_are_compared_in_composed_form(tmp_path):
+    data = LabelledClips(("\u00e9", "b", "c", "d"), np.array([0, 1, 1, 0]), (None,) * 4)
+    (tmp_path / "f.csv").write_text("clip,fold\ne\u0301,1\nb,1\nc,2\nd,2\n", encoding="utf-8")
+    assert read_folds(tmp_path / "f.csv", data).fold_of.tolist() == [0, 0, 1, 1]
 
 
 def test_emobox_files_of_one_name_are_distinguished_by_folder(tmp_path):
