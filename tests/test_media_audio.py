@@ -240,6 +240,33 @@ def test_a_file_that_was_cut_is_read_as_far_as_it_goes_and_told(name, codec, tmp
     assert "the header says 4.00 s" in stats.note
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp3", "libmp3lame"),
+        ("a.ac3", "ac3"),
+        ("a.flac", "flac"),
+        ("a.oga", "flac"),
+        ("a.ogg", "libopus"),
+        ("a.ts", "aac"),
+        ("a.mkv", "aac"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["zeros", "noise"])
+def test_a_damaged_part_of_a_file_moves_nothing(kind, name, codec, tmp_path):
+    rng = np.random.default_rng(0)
+    samples = clicks(8) + 0.02 * rng.normal(size=8 * RATE).astype(np.float32)  # FLAC makes little of silence
+    path = encode(tmp_path / name, samples, codec=codec)
+    data = bytearray(path.read_bytes())
+    first, size = len(data) * 4 // 10, len(data) // 20
+    data[first : first + size] = bytes(size) if kind == "zeros" else rng.bytes(size)
+    path.write_bytes(data)
+    samples, stats = load_audio(path)
+    assert onsets(samples)[-2:] == pytest.approx([6.5, 7.5], abs=0.03)
+    assert len(samples) == pytest.approx(8 * 16_000, abs=800)
+    assert "audio" in stats.note
+
+
 def test_a_sample_rate_that_changes(tmp_path):
     first = encode(tmp_path / "a.mp3", tone(500, 1, 22_050), codec="libmp3lame", rate=22_050)
     second = encode(tmp_path / "b.mp3", tone(500, 1, 44_100), codec="libmp3lame", rate=44_100)

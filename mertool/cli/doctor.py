@@ -20,7 +20,6 @@ REQUIRED = {
     "peft": "peft",
     "h5py": "h5py",
     "av": "av",
-    "soundfile": "soundfile",
     "facenet-pytorch": "facenet_pytorch",
     "scikit-learn": "sklearn",
     "matplotlib": "matplotlib",

@@ -26,6 +26,9 @@ MAX_SECONDS = 24 * 3600.0
 HEADERS_WITH_LENGTH = frozenset({"flac", "mov", "ogg", "wav", "aiff", "caf", "w64", "au", "ape", "wv", "tta", "mp3"})
 MIN_BIT_RATE = 1000  # bits per second; silence of Opus has more in any container with time stamps
 SECONDS_OF_ANY_BIT_RATE = 3600.0  # silence of FLAC has less, so only longer audio of less is refused
+# Streams without time stamps: FFmpeg counts packets, and takes everything up to the next frame for one.
+BARE_STREAMS = frozenset({"mp3", "ac3", "eac3", "dts"})
+MAX_FAILURES_IN_A_ROW = 50  # to read on from a file; damage that lasts is taken for its end
 # Encoders pad the last frame. MP4 states the true end; audio of more than a frame beyond it is no padding.
 MAX_PADDING = 0.1
 
@@ -38,10 +41,14 @@ class Audio(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """A decoded frame, or the message of a packet that cannot be decoded."""
+    """A decoded frame, or the message of a packet that cannot be decoded.
+
+    `missing` are the seconds that were lost with the packet and that the time stamps behind it do not count.
+    """
 
     frame: av.AudioFrame | None
     error: str = ""
+    missing: float = 0.0
 
 
 def read_audio(path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
@@ -128,9 +135,10 @@ def _fill_timeline(
     """
     zero = container_start(container)
     errors = []
-    for frame, error in _decode(container, stream):
+    for frame, error, missing in _decode(container, stream):
         if frame is None:
             errors.append(error)
+            timeline.delay(missing)
             continue
         _check_limits(frame.sample_rate, frame.layout.nb_channels, timeline.clock)
         _check_bit_rate(8 * container.size, timeline.clock)
@@ -147,16 +155,39 @@ def _fill_timeline(
 
 
 def _decode(container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream") -> Iterator[_Decoded]:
-    """Yield the frames of a stream, and an error for each packet that cannot be decoded."""
-    try:
-        for packet in container.demux(stream):
-            try:
-                for frame in packet.decode():
+    """Yield the frames of a stream, and an error for each packet that cannot be decoded or read."""
+    bytes_decoded, seconds_decoded = 0, 0.0
+    has_timestamps = container.format.name not in BARE_STREAMS
+    for packet in _read_packets(container, stream):
+        if isinstance(packet, str):
+            yield _Decoded(None, packet)
+            continue
+        seconds = float((packet.duration or 0) * (packet.time_base or 0))
+        try:
+            for frame in packet.decode():
+                if isinstance(frame, av.AudioFrame):
                     yield _Decoded(frame)
-            except av.error.FFmpegError as error:
-                yield _Decoded(None, first_line(error))
-    except av.error.FFmpegError as error:  # the file cannot be read on from here; the decoder may hold a last frame
-        yield _Decoded(None, first_line(error))
+            bytes_decoded, seconds_decoded = bytes_decoded + packet.size, seconds_decoded + seconds
+        except av.error.FFmpegError as error:
+            real = 0.0 if has_timestamps or not bytes_decoded else packet.size * seconds_decoded / bytes_decoded
+            yield _Decoded(None, first_line(error), max(0.0, real - seconds))
+
+
+def _read_packets(
+    container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream"
+) -> "Iterator[av.Packet | str]":
+    """Yield the packets of a stream, and the message of each place where the file cannot be read."""
+    n_failures = 0
+    while n_failures < MAX_FAILURES_IN_A_ROW:
+        try:
+            for packet in container.demux(stream):
+                n_failures = 0
+                yield packet
+            return
+        except av.error.FFmpegError as error:  # reading goes on behind the damage
+            if not n_failures:
+                yield first_line(error)
+            n_failures += 1
 
 
 def _end_before_padding(

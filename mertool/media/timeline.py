@@ -65,6 +65,10 @@ class AudioTimeline:
         if sum(map(len, self._waiting)) >= SECONDS_PER_BLOCK * rate:
             self._resample_waiting()
 
+    def delay(self, seconds: float) -> None:
+        """Add seconds to the time stamps of all further frames, which do not count what was lost before them."""
+        self._shift += seconds
+
     def finish(self, end: float | None = None) -> np.ndarray:
         """Return the samples (n,) float32 from `first` to `last`, without the encoder's padding after `end`."""
         self._end_run()
