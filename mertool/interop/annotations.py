@@ -113,14 +113,16 @@ def _match_rows(
     matches: defaultdict[str, list[tuple[int, Annotation]]] = defaultdict(list)
     unmatched = []
     for row in rows:
+        second_name = row.clip or row.key
         try:
             match = index.find(row.name)
-            second_name = row.clip or row.key
-            if second_name and (match is None or match[1] == 0):
-                match = index.find(second_name) or match
+            if match is None and second_name:
+                match = index.find(second_name)
         except MertoolError as error:
-            faults.append(str(error))
-            continue
+            if second_name not in index.ids:
+                faults.append(str(error))
+                continue
+            match = (second_name, 0)
         if match is None:
             unmatched.append(row.name)
         else:

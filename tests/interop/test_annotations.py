@@ -111,6 +111,16 @@ def test_a_row_can_name_its_clip():
     assert [clip.clip for clip in joined.manifest.clips] == ["utterance"]
 
 
+def test_the_file_of_a_row_counts_more_than_its_name():
+    clips = Manifest(
+        (*manifest("a.mp4", "b.mp4").clips, *(Clip(clip=f"{p}__c", path=DATA / p / "c.mp4") for p in "xy")), DATA
+    )
+    rows = (Annotation(name="old/a.mp4", clip="b", label="sad"), Annotation(name="old/b.mp4", clip="a", label="happy"))
+    assert join(clips, *rows) == {"b": "sad", "a": "happy", "x__c": None, "y__c": None}
+    # A file that may be one of two is told by the id.
+    assert join(clips, Annotation(name="c.mp4", clip="y__c", label="sad"))["y__c"] == "sad"
+
+
 def test_two_clips_cannot_have_one_id():
     rows = (Annotation(name="a.mp4", clip="c", label="sad"), Annotation(name="b.mp4", clip="c", label="sad"))
     with pytest.raises(MertoolError, match="two clips have the id 'c'"):
