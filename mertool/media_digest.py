@@ -7,11 +7,13 @@ keeps the size of the file and its times of change: while these are the same, th
 import errno
 import hashlib
 import stat
+import time
 from functools import lru_cache
 from pathlib import Path
 
 BLOCK_BYTES = 4 << 20
 DIGEST_BYTES = 16
+SETTLED_NANOSECONDS = 2_000_000_000
 MAX_REMEMBERED = 1024  # files of many clips each are read once per process
 
 
@@ -20,17 +22,21 @@ def media_digest(path: Path) -> str:
 
     Raises OSError if it is no regular file, or cannot be read.
     """
-    return _content_digest(path.absolute(), file_stamp(path))
+    stamp = file_stamp(path)
+    return _remembered_digest(path.absolute(), stamp) if stamp else _content_digest(path)
 
 
 def file_stamp(path: Path) -> str:
     """Return size and times of change of a file, in nanoseconds; raises OSError if it is no regular file.
 
-    The time at which the inode changed is part of it, because programs can set the time of modification at will.
+    The time at which the inode changed is part of it, because programs can set the time of modification at will. Empty
+    for a file that changed just now: clocks of file systems are coarse, so a second change might have the same time.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer that never comes
         raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+    if time.time_ns() - status.st_ctime_ns < SETTLED_NANOSECONDS:
+        return ""
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
@@ -56,7 +62,7 @@ def has_signature(signature: str, path: Path, start: float | None, end: float | 
     digest, _, stamp = signature.partition(" ")
     section = _section(start, end)
     try:
-        if stamp == file_stamp(path):
+        if stamp and stamp == file_stamp(path):
             return digest.partition("@")[2] == section.removeprefix("@")
         return digest == media_digest(path) + section
     except OSError:
@@ -68,7 +74,11 @@ def _section(start: float | None, end: float | None) -> str:
 
 
 @lru_cache(MAX_REMEMBERED)
-def _content_digest(path: Path, stamp: str) -> str:
+def _remembered_digest(path: Path, stamp: str) -> str:
+    return _content_digest(path)
+
+
+def _content_digest(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
