@@ -109,6 +109,20 @@ _VALID_FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def is_provenance(provenance: Any) -> bool:
+    """Return True if encoders are named as `CheckpointRef.to_json` does, and adapters and aligners by their folders."""
+    if not isinstance(provenance, dict):
+        return False
+    encoders = [origin for kind in ("encoder", "asr") if (origin := provenance.get(kind)) is not None]
+    folders = [folder for kind in ("adapter", "aligner") if (folder := provenance.get(kind)) is not None]
+    return all(isinstance(folder, str) for folder in folders) and all(
+        isinstance(origin, dict)
+        and all(isinstance(origin.get(key), str) for key in ("name", "checkpoint"))
+        and isinstance(origin.get("revision"), str | None)
+        for origin in encoders
+    )
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else text[:16] + "..."

@@ -14,7 +14,7 @@ import numpy as np
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.extraction.progress import ProgressFactory
-from mertool.features import Recipe, describe_layers
+from mertool.features import Recipe, describe_layers, is_provenance
 from mertool.learning.folds import Folds, warn_of_rare_classes
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
 from mertool.learning.labelled_clips import LabelledClips
@@ -125,6 +125,8 @@ def _read_input(store: FeatureStore, manifest: Manifest, options: ProbeLayersOpt
         raise MertoolError(
             f"--injection trains adapters of a frozen speech encoder: {store.path} holds no such features"
         )
+    if options.injection and not (is_provenance(store.provenance) and store.provenance.get("encoder")):
+        raise MertoolError(f"--injection: {store.path} does not say where its encoder is: extract it again")
     return _ProbeInput(
         examples=examples,
         folds=folds,

@@ -280,3 +280,27 @@ def test_scores_that_are_not_finite_are_written_as_null(tmp_path):
     with new_run(tmp_path / "run", "fuse", key="k", options={}) as draft:
         draft.metrics["cka"] = [1.0, float("nan"), (float("inf"), 2)]
     assert Run.read(tmp_path / "run", "fuse").metrics == {"cka": [1.0, None, [None, 2]]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("encoder", []),
+        ("encoder", {"name": "e", "checkpoint": ["/"], "weights": "w"}),
+        ("encoder", {"name": "e", "checkpoint": "e"}),
+        ("adapter_of_clip", ["final"]),
+        ("adapter_of_clip", {"a": 1}),
+        ("folds", {"a": "0"}),
+        ("origin", {"encoder": "e"}),
+        ("origin", {}),
+        ("recipe", {}),
+        ("video", [1]),
+        ("sizes", 3),
+        ("window", [1, 2, 3]),
+        ("window", ["1", "2"]),
+    ],
+)
+def test_an_entry_that_no_stage_writes_is_refused(entry, value, tmp_path):
+    make(tmp_path / "run", **{entry: value})
+    with pytest.raises(MertoolError, match=rf"run\.json cannot be read \(no stage writes such an entry: {entry}\)"):
+        Run.read(tmp_path / "run", "fuse", entry)

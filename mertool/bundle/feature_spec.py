@@ -8,7 +8,7 @@ from typing import Any
 from mertool.bundle.layout import COPY_BYTES, encoder_files
 from mertool.encoders import CheckpointRef
 from mertool.errors import MertoolError, combine_errors
-from mertool.features import Recipe
+from mertool.features import Recipe, is_provenance
 from mertool.learning.cached_features import SPANS, feature_shape, span_count
 from mertool.runs import Run
 from mertool.store import FeatureStore
@@ -45,7 +45,7 @@ class FeatureSpec:
             raise ValueError(f"the shape {self.shape} of features '{self.name}' is not valid")
         if self.spans not in (None, SPANS):
             raise ValueError(f"features '{self.name}' have {self.spans} spans, {SPANS} are valid")
-        if not _is_provenance(self.provenance):
+        if not is_provenance(self.provenance):
             raise ValueError(f"the origin of features '{self.name}' is not valid")
 
     @property
@@ -135,20 +135,6 @@ def copied_encoders(spec: FeatureSpec) -> Iterator[tuple[str, Path, str]]:
         folder = Path(origin["checkpoint"]) if origin else Path()
         if digest and folder.is_absolute() and folder.is_dir() and _is_small(folder):
             yield kind, folder, digest
-
-
-def _is_provenance(provenance: Any) -> bool:
-    """Return True if encoders are named as `CheckpointRef.to_json` does, and adapters and aligners by their folders."""
-    if not isinstance(provenance, dict):
-        return False
-    encoders = [origin for kind in ("encoder", "asr") if (origin := provenance.get(kind)) is not None]
-    folders = [folder for kind in ("adapter", "aligner") if (folder := provenance.get(kind)) is not None]
-    return all(isinstance(folder, str) for folder in folders) and all(
-        isinstance(origin, dict)
-        and all(isinstance(origin.get(key), str) for key in ("name", "checkpoint"))
-        and isinstance(origin.get("revision"), str | None)
-        for origin in encoders
-    )
 
 
 def _is_small(folder: Path) -> bool:

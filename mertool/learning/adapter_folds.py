@@ -21,7 +21,7 @@ def adapter_folds(
     With other folds, the features of a held-out clip would come from an adapter that was trained on its label. So
     `folds`, the value of `--folds`, must be None or ask for the same ones; others raise MertoolError.
     """
-    adapters = sorted({str(store.provenance["adapter"]) for store in stores if store.recipe.adapter})
+    adapters = sorted({str(store.provenance.get("adapter")) for store in stores if store.recipe.adapter})
     if not adapters:
         return None
     fold_of_clip = _read_common_folds(adapters)
