@@ -71,7 +71,7 @@ def main() -> None:
             signal.signal(signal.SIGINT, _leave)
             signal.signal(signal.SIGTERM, _leave)
             sys.stdout.flush()
-    except (MertoolError, OSError, MemoryError) as error:
+    except Exception as error:
         message = str(error) if isinstance(error, MertoolError) else explain_system_error(error)
         if message is None:
             raise

@@ -25,7 +25,12 @@ def prepare_process() -> None:
 
 
 def explain_system_error(error: BaseException) -> str | None:
-    """Return one line for an error of the system that a user can mend; None for any other, which may be a bug."""
+    """Return one line for an error of the system that a user can mend; None for any other, which may be a bug.
+
+    An error that was raised from one of the system, as that of a pool that cannot start its processes, counts as it.
+    """
+    if error.__cause__ is not None and (explained := explain_system_error(error.__cause__)):
+        return explained
     if isinstance(error, MemoryError):
         return f"there is not enough memory{_detail(error)}: give fewer or smaller inputs, or use a larger machine"
     if not isinstance(error, OSError):

@@ -3,6 +3,7 @@
 Worker processes import this module, so it does not import torch, which would cost each of them seconds.
 """
 
+import errno
 import multiprocessing
 import os
 import queue
@@ -210,10 +211,21 @@ def _decode_signed(
         signature = ""  # the decoder says what is wrong with the file
     try:
         return signature, decode(path, start, end, **settings)
-    except ClipError as error:
-        return signature, error
-    except DAMAGED_FILE_ERRORS as error:
+    except (ClipError, *DAMAGED_FILE_ERRORS) as error:
+        if _is_too_many_files(error):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+        if isinstance(error, ClipError):
+            return signature, error
         return signature, ClipError("unreadable", f"{type(error).__name__}: {error}"[:200])
+
+
+def _is_too_many_files(error: BaseException | None) -> bool:
+    """Return True if an error, or one that caused it, is the limit of open files: the clip is not to blame for it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _result_of(future: Any, clip_timeout: float) -> tuple[str, DecodedClip | ClipError]:

@@ -56,6 +56,12 @@ def test_another_error_may_be_a_bug_and_is_not_explained(error):
     assert explain_system_error(error) is None
 
 
+def test_the_error_of_a_pool_is_explained_by_its_cause():
+    error = RuntimeError("broken pool")
+    error.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert "`ulimit -n 4096`" in str(explain_system_error(error))
+
+
 def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
