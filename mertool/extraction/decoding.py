@@ -162,9 +162,8 @@ class DecoderPool:
         """Yield every item with its decoded clip or its error, in the order in which they are finished.
 
         The digest of an item is then the signature of its media, which are read anyway at that moment; it is empty for
-        a file that could not be read.
-        `settings` are passed to `decode` for all clips, `settings_of` returns further ones of a single clip. A
-        clip on which a worker hangs or dies becomes a ClipError (`timeout` or `crashed`).
+        a file that could not be read. `settings` are passed to `decode` for all clips, `settings_of` returns further
+        ones of a single clip. A clip on which a worker hangs or dies becomes a ClipError (`timeout` or `crashed`).
         """
         # pebble sets the results of futures in its own thread; this queue brings them to the caller's.
         finished: queue.SimpleQueue[tuple[WorkItem, Any]] = queue.SimpleQueue()
