@@ -24,6 +24,8 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "errno" not in str(error):
             raise
         number = getattr(error, "errno", None)
+        if number in (errno.EMFILE, errno.ENFILE):
+            raise  # another output path would not help
         if number in full or any(f"errno = {code}," in str(error) for code in full):
             raise MertoolError(
                 f"the disk is full: cannot write {path}. Finished parts of an extraction are kept: free some "

@@ -57,7 +57,7 @@ def digest_of_signature(signature: str) -> str:
     return signature.partition(" ")[0]
 
 
-def has_signature(signature: str, path: Path, start: float | None, end: float | None) -> bool:
+def has_signature(signature: str, path: Path, *, start: float | None, end: float | None) -> bool:
     """Return True if a clip's media are those of `signature`; the file is read only if its stamp is another one."""
     digest, _, stamp = signature.partition(" ")
     section = _section(start, end)

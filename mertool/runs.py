@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,8 +23,8 @@ import psutil
 
 from mertool import __version__
 from mertool.errors import MertoolError
-from mertool.features import Recipe, is_provenance
 from mertool.files import check_writable, content_digest, digest_json, explain_write_errors, make_folder, write_atomic
+from mertool.run_record import is_valid_entry
 from mertool.untrusted import read_json_object
 
 DAMAGED = "the run is damaged, make it again"
@@ -71,7 +71,7 @@ class Run:
             raise MertoolError(f"{file} cannot be read (it lacks {lacking}): {remedy}")
         if actual_stage != stage:
             raise WrongStageError(folder, actual_stage, stage)
-        if wrong := [name for name in needs if not _FORMS.get(name, _is_anything)(info[name])]:
+        if wrong := [name for name in needs if not is_valid_entry(name, info[name])]:
             raise MertoolError(f"{file} cannot be read (no stage writes such an entry: {', '.join(wrong)}): {remedy}")
         return cls(folder, info)
 
@@ -92,39 +92,6 @@ class Run:
         tensors = sorted(self.folder.rglob("*.safetensors"))
         names = [str(t.relative_to(self.folder)) for t in tensors]
         return digest_json([names, content_digest(tensors)]) if tensors else str(self.info["key"])
-
-
-def _is_anything(value: Any) -> bool:
-    return True
-
-
-def _is_recipe(value: Any) -> bool:
-    try:
-        Recipe.from_json(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_encoder(value: Any) -> bool:
-    return isinstance(value, dict) and is_provenance({"encoder": value}) and isinstance(value.get("weights"), str)
-
-
-def _is_window(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and len(value) == 2 and all(type(layer) is int for layer in value))
-
-
-# A run may come from anybody: entries that a later stage reads have the type that it counts on.
-_FORMS: dict[str, Callable[[Any], bool]] = {
-    "adapter_of_clip": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
-    "encoder": _is_encoder,
-    "folds": lambda value: isinstance(value, dict) and all(type(fold) is int for fold in value.values()),
-    "origin": lambda value: is_provenance(value) and isinstance(value.get("encoder"), dict),
-    "recipe": _is_recipe,
-    "sizes": lambda value: isinstance(value, dict),
-    "video": _is_recipe,
-    "window": _is_window,
-}
 
 
 def cache_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> str:

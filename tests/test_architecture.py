@@ -20,7 +20,7 @@ TIERS = {
     4: ("extraction", "probing"),
     3: ("encoders", "adapters.methods", "learning"),
     2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
-    1: ("manifest", "features", "media_stats", "registry", "options"),
+    1: ("manifest", "features", "media_stats", "registry", "run_record", "options"),
     0: ("errors", "files", "media_digest", "tables", "untrusted"),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
@@ -29,7 +29,7 @@ TIER_OF = {package: tier for tier, packages in TIERS.items() for package in pack
 # their tier.
 SAME_TIER = {
     *[("__main__", "cli"), ("files", "errors"), ("tables", "errors"), ("untrusted", "errors"), ("tables", "untrusted")],
-    ("adapters.methods", "encoders"),
+    *[("adapters.methods", "encoders"), ("run_record", "features")],
 } | {("options", choices) for choices in ("manifest", "features", "registry")}
 FILES = sorted(ROOT.rglob("*.py"))
 MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}

@@ -46,13 +46,13 @@ def test_an_edit_anywhere_is_noticed(position, file):
     # As an editor does that keeps the time of modification.
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert media_digest(file) != before
-    assert not has_signature(signature, file, None, None)
+    assert not has_signature(signature, file, start=None, end=None)
 
 
 def test_an_unchanged_file_is_not_read_again(file, reads, settled):
     signature = clip_signature(file, None, None)
     assert len(reads) == 1
-    assert has_signature(signature, file, None, None)
+    assert has_signature(signature, file, start=None, end=None)
     assert len(reads) == 1
 
 
@@ -60,7 +60,7 @@ def test_a_file_that_was_written_just_now_is_read_again(file, reads):
     """A second change within the resolution of the file system's clock has the same time."""
     signature = clip_signature(file, None, None)
     assert signature.endswith(" ")
-    assert has_signature(signature, file, None, None)
+    assert has_signature(signature, file, start=None, end=None)
     assert len(reads) == 2
 
 
@@ -69,15 +69,15 @@ def test_a_copy_has_the_same_digest(file, tmp_path, settled):
     copy = shutil.copy(file, tmp_path / "copy.mp4")
     assert clip_signature(copy, 1.0, 2.5) != signature
     assert digest_of_signature(clip_signature(copy, 1.0, 2.5)) == digest_of_signature(signature)
-    assert has_signature(signature, copy, 1.0, 2.5)
-    assert not has_signature(signature, copy, 1.0, 2.0)
+    assert has_signature(signature, copy, start=1.0, end=2.5)
+    assert not has_signature(signature, copy, start=1.0, end=2.0)
 
 
 @pytest.mark.parametrize("section", [(None, None), (0.0, 1.0), (None, 2.0)])
 def test_the_section_of_a_clip_counts(section, file):
     signature = clip_signature(file, 1.0, None)
-    assert has_signature(signature, file, 1.0, None)
-    assert not has_signature(signature, file, *section)
+    assert has_signature(signature, file, start=1.0, end=None)
+    assert not has_signature(signature, file, start=section[0], end=section[1])
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path):
@@ -85,7 +85,7 @@ def test_what_is_no_regular_file_is_not_read(tmp_path):
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "missing"):
         with pytest.raises(OSError, match=r"(regular|No such) file"):
             file_stamp(path)
-        assert not has_signature("a 1-2-3", path, None, None)
+        assert not has_signature("a 1-2-3", path, start=None, end=None)
 
 
 def test_a_clip_without_a_file_is_unchanged_as_long_as_it_has_none(file):

@@ -20,6 +20,7 @@ from mertool.fusion.ensemble import ensemble_logits
 from mertool.fusion.modality_features import ModalityFeatures
 from mertool.runs import Run
 
+CPU = torch.device("cpu")
 NEEDS = ("parts", "members", "correction", "classes", "files", "seal")
 
 
@@ -65,7 +66,7 @@ class Bundle:
             heads = load_heads(run, shapes=[spec.shape for spec in specs], n_classes=len(classes))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MertoolError(f"{folder / 'run.json'} is no bundle's ({error!r}): run `mertool fuse` again") from error
-        return cls(run, specs, classes, correction, {torch.device("cpu"): heads})
+        return cls(run=run, feature_specs=specs, classes=classes, correction=correction, _on_device={CPU: heads})
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -92,7 +93,7 @@ class Bundle:
         if device not in self._on_device:
             self._on_device[device] = [
                 (copy.deepcopy(head).to(device), {name: value.to(device) for name, value in state.items()})
-                for head, state in self._on_device[torch.device("cpu")]
+                for head, state in self._on_device[CPU]
             ]
         return self._on_device[device]
 

@@ -58,4 +58,4 @@ class Clip:
     def is_unchanged(self, signature: str, modality: str) -> bool:
         """Return True if the media of a modality are those that had this signature (see `media_digest`)."""
         path = self.media_path(modality)
-        return not signature if path is None else has_signature(signature, path, self.start, self.end)
+        return not signature if path is None else has_signature(signature, path, start=self.start, end=self.end)

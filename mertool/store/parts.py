@@ -41,7 +41,7 @@ def set_aside_foreign_files(store: Path) -> None:
             file.rename(_free_path(folder / file.name))
     first, reason = next(iter(reasons.items()))
     count = "1 file that is no part" if len(reasons) == 1 else f"{len(reasons)} files that are no parts"
-    logger.warning("%s of %s set aside in %s (%s: %s)", count, store, folder, first.name, reason)
+    logger.warning(f"{count} of {store} set aside in {folder} ({first.name}: {reason})")
 
 
 def _foreign_files(store: Path) -> Iterator[tuple[Path, str]]:
@@ -54,15 +54,15 @@ def _foreign_files(store: Path) -> Iterator[tuple[Path, str]]:
             yield entry, reason
 
 
-def _find_fault(part: Path) -> str | None:
+def _find_fault(part_file: Path) -> str | None:
     """Return why a part file cannot be merged; None for a valid one of any recipe."""
-    if part.is_symlink() or not part.is_file():
+    if part_file.is_symlink() or not part_file.is_file():
         return "not a regular file"
-    damage = find_damage(part)
-    if damage and is_sealed(part):
+    damage = find_damage(part_file)
+    if damage and is_sealed(part_file):
         return damage
     try:
-        with open_hdf5(part) as file:
+        with open_hdf5(part_file) as file:
             recipe, _ = read_header(file)
             check_structure(file, recipe, is_part=True)
     except (MertoolError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:

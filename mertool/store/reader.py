@@ -223,8 +223,8 @@ def read_header(file: h5py.File) -> tuple[Recipe, dict[str, Any]]:
 
 def _open(path: Path) -> h5py.File:
     if not path.exists():
-        parts = parts_folder(path)
-        hint = f"; {parts} holds an unfinished extraction: run it again" if parts.exists() else ""
+        unfinished = parts_folder(path)
+        hint = f"; {unfinished} holds an unfinished extraction: run it again" if unfinished.exists() else ""
         raise MertoolError(f"store {path} does not exist{hint}. `mertool extract` makes stores")
     if path.is_dir():
         raise MertoolError(f"{path} is a folder: give the path of a store (.h5)")
