@@ -209,16 +209,27 @@ def read_header(file: h5py.File) -> tuple[Recipe, dict[str, Any]]:
 
     Raises MertoolError for another schema, and KeyError, TypeError or ValueError for what is no store.
     """
-    schema = file.attrs["schema"]
+    schema = _read_attribute(file, "schema")
     if schema != SCHEMA:
-        raise MertoolError(f"{file.filename} has store schema {schema}; this version reads {SCHEMA}: extract it again")
-    recipe = Recipe.from_json(parse_json(file.attrs["recipe"]))
-    if file.attrs["fingerprint"] != recipe.fingerprint:
+        raise MertoolError(
+            f"{file.filename} has store schema {schema}; this version reads {SCHEMA}: extract it again with "
+            "--overwrite, or remove it"
+        )
+    recipe = Recipe.from_json(parse_json(_read_attribute(file, "recipe")))
+    if _read_attribute(file, "fingerprint") != recipe.fingerprint:
         raise ValueError("the fingerprint does not belong to the recipe")
-    provenance = parse_json(file.attrs["origin"])
+    provenance = parse_json(_read_attribute(file, "origin"))
     if not isinstance(provenance, dict):
         raise ValueError("its origin is no JSON object")
     return recipe, provenance
+
+
+def _read_attribute(file: h5py.File, name: str) -> Any:
+    attribute = file.attrs.get_id(name)
+    # A number, or a pointer to a string: of more, h5py would take the memory before it reads.
+    if attribute.shape != () or attribute.get_storage_size() > 16:
+        raise ValueError(f"the attribute {name} is not a single value")
+    return file.attrs[name]
 
 
 def _open(path: Path) -> h5py.File:
