@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.files import atomic_open, explain_write_errors
-from mertool.tables import normalize
+from mertool.tables import MAX_TABLE_BYTES, normalize
+from mertool.untrusted import parse_json
 
 PREFIX = "p_"
+MAX_CLASSES = 1000
 
 
 def feature_cache_folder(predictions: Path) -> Path:
@@ -47,23 +50,26 @@ class Predictions:
         """Read what `write` wrote."""
         if not path.is_file():
             raise MertoolError(f"{path} does not exist: give the predictions file of `mertool predict`")
+        if (size := path.stat().st_size) > MAX_TABLE_BYTES:
+            raise MertoolError(f"{path} has {size:,} bytes, at most {MAX_TABLE_BYTES:,} are read")
         try:
             records = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
             clips, rows, modalities, classes = records
             clips, classes = [*map(normalize, clips)], [*map(normalize, classes)]
             probabilities = np.array(rows, np.float64).reshape(len(clips), len(classes))
-        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, csv.Error) as error:
             raise MertoolError(
                 f"{path} is not a predictions file (columns clip,label,{PREFIX}<class>...,modalities): {error}"
             ) from error
         if not clips:
             raise MertoolError(f"{path} holds no prediction")
+        if len(classes) > MAX_CLASSES:
+            raise MertoolError(f"{path} has {len(classes):,} classes, at most {MAX_CLASSES:,} are read")
         valid = np.isfinite(probabilities).all(1) & (probabilities >= 0).all(1) & (probabilities <= 1).all(1)
         if not valid.all():
             first = clips[int(np.flatnonzero(~valid)[0])]
             raise MertoolError(f"{path}: the probabilities of clip '{first}' are not all between 0 and 1")
-        repeated = {clip for clip in clips if clips.count(clip) > 1} if len(set(clips)) < len(clips) else set()
-        if repeated:
+        if repeated := [clip for clip, count in Counter(clips).items() if count > 1]:
             raise MertoolError(f"{path}: clip '{min(repeated)}' stands twice")
         return cls(tuple(clips), tuple(classes), probabilities, tuple(modalities))
 
@@ -134,7 +140,7 @@ def _read_csv(path: Path) -> Records:
 
 
 def _read_jsonl(path: Path) -> Records:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     classes = list(rows[0]["probabilities"]) if rows else []
     return (
         [row["clip"] for row in rows],

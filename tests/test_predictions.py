@@ -95,3 +95,21 @@ def test_a_clip_twice(tmp_path):
     (tmp_path / "p.csv").write_text("clip,label,p_sad,modalities\na,sad,1,\nb,sad,1,\na,sad,1,\n")
     with pytest.raises(MertoolError, match="clip 'a' stands twice"):
         Predictions.read(tmp_path / "p.csv")
+
+
+HOSTILE = {
+    "nested.jsonl": "[" * 5000,
+    "nan.jsonl": '{"clip": "a", "probabilities": {"x": NaN, "y": 1}, "modalities": []}',
+    "huge.jsonl": '{"clip": "a", "probabilities": {"x": ' + "9" * 5000 + ', "y": 1}, "modalities": []}',
+    "twice.jsonl": '{"clip": "a", "clip": "b", "probabilities": {"x": 0, "y": 1}, "modalities": []}',
+    "wide.csv": "clip," + ",".join(f"p_{n}" for n in range(3000)) + ",modalities\na," + "0," * 3000 + "audio\n",
+    "nul.csv": "clip,p_x,p_y,modalities\na,0\x00,1,audio\n",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_predictions_are_one_line(name, tmp_path):
+    (tmp_path / name).write_text(HOSTILE[name])
+    with pytest.raises(MertoolError) as caught:
+        Predictions.read(tmp_path / name)
+    assert "\n" not in str(caught.value)
