@@ -52,13 +52,14 @@ def align(
     `audio` is a pooled store, `video` a frame store of one layer. Returns the run, and True if a run of the same inputs
     and options was found at `output` and nothing was trained. Raises MertoolError if the stores do not fit.
     """
-    check_writable(aligned, audio, video)
+    inputs = [audio, video, *([manifest.source] if manifest else [])]
+    check_writable(aligned, *inputs)
     device = resolve_device(options.device)
     with FeatureStore(audio) as audio_store, FeatureStore(video) as video_store:
         _check_stores(audio_store, video_store, aligned)
         labelled = _read_labelled_clips(manifest, video_store, options) if manifest else None
         key = _run_key(audio_store, video_store, manifest=manifest, options=options)
-        run = find_reusable_run(output, "align", key=key, options=options)
+        run = find_reusable_run(output, "align", key=key, options=options, inputs=inputs)
         reused = run is not None
         # Also for a reused run: of several processes only the main one writes the aligned store.
         accelerator = make_accelerator(device, torch.float32)

@@ -14,7 +14,7 @@ from mertool.files import check_writable, write_atomic
 from mertool.manifest import Manifest
 from mertool.metrics import calibration_error, confusion_matrix, mcnemar, paired_bootstrap, per_class_scores, score_json
 from mertool.options.evaluate import EvaluateOptions
-from mertool.predictions import Predictions
+from mertool.predictions import Predictions, feature_cache_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def evaluate(
     if options.bundle and len(predictions) > 1:
         raise MertoolError("--missing and --noise are of one predictions file: give one")
     if output:
-        check_writable(output, manifest.source, *predictions)
+        check_writable(output, *_inputs(predictions, manifest, options))
     systems = [Predictions.read(path) for path in predictions]
     evaluated, labelled = _select_clips(systems, predictions, manifest, seed=options.seed)
     probabilities = [_probabilities_of(system, evaluated.clips) for system in systems]
@@ -104,6 +104,15 @@ def evaluate(
     if output:
         _write(output, result)
     return result
+
+
+def _inputs(predictions: list[Path], manifest: Manifest, options: EvaluateOptions) -> list[Path]:
+    """Return every file and run that is read, none of which may be written over."""
+    folders = [feature_cache_folder(path) for path in predictions if options.bundle]
+    folders += [Path(options.noise)] if options.noise else []
+    files = [file for folder in folders for file in folder.rglob("*")]
+    bundle = [options.bundle] if options.bundle else []
+    return [manifest.source, *predictions, *bundle, *files, *(path for clip in manifest.clips for path in clip.files)]
 
 
 def _select_clips(

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -80,12 +81,14 @@ def fsync(path: Path) -> None:
 
 
 def check_writable(path: Path, *inputs: Path | None) -> None:
-    """Raise now, before the long work, if a file at `path` could not be written later, or would replace one
-    of `inputs`. Nothing is created."""
+    """Raise MertoolError now, before the long work, if a file at `path` could not be written later.
+
+    It must not be one of `inputs` either, whatever its name: a link to it, or a name in other letters. Nor may it lie
+    inside an input that is a run, whose files belong together. Nothing is created.
+    """
     if path.is_dir():
         raise MertoolError(f"cannot write {path}: it is a folder. Give the path of a file")
-    if any(given and given.exists() and path.exists() and path.samefile(given) for given in inputs):
-        raise MertoolError(f"cannot write {path}: it is an input of this command. Choose another output path")
+    _check_no_input(path, [given for given in inputs if given])
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise MertoolError(f"cannot write {path}: {folder} is a file, not a folder. Choose another output path")
@@ -93,6 +96,46 @@ def check_writable(path: Path, *inputs: Path | None) -> None:
     with explain_write_errors(path):
         write_probe.touch()
         write_probe.unlink()
+
+
+def check_replaceable(folder: Path, *inputs: Path | None) -> None:
+    """Raise MertoolError if one of `inputs` is `folder` or lies in it: a new run replaces the whole folder."""
+    replaced = _comparable(folder)
+    for given in inputs:
+        if given and replaced in (own := _comparable(given), *own.parents):
+            raise MertoolError(
+                f"cannot write {folder}: {given} is an input of this command, and a new run replaces the whole folder. "
+                "Choose another -o"
+            )
+
+
+def _check_no_input(path: Path, inputs: list[Path]) -> None:
+    """Raise MertoolError if `path` is one of the inputs, or lies in a run that is one."""
+    own, real_path = _identity(path), _comparable(path)
+    for given in inputs:
+        # There may be very many inputs: an output that does not exist yet can only be one by a name in other letters.
+        is_same_file = own is not None and own == _identity(given)
+        if is_same_file or (given.name.casefold() == path.name.casefold() and _comparable(given) == real_path):
+            raise MertoolError(f"cannot write {path}: it is an input of this command. Choose another output path")
+    for folder in path.absolute().parents:
+        if (folder / "run.json").is_file() and _identity(folder) in map(_identity, inputs):
+            raise MertoolError(
+                f"cannot write {path}: it is in {folder}, a run that this command reads. Choose another output path"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return the device and the inode of a file, the same for all its names; None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _comparable(path: Path) -> Path:
+    """Return a path that is equal for names that some file system takes for one: links, capitals, composed letters."""
+    return Path(unicodedata.normalize("NFC", os.path.realpath(path)).casefold())
 
 
 def canonical_json(value: Any) -> str:

@@ -37,6 +37,7 @@ from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import audio_digest
 from mertool.extraction.progress import ProgressFactory
 from mertool.features import parse_layers
+from mertool.files import check_replaceable
 from mertool.learning.accelerator import make_accelerator
 from mertool.learning.folds import Folds, warn_of_rare_classes
 from mertool.learning.folds_file import folds_key, folds_option, get_folds, write_folds
@@ -101,7 +102,7 @@ def finetune(
     options = read_probe(options, manifest)
     resolved = _resolve(manifest, options)
     key = _cache_key(resolved, manifest, options)
-    if run := find_reusable_run(output, "finetune", key=key, options=options):
+    if run := find_reusable_run(output, "finetune", key=key, options=options, inputs=[manifest.source]):
         return run, True
     # Faults in folds are raised before the long work; clips without audio, which need no fold, are not known yet.
     folds = get_folds(options.folds, resolved.examples, options.seed, complete=False)
@@ -152,6 +153,7 @@ def compare(
     Returns the run that compares them, and whether it was reused.
     """
     options = read_probe(options, manifest)
+    check_replaceable(output, manifest.source)  # before hours of training
     runs = {}
     for method in options.compare:
         # A method without a size ignores the budget; the table shows how many parameters it trains.
@@ -167,7 +169,7 @@ def compare(
             manifest, output.with_name(f"{output.name}-{method}"), own_options, progress=progress
         )
     key = cache_key("compare", {"budget": options.budget}, {"runs": [run.info["key"] for run in runs.values()]})
-    if run := find_reusable_run(output, "compare", key=key, options=options):
+    if run := find_reusable_run(output, "compare", key=key, options=options, inputs=[manifest.source]):
         return run, True
     if not make_accelerator(resolve_device(options.device), torch.float32).is_main_process:
         return Run(output, {}), False

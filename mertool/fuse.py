@@ -80,7 +80,7 @@ def fuse(
         opened = [stack.enter_context(FeatureStore(path)) for path in stores]
         unlabelled = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
         key = _cache_key(opened, unlabelled, manifest, options)
-        if run := find_reusable_run(output, "fuse", key=key, options=options):
+        if run := find_reusable_run(output, "fuse", key=key, options=options, inputs=[*stores, manifest.source]):
             return run, True
         data = _load(opened, unlabelled, manifest, options)
     rare_classes = warn_of_rare_classes(data.labelled, [data.folds], options.classes)
@@ -95,6 +95,8 @@ def fuse(
         class_weights=options.class_weights,
     )
     facts = {"seed": options.seed, "settings": asdict(config), "selection": _selection(config)}
+    counts = np.bincount(data.labelled.labels, minlength=len(options.classes)).tolist()
+    facts |= {"class_counts": dict(zip(options.classes, counts, strict=True))}
     facts |= {"classes": list(options.classes), "folds": data.folds.to_json(data.labelled)}
     with new_run(output, "fuse", key=key, options=asdict(options), **facts) as draft:
         draft.metrics.update(_metrics(data, config, unimodal, fusion))

@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.progress import ProgressCallback, no_progress
 from mertool.files import check_writable, write_atomic
 from mertool.interop.submission import check_candidates, read_candidates, write_submission
-from mertool.manifest import Manifest
-from mertool.options.predict import PredictOptions
-from mertool.predictions import PredictionsWriter, feature_cache_folder
+from mertool.manifest import Clip, Manifest
+from mertool.options.predict import SUBMISSIONS, PredictOptions
+from mertool.predictions import Prediction, PredictionsWriter, feature_cache_folder
 from mertool.store import Failure, FeatureStore
 
 SUFFIXES = (".csv", ".jsonl")
@@ -34,8 +34,11 @@ class PredictResult:
 
     output: the predictions; `features` is the folder of cached features, `failures` the CSV of clips that failed,
     `submission` the file for a challenge.
-    clips: number of clips in the manifest; `predicted` of them have a row, `unreadable` have no modality at all.
+    clips: number of clips to predict; `predicted` of them have a row, `unreadable` have no modality at all.
     modalities: number of predicted clips by the modalities that are present, as `audio+text`.
+    missing: number of predicted clips by the modality that they lack and the reason, as `audio: silent`.
+    majority_class, guessed: the most frequent class in training, and the candidates of a submission that have this
+    label because no modality of them can be read.
     """
 
     output: str
@@ -45,12 +48,24 @@ class PredictResult:
     clips: int
     predicted: int
     modalities: dict[str, int]
+    missing: dict[str, int]
     unreadable: int
+    majority_class: str | None = None
+    guessed: list[str] = field(default_factory=list)
 
     @property
     def failed_share(self) -> float:
         """Share of the clips without a row."""
         return self.unreadable / max(1, self.clips)
+
+
+@dataclass
+class _PredictedClips:
+    """Labels by clip, and numbers of clips by the modalities that they have and that they lack."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    modalities: Counter[str] = field(default_factory=Counter)
+    missing: Counter[str] = field(default_factory=Counter)
 
 
 def predict(
@@ -59,22 +74,26 @@ def predict(
     output: Path,
     *,
     options: PredictOptions | None = None,
+    inputs: Sequence[Path] = (),
     on_progress: ProgressCallback = no_progress,
 ) -> PredictResult:
     """Predict every clip that has at least one modality; the others are listed in NAME.failures.csv.
 
     Rows are in the order of the manifest. Features are cached in stores beside the output, so that a second run is
-    quick and a killed one resumes. With `submission` the labels are also written in that form, to NAME.mer2024.csv.
+    quick and a killed one resumes. With `submission` only its candidates are predicted, and their labels are also
+    written to NAME.mer2024.csv. Outputs never replace `inputs`, which are the files that the manifest was read from.
     """
     options = options or PredictOptions()
-    check_writable(output, manifest.source, options.candidates)
     if output.suffix not in SUFFIXES:
         raise MertoolError(f"-o {output}: give a name that ends in {' or '.join(SUFFIXES)}")
+    failures = output.with_name(f"{output.stem}.failures.csv")
     submission = output.with_name(f"{output.stem}.{options.submission}.csv") if options.submission else None
-    if submission:
-        submission.unlink(missing_ok=True)  # one of an earlier run would be taken for this run's
+    for path in (output, failures, *([submission] if submission else [])):
+        media = (path for clip in manifest.clips for path in clip.files)
+        check_writable(path, bundle, options.candidates, manifest.source, *inputs, *media)
     opened = Bundle.open(bundle)
     candidates = _read_candidates(options, manifest, opened)
+    manifest = manifest.subset(candidates) if candidates else manifest
     extractor = ClipFeatureExtractor(
         bundle=opened,
         folder=feature_cache_folder(output),
@@ -85,19 +104,24 @@ def predict(
     paths = extractor.extract(opened.feature_specs, manifest, on_progress)
     with ExitStack() as stack:
         stores = [stack.enter_context(FeatureStore(path)) for path in paths]
-        labels, counts = _write_predictions(output, manifest, extractor=extractor, stores=stores)
-        failures = _write_failures(output, manifest, stores)
+        predicted = _write_predictions(output, manifest, extractor=extractor, stores=stores)
+        has_failures = _write_failures(failures, manifest, stores)
+    guessed = [clip for clip in candidates if clip not in predicted.labels]
     if submission:
-        write_submission(submission, candidates, labels, reasons=failures or output)
+        labels = {clip: predicted.labels.get(clip, opened.majority_class) for clip in candidates}
+        write_submission(submission, labels, SUBMISSIONS[str(options.submission)].split(","))
     return PredictResult(
         output=str(output),
         features=str(extractor.folder),
-        failures=str(failures) if failures else None,
+        failures=str(failures) if has_failures else None,
         submission=str(submission) if submission else None,
         clips=len(manifest),
-        predicted=len(labels),
-        modalities=dict(sorted(counts.items())),
-        unreadable=len(manifest) - len(labels),
+        predicted=len(predicted.labels),
+        modalities=dict(sorted(predicted.modalities.items())),
+        missing=dict(sorted(predicted.missing.items())),
+        unreadable=len(manifest) - len(predicted.labels),
+        majority_class=opened.majority_class if guessed else None,
+        guessed=guessed,
     )
 
 
@@ -125,21 +149,29 @@ def _find_recogniser(bundle: Bundle, options: PredictOptions) -> encoders.Checkp
 
 def _write_predictions(
     output: Path, manifest: Manifest, *, extractor: ClipFeatureExtractor, stores: Sequence[FeatureStore]
-) -> tuple[dict[str, str], Counter[str]]:
-    """Write the rows; return the label of each predicted clip, and numbers of clips by modalities present."""
-    bundle = extractor.bundle
-    labels: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    clips = [clip.clip for clip in manifest.clips]
+) -> _PredictedClips:
+    """Write a row for each clip that has a modality."""
+    bundle, predicted = extractor.bundle, _PredictedClips()
+    path_of = {clip.clip: _path_of(clip) for clip in manifest.clips}
+    reasons = _reasons_by_modality(stores)
     with PredictionsWriter(output, bundle.classes) as writer:
-        for block, logits, present in score_blocks(bundle, stores, clips, device=extractor.device):
-            probabilities = bundle.probabilities(logits).numpy()
-            modalities = [_modalities_of(bundle, row) for row in present]
-            writer.add(block, probabilities, modalities)
-            counts.update("+".join(names) for names in modalities)
-            best = probabilities.argmax(axis=1)
-            labels.update((clip, bundle.classes[index]) for clip, index in zip(block, best, strict=True))
-    return labels, counts
+        for block, logits, present in score_blocks(bundle, stores, list(path_of), device=extractor.device):
+            for clip, row, exists in zip(block, bundle.probabilities(logits).numpy(), present, strict=True):
+                modalities = _modalities_of(bundle, exists)
+                absent = [modality for modality in reasons if modality not in modalities]
+                missing = {modality: reasons[modality][clip] for modality in absent if clip in reasons[modality]}
+                writer.add(
+                    Prediction(clip=clip, path=path_of[clip], probabilities=row, modalities=modalities, missing=missing)
+                )
+                predicted.labels[clip] = bundle.classes[int(row.argmax())]
+                predicted.modalities["+".join(modalities)] += 1
+                predicted.missing.update(f"{modality}: {reason}" for modality, reason in missing.items())
+    return predicted
+
+
+def _path_of(clip: Clip) -> str:
+    """The file of a clip as its source names it; empty for a text alone."""
+    return str(clip.files[0]) if clip.files else ""
 
 
 def _modalities_of(bundle: Bundle, present: np.ndarray) -> tuple[str, ...]:
@@ -147,9 +179,21 @@ def _modalities_of(bundle: Bundle, present: np.ndarray) -> tuple[str, ...]:
     return tuple(dict.fromkeys(modalities))
 
 
-def _write_failures(output: Path, manifest: Manifest, stores: Sequence[FeatureStore]) -> Path | None:
-    """Write every failure of clips without a row; of clips with one only failures, not modalities that they lack."""
-    path = output.with_name(output.stem + ".failures.csv")
+def _reasons_by_modality(stores: Sequence[FeatureStore]) -> dict[str, dict[str, str]]:
+    """Return, for each modality, the reason of each clip without its features; of several stores the first counts."""
+    reasons: dict[str, dict[str, str]] = {}
+    for store in stores:
+        of_modality = reasons.setdefault(store.recipe.modality, {})
+        for failure in store.failures():
+            of_modality.setdefault(failure.clip, failure.reason)
+    return reasons
+
+
+def _write_failures(path: Path, manifest: Manifest, stores: Sequence[FeatureStore]) -> bool:
+    """Write every failure of clips without a row; of clips with one only failures, not modalities that they lack.
+
+    Returns whether there is any; a file of an earlier run does not stay.
+    """
     clips = {clip.clip for clip in manifest.clips}
     predicted = {clip for store in stores for clip in store.index}
     rows = {
@@ -160,13 +204,13 @@ def _write_failures(output: Path, manifest: Manifest, stores: Sequence[FeatureSt
     }
     if not rows:
         path.unlink(missing_ok=True)
-        return None
+        return False
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["clip", "modality", "reason", "message"])
     writer.writerows(_cells(failure) for failure in rows.values())
     write_atomic(path, buffer.getvalue())
-    return path
+    return True
 
 
 def _cells(failure: Failure) -> list[str]:

@@ -1,12 +1,11 @@
-"""`Predictions`: label, confidence, probabilities and present modalities per clip, as CSV or JSON Lines."""
+"""`Predictions`: label, confidence, probabilities, and modalities present and missing, per clip; CSV or JSON Lines."""
 
 import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,36 @@ def feature_cache_folder(predictions: Path) -> Path:
     return predictions.with_name(predictions.name + ".features")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The prediction of one clip.
+
+    clip: its id. path: of its media file; empty where it is not known.
+    probabilities: (C,) of the classes.
+    modalities: those that were present.
+    missing: the reason (see errors.REASONS) of each modality that the bundle uses and the clip lacks.
+    """
+
+    clip: str
+    path: str = ""
+    probabilities: np.ndarray
+    modalities: tuple[str, ...]
+    missing: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """Class probabilities (N, C) of clips; `modalities[i]` are those of clip i that were present."""
+    """Class probabilities (N, C) of clips; `modalities[i]` are those of clip i that were present.
+
+    `paths[i]` and `missing[i]` are as in `Prediction`; both are empty where a file has no such columns.
+    """
 
     clips: tuple[str, ...]
     classes: tuple[str, ...]
     probabilities: np.ndarray
     modalities: tuple[tuple[str, ...], ...]
+    paths: tuple[str, ...] = ()
+    missing: tuple[dict[str, str], ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -43,7 +64,15 @@ class Predictions:
     def write(self, path: Path) -> None:
         """Write CSV, or JSON Lines for a path that ends in .jsonl: atomically, one row per clip."""
         with PredictionsWriter(path, self.classes) as writer:
-            writer.add(self.clips, self.probabilities, self.modalities)
+            for row, clip in enumerate(self.clips):
+                prediction = Prediction(
+                    clip=clip,
+                    path=self.paths[row] if self.paths else "",
+                    probabilities=self.probabilities[row],
+                    modalities=self.modalities[row],
+                    missing=self.missing[row] if self.missing else {},
+                )
+                writer.add(prediction)
 
     @classmethod
     def read(cls, path: Path) -> "Predictions":
@@ -53,10 +82,9 @@ class Predictions:
         if (size := path.stat().st_size) > MAX_TABLE_BYTES:
             raise MertoolError(f"{path} has {size:,} bytes, at most {MAX_TABLE_BYTES:,} are read")
         try:
-            records = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
-            clips, rows, modalities, classes = records
-            clips, classes = [*map(normalize, clips)], [*map(normalize, classes)]
-            probabilities = np.array(rows, np.float64).reshape(len(clips), len(classes))
+            rows, classes = _read_jsonl(path) if path.suffix == ".jsonl" else _read_csv(path)
+            clips, classes = tuple(normalize(row.clip) for row in rows), [*map(normalize, classes)]
+            probabilities = np.array([row.probabilities for row in rows], np.float64).reshape(len(clips), len(classes))
         except (ValueError, KeyError, TypeError, AttributeError, OSError, OverflowError, csv.Error) as error:
             raise MertoolError(
                 f"{path} is not a predictions file (columns clip,label,{PREFIX}<class>...,modalities): {error}"
@@ -71,7 +99,14 @@ class Predictions:
             raise MertoolError(f"{path}: the probabilities of clip '{first}' are not all between 0 and 1")
         if repeated := [clip for clip, count in Counter(clips).items() if count > 1]:
             raise MertoolError(f"{path}: clip '{min(repeated)}' stands twice")
-        return cls(tuple(clips), tuple(classes), probabilities, tuple(modalities))
+        return cls(
+            clips,
+            tuple(classes),
+            probabilities,
+            modalities=tuple(row.modalities for row in rows),
+            paths=tuple(row.path for row in rows),
+            missing=tuple(row.missing for row in rows),
+        )
 
 
 class PredictionsWriter:
@@ -88,23 +123,32 @@ class PredictionsWriter:
         self._stack = ExitStack()
         self._file = self._stack.enter_context(atomic_open(self.path))
         if not self._lines:
-            self._row(["clip", "label", "confidence", *(PREFIX + name for name in self.classes), "modalities"])
+            scores = [PREFIX + name for name in self.classes]
+            self._row(["clip", "path", "label", "confidence", *scores, "modalities", "missing"])
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def add(self, clips: Sequence[str], probabilities: np.ndarray, modalities: Sequence[tuple[str, ...]]) -> None:
-        """Rows of some clips: ids, probabilities (n, C), and the modalities that were there."""
-        best = probabilities.argmax(axis=1)
-        for clip, label, row, present in zip(clips, best, probabilities.tolist(), modalities, strict=True):
-            name, digits = self.classes[label], [*map(_digits, row)]
-            if self._lines:
-                scores = dict(zip(self.classes, map(float, digits), strict=True))
-                record = {"clip": clip, "label": name, "confidence": float(digits[label]), "probabilities": scores}
-                self._write(json.dumps({**record, "modalities": list(present)}, ensure_ascii=False))
-            else:
-                self._row([clip, name, digits[label], *digits, "+".join(present)])
+    def add(self, prediction: Prediction) -> None:
+        """Write one row."""
+        best = int(prediction.probabilities.argmax())
+        label, digits = self.classes[best], [*map(_digits, prediction.probabilities.tolist())]
+        if not self._lines:
+            present = "+".join(prediction.modalities)
+            missing = "; ".join(f"{modality}: {reason}" for modality, reason in prediction.missing.items())
+            self._row([prediction.clip, prediction.path, label, digits[best], *digits, present, missing])
+            return
+        record = {
+            "clip": prediction.clip,
+            "path": prediction.path,
+            "label": label,
+            "confidence": float(digits[best]),
+            "probabilities": dict(zip(self.classes, map(float, digits), strict=True)),
+            "modalities": list(prediction.modalities),
+            "missing": prediction.missing,
+        }
+        self._write(json.dumps(record, ensure_ascii=False))
 
     def _row(self, cells: list[str]) -> None:
         buffer = io.StringIO()
@@ -113,7 +157,8 @@ class PredictionsWriter:
 
     def _write(self, line: str) -> None:
         with explain_write_errors(self.path):
-            self._file.write(f"{line}\n".encode())
+            # A file name need not be UTF-8; such bytes are written as \\xNN.
+            self._file.write(f"{line}\n".encode(errors="backslashreplace"))
 
 
 def _digits(probability: float) -> str:
@@ -121,30 +166,44 @@ def _digits(probability: float) -> str:
     return f"{probability:.9g}"
 
 
-Records = tuple[list[str], list[list[float]], list[tuple[str, ...]], list[str]]
-
-
-def _read_csv(path: Path) -> Records:
+def _read_csv(path: Path) -> tuple[list[Prediction], list[str]]:
+    """Return the rows and the names of the classes."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         classes = [name.removeprefix(PREFIX) for name in reader.fieldnames or [] if name.startswith(PREFIX)]
         if not classes:
             raise ValueError(f"no column begins with {PREFIX}")
-        rows = list(reader)
-    return (
-        [row["clip"] for row in rows],
-        [[float(row[PREFIX + name]) for name in classes] for row in rows],
-        [tuple(filter(None, row["modalities"].split("+"))) for row in rows],
-        classes,
-    )
+        predictions = [
+            Prediction(
+                clip=row["clip"],
+                path=row.get("path") or "",
+                probabilities=np.array([float(row[PREFIX + name]) for name in classes]),
+                modalities=tuple(filter(None, row["modalities"].split("+"))),
+                missing=_parse_missing(row.get("missing") or ""),
+            )
+            for row in reader
+        ]
+    return predictions, classes
 
 
-def _read_jsonl(path: Path) -> Records:
+def _parse_missing(cell: str) -> dict[str, str]:
+    """Return the reasons by modality, from `video: no_face; text: no_text`."""
+    pairs = (entry.partition(":") for entry in cell.split(";") if entry.strip())
+    return {modality.strip(): reason.strip() for modality, _, reason in pairs}
+
+
+def _read_jsonl(path: Path) -> tuple[list[Prediction], list[str]]:
+    """Return the rows and the names of the classes."""
     rows = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     classes = list(rows[0]["probabilities"]) if rows else []
-    return (
-        [row["clip"] for row in rows],
-        [[float(row["probabilities"][name]) for name in classes] for row in rows],
-        [tuple(row["modalities"]) for row in rows],
-        classes,
-    )
+    predictions = [
+        Prediction(
+            clip=row["clip"],
+            path=str(row.get("path") or ""),
+            probabilities=np.array([float(row["probabilities"][name]) for name in classes]),
+            modalities=tuple(row["modalities"]),
+            missing={str(name): str(reason) for name, reason in (row.get("missing") or {}).items()},
+        )
+        for row in rows
+    ]
+    return predictions, classes

@@ -62,7 +62,9 @@ def probe_layers(
         if not store.pooled:
             raise MertoolError(f"{store_path} holds frames: probe-layers reads a pooled store (--pool mean)")
         key = _cache_key(store, manifest, options)
-        if run := find_reusable_run(output, "probe-layers", key=key, options=options):
+        if run := find_reusable_run(
+            output, "probe-layers", key=key, options=options, inputs=[store_path, manifest.source]
+        ):
             return run, True
         inputs = _read_input(store, manifest, options)
     examples = inputs.examples

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,15 @@ import psutil
 
 from mertool import __version__
 from mertool.errors import MertoolError
-from mertool.files import check_writable, content_digest, digest_json, explain_write_errors, make_folder, write_atomic
+from mertool.files import (
+    check_replaceable,
+    check_writable,
+    content_digest,
+    digest_json,
+    explain_write_errors,
+    make_folder,
+    write_atomic,
+)
 from mertool.run_record import is_valid_entry
 from mertool.untrusted import read_json_object
 
@@ -101,13 +109,15 @@ def cache_key(stage: str, options: dict[str, Any], inputs: dict[str, Any]) -> st
     return f"{of_options[:16]}-{of_everything[:48]}"
 
 
-def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any) -> Run | None:
+def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any, inputs: Sequence[Path] = ()) -> Run | None:
     """Return the run in `folder` if it is the one asked for; raise MertoolError if it is something else.
 
     A run of the same options on data that changed is made anew, and so is one of which a file is missing or cut. One
     of other `options` (an Options with a field `overwrite`) is an error, unless `overwrite` is set: what was typed may
-    be a slip, and the run may be hours of work.
+    be a slip, and the run may be hours of work. A folder that holds one of `inputs`, or a path that the options name,
+    is an error too, because a new run would replace it.
     """
+    check_replaceable(folder, *inputs, *_paths_of(options))
     overwrite = bool(options.overwrite)
     if not folder.exists():
         check_writable(folder)
@@ -137,6 +147,12 @@ def find_reusable_run(folder: Path, stage: str, *, key: str, options: Any) -> Ru
             "another -o"
         )
     return None
+
+
+def _paths_of(options: Any) -> list[Path]:
+    """Return the paths that options name; those of a training stage are all inputs."""
+    values = [value if isinstance(value, tuple) else (value,) for value in vars(options).values()]
+    return [item for value in values for item in value if isinstance(item, Path)]
 
 
 def _differing(existing: Any, options: Any) -> str:

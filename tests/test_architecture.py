@@ -19,7 +19,7 @@ TIERS = {
     5: ("adapters", "alignment", "fusion"),
     4: ("extraction", "probing"),
     3: ("encoders", "adapters.methods", "learning"),
-    2: ("store", "media", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
+    2: ("store", "media", "sources", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
     1: ("manifest", "features", "media_stats", "registry", "run_record", "options"),
     0: ("errors", "files", "media_digest", "tables", "untrusted"),
 }

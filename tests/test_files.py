@@ -9,6 +9,7 @@ import pytest
 from mertool.errors import MertoolError
 from mertool.files import (
     canonical_json,
+    check_replaceable,
     check_writable,
     content_digest,
     digest_json,
@@ -99,6 +100,33 @@ def test_an_input_is_not_written_over(tmp_path):
     with pytest.raises(MertoolError, match="it is an input of this command"):
         check_writable(tmp_path / ".." / tmp_path.name / "labels.csv", None, given)
     check_writable(tmp_path / "other.csv", given)
+
+
+@pytest.mark.parametrize("name", ["link.csv", "hard.csv", "Labels.CSV"])
+def test_an_input_by_another_name_is_not_written_over(name, tmp_path):
+    given = tmp_path / "labels.csv"
+    given.write_text("clip,label\n")
+    (tmp_path / "link.csv").symlink_to(given)
+    (tmp_path / "hard.csv").hardlink_to(given)
+    with pytest.raises(MertoolError, match="it is an input of this command"):
+        check_writable(tmp_path / name, given)
+
+
+def test_nothing_is_written_into_a_run_that_is_an_input(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(MertoolError, match="a run that this command reads"):
+        check_writable(tmp_path / "run" / "p.csv", tmp_path / "run")
+    check_writable(tmp_path / "run" / "p.csv", tmp_path / "other")
+
+
+@pytest.mark.parametrize("given", ["run", "run/clips.csv", "link/clips.csv", "Run/deep/a.h5"])
+def test_a_new_run_does_not_replace_a_folder_with_its_inputs(given, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    with pytest.raises(MertoolError, match="is an input of this command, and a new run replaces the whole folder"):
+        check_replaceable(tmp_path / "run", None, tmp_path / given)
+    check_replaceable(tmp_path / "run", tmp_path / "run-2" / "clips.csv")
 
 
 def test_equal_values_have_equal_digests():

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,20 @@ def test_every_clip_with_any_modality_gets_a_row(predicted):
     assert found.classes == EMOTIONS
     np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-5)
     assert (found.probabilities > 0).all()
+
+
+def test_rows_say_where_the_clip_lies_and_why_a_modality_is_missing(predicted, demo_rows):
+    found = Predictions.read(predicted[1])
+    assert dict(zip(found.clips, found.missing, strict=True)) == {
+        "spk01_003": {},
+        "spk02_014": {"video": "no_face"},
+        "spk07_001": {"text": "no_text"},
+        "spk07_006": {"video": "no_video"},
+        "spk05_001": {"audio": "unreadable", "video": "unreadable"},
+    }
+    for clip, path in zip(found.clips, found.paths, strict=True):
+        assert Path(path).samefile(demo_rows[clip]["path"])
+    assert predicted[2]["missing"]["video: no_face"] == 1
 
 
 def test_the_counts(predicted):
@@ -139,7 +154,7 @@ def test_json_lines_say_the_same(bundle, clips, call, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     table, lines = Predictions.read(tmp_path / "p.csv"), Predictions.read(tmp_path / "p.jsonl")
     assert [row["clip"] for row in rows] == list(table.clips)
-    assert list(rows[0]) == ["clip", "label", "confidence", "probabilities", "modalities"]
+    assert list(rows[0]) == ["clip", "path", "label", "confidence", "probabilities", "modalities", "missing"]
     assert lines.modalities == table.modalities
     np.testing.assert_allclose(lines.probabilities, table.probabilities, atol=1e-6)
 
@@ -378,39 +393,132 @@ def test_an_encoder_that_is_gone_is_named_before_the_work(
     assert not (tmp_path / "p.csv.features").exists()
 
 
+# ---------------------------------------------------------------- sources, silence
+
+
+def test_files_and_folders_are_sources(audio_bundle, tones, demo_rows, call, tmp_path):
+    video = Path(demo_rows["spk01_003"]["path"])
+    call("predict", audio_bundle, video, tones / "high.wav", tones, "-o", tmp_path / "p.csv", "-q", "--max-failed", 0.5)
+    found = Predictions.read(tmp_path / "p.csv")
+    assert found.clips == ("spk01_003", "high", "low")
+    assert found.paths == (str(video), str(tones / "high.wav"), str(tones / "low.wav"))
+
+
+def test_silence_and_very_short_audio_have_no_label(audio_bundle, invoke, tmp_path):
+    import soundfile
+
+    (tmp_path / "clips").mkdir()
+    wave = np.sin(np.arange(16_000) / 20).astype(np.float32)
+    given = {"good": wave, "short": wave[:800], "silent": 0 * wave, "offset": 0 * wave + 0.1}
+    for name, samples in given.items():
+        soundfile.write(tmp_path / "clips" / f"{name}.wav", samples, 16_000)
+    result = invoke("predict", audio_bundle, tmp_path / "clips", "-o", tmp_path / "p.csv", "--max-failed", 1)
+    assert result.exit_code == 0, result.exception
+    assert Predictions.read(tmp_path / "p.csv").clips == ("good",)
+    reasons = {row[0]: row[2:] for row in read_csv(tmp_path / "p.failures.csv") if row[1] == "audio"}
+    assert reasons == {
+        "short": ["too_short", "50 ms of audio, less than the 100 ms of a syllable"],
+        "silent": ["silent", "the audio is digital silence"],
+        "offset": ["silent", "the audio is digital silence"],
+    }
+
+
 # ---------------------------------------------------------------- submissions
 
 
 @pytest.fixture
 def submit(bundle, demo_rows, write_manifest, invoke, tmp_path):
-    """A function (candidates, clips) that predicts with --submission; the result."""
+    """A function (candidates, clips, year) that predicts with --submission; the result."""
 
-    def run(candidates, clips=("spk01_003", "spk02_014", "spk07_006")):
+    def run(candidates, clips=("spk01_003", "spk02_014", "spk07_006"), year="mer2024"):
         manifest = write_manifest(tmp_path / "m.csv", [demo_rows[clip] for clip in clips])
         (tmp_path / "candidates.csv").write_text("name\n" + "".join(f"{name}\n" for name in candidates))
-        given = ["--submission", "mer2024", "--candidates", tmp_path / "candidates.csv"]
+        given = ["--submission", year, "--candidates", tmp_path / "candidates.csv", "--max-failed", 1]
         return invoke("predict", bundle, manifest, "-o", tmp_path / "p.csv", *given)
 
     return run
 
 
-def test_a_submission_has_the_candidates_in_their_order(submit, tmp_path):
-    result = submit(["spk07_006", "spk01_003", "spk02_014"])
+def read_csv(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize("year", ["mer2023", "mer2024", "mer2025", "mer2026"])
+def test_a_submission_has_the_candidates_in_their_order(year, submit, tmp_path):
+    order = ["spk07_006", "spk01_003", "spk02_014"]
+    result = submit(order, year=year)
     assert result.exit_code == 0, result.exception
-    with open(tmp_path / "p.mer2024.csv", newline="") as file:
-        rows = list(csv.reader(file))
     found = Predictions.read(tmp_path / "p.csv")
     label = dict(zip(found.clips, found.labels, strict=True))
-    assert rows == [["name", "discrete"], *([clip, label[clip]] for clip in ("spk07_006", "spk01_003", "spk02_014"))]
-    assert f"submission: {tmp_path / 'p.mer2024.csv'}" in result.stdout
+    rows = read_csv(tmp_path / f"p.{year}.csv")
+    if year == "mer2023":
+        assert rows == [["name", "discrete", "valence"], *([clip, label[clip], "0"] for clip in order)]
+        assert "mertool predicts no valence" in result.stderr
+    else:
+        assert rows == [["name", "discrete"], *([clip, label[clip]] for clip in order)]
+    assert f"submission: {tmp_path / f'p.{year}.csv'}" in result.stdout
+
+
+def test_only_the_candidates_are_predicted(submit, tmp_path):
+    assert submit(["spk02_014"]).exit_code == 0
+    assert Predictions.read(tmp_path / "p.csv").clips == ("spk02_014",)
+    assert [row[0] for row in read_csv(tmp_path / "p.mer2024.csv")] == ["name", "spk02_014"]
+
+
+def test_a_candidate_that_cannot_be_read_gets_the_most_frequent_class(submit, tmp_path):
+    result = submit(["spk01_003", "spk07_001"], ["spk01_003", "spk07_001"])  # the second has no transcript
+    assert result.exit_code == 0, result.exception
+    assert ["spk07_001", "surprise"] in read_csv(tmp_path / "p.mer2024.csv")
+    assert "the label 'surprise', the most frequent class in training: 1 (spk07_001)" in result.stderr
+    assert str(tmp_path / "p.failures.csv") in result.stderr
+    assert Predictions.read(tmp_path / "p.csv").clips == ("spk01_003",)
+
+
+def test_a_submission_stays_until_the_next_one_is_whole(submit, tmp_path, monkeypatch):
+    from mertool import predict as stage
+
+    submit(["spk01_003"])
+    before = (tmp_path / "p.mer2024.csv").read_bytes()
+    assert isinstance(submit(["no-such-clip"]).exception, MertoolError)
+    monkeypatch.setattr(stage, "score_blocks", lambda *_, **__: pytest.fail("stopped"))
+    submit(["spk01_003", "spk02_014"])
+    assert (tmp_path / "p.mer2024.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.mer2024.csv", "p.failures.csv"])
+@pytest.mark.parametrize("kind", ["candidates", "manifest", "media", "link to the bundle"])
+def test_no_output_replaces_an_input(kind, name, bundle, demo_rows, write_manifest, invoke, tmp_path):
+    rows = [demo_rows["spk01_003"]]
+    candidates, manifest = tmp_path / "candidates.csv", tmp_path / "m.csv"
+    if kind == "media":
+        shutil.copy(rows[0]["path"], tmp_path / name)
+        rows = [{**rows[0], "path": str(tmp_path / name)}]
+    elif kind == "link to the bundle":
+        (tmp_path / name).symlink_to(bundle / "run.json")
+    elif kind == "candidates":
+        candidates = tmp_path / name
+    else:
+        manifest = tmp_path / name
+    write_manifest(manifest, rows)
+    candidates.write_text("name\nspk01_003\n")
+    before = (tmp_path / name).read_bytes()
+    given = ["--submission", "mer2024", "--candidates", candidates]
+    result = invoke("predict", bundle, manifest, "-o", tmp_path / "p.csv", *given)
+    assert "an input of this command" in str(result.exception) or "a run that this command" in str(result.exception)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_nothing_is_written_into_the_bundle(bundle, clips, invoke):
+    result = invoke("predict", bundle, clips, "-o", bundle / "p.csv")
+    assert "a run that this command reads. Choose another output path" in str(result.exception)
+    assert not (bundle / "p.csv.features").exists()
 
 
 @pytest.mark.parametrize(
     ("candidates", "words"),
     [
         (["spk01_003", "spk02_014", "spk07_006", "a", "b"], "candidates that are not in"),
-        (["spk01_003"], "that are no candidates: 2 (spk02_014, spk07_006)"),
-        (["spk01_003", "x"], "2 faults"),
         (["spk01_003", "spk01_003", "spk02_014", "spk07_006"], "names that are listed more than once: 1 (spk01_003)"),
         ([], "names no clip"),
     ],
@@ -421,16 +529,6 @@ def test_names_that_do_not_agree_are_refused_before_the_work(candidates, words, 
     assert words in str(result.exception)
     assert not (tmp_path / "p.csv").exists()
     assert not (tmp_path / "p.csv.features").exists()
-
-
-def test_a_candidate_without_a_prediction_is_refused(submit, tmp_path):
-    """Its row is in the failures; a submission without it would be void."""
-    result = submit(["spk01_003", "spk07_001"], ["spk01_003", "spk07_001"])  # the second has no transcript
-    assert isinstance(result.exception, MertoolError)
-    assert "candidates without a prediction: 1 (spk07_001)" in str(result.exception)
-    assert str(tmp_path / "p.failures.csv") in str(result.exception)
-    assert (tmp_path / "p.csv").exists()
-    assert not (tmp_path / "p.mer2024.csv").exists()
 
 
 def test_classes_that_no_challenge_has(make_bundle, text_store, invoke, workspace, tmp_path):

@@ -14,6 +14,8 @@ GIVEN = Predictions(
     ("sad", "happy"),
     np.array([[0.25, 0.75], [0.625, 0.375]]),
     (("audio", "text"), ()),
+    paths=("clips/a.mp4", ""),
+    missing=({"video": "no_face"}, {"audio": "silent", "text": "no_text"}),
 )
 
 
@@ -22,6 +24,7 @@ def test_what_is_written_is_read_again(name, tmp_path):
     GIVEN.write(tmp_path / name)
     again = Predictions.read(tmp_path / name)
     assert (again.clips, again.classes, again.modalities) == (GIVEN.clips, GIVEN.classes, GIVEN.modalities)
+    assert (again.paths, again.missing) == (GIVEN.paths, GIVEN.missing)
     np.testing.assert_allclose(again.probabilities, GIVEN.probabilities)
     assert again.labels == ["happy", "sad"]
 
@@ -31,9 +34,9 @@ def test_the_documented_columns(tmp_path):
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [
-        ["clip", "label", "confidence", "p_sad", "p_happy", "modalities"],
-        ["a", "happy", "0.75", "0.25", "0.75", "audio+text"],
-        ["测试 clip, b", "sad", "0.625", "0.625", "0.375", ""],
+        ["clip", "path", "label", "confidence", "p_sad", "p_happy", "modalities", "missing"],
+        ["a", "clips/a.mp4", "happy", "0.75", "0.25", "0.75", "audio+text", "video: no_face"],
+        ["测试 clip, b", "", "sad", "0.625", "0.625", "0.375", "", "audio: silent; text: no_text"],
     ]
 
 
@@ -42,10 +45,12 @@ def test_one_json_object_per_line(tmp_path):
     lines = (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[0]) == {
         "clip": "a",
+        "path": "clips/a.mp4",
         "label": "happy",
         "confidence": 0.75,
         "probabilities": {"sad": 0.25, "happy": 0.75},
         "modalities": ["audio", "text"],
+        "missing": {"video": "no_face"},
     }
     assert len(lines) == 2
 
@@ -56,6 +61,22 @@ def test_a_near_tie_keeps_its_label(name, tmp_path):
     tie = Predictions(("a",), ("sad", "happy"), np.array([[0.4999999, 0.5000001]]), (("audio",),))
     tie.write(tmp_path / name)
     assert Predictions.read(tmp_path / name).labels == tie.labels == ["happy"]
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_a_file_name_that_is_not_utf8(name, tmp_path):
+    odd = Predictions(("a",), ("sad", "happy"), np.array([[0.4, 0.6]]), ((),), paths=("\udcb2.mp4",))
+    odd.write(tmp_path / name)
+    assert "\\udcb2.mp4" in (tmp_path / name).read_text(encoding="utf-8")
+    assert Predictions.read(tmp_path / name).labels == ["happy"]
+
+
+def test_files_without_paths_and_reasons_are_read(tmp_path):
+    (tmp_path / "p.csv").write_text("clip,label,p_a,p_b,modalities\nx,a,0.9,0.1,audio\n")
+    (tmp_path / "p.jsonl").write_text('{"clip": "x", "probabilities": {"a": 0.9, "b": 0.1}, "modalities": ["audio"]}\n')
+    for name in ("p.csv", "p.jsonl"):
+        read = Predictions.read(tmp_path / name)
+        assert (read.labels, read.paths, read.missing) == (["a"], ("",), ({},))
 
 
 def test_a_missing_file(tmp_path):

@@ -1,6 +1,6 @@
 """`Bundle`: a run of `fuse` that scores raw clips by itself. It holds only safetensors and JSON; nothing else is read.
 
-    run.json                 parts, members, correction, classes, files, seal
+    run.json                 parts, members, correction, classes, class_counts (of the training clips), files, seal
     members-K.safetensors    heads of one form: all folds and seeds, stacked, each with its standardizer
     encoders/DIGEST/         a local encoder or speech recogniser: configuration, vocabulary, safetensors
     partN/adapters/final/    the adapter trained on all folds, if the features are adapted

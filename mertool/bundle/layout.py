@@ -9,7 +9,7 @@ from mertool.files import digest_json
 
 COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the bundle
 # Entries of run.json that change a prediction. `origin` of features is left out: paths may change, digests may not.
-SEALED = ("classes", "parts", "members", "correction", "files")
+SEALED = ("classes", "class_counts", "parts", "members", "correction", "files")
 
 
 def trained_folder(number: int) -> str:

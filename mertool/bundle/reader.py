@@ -21,7 +21,7 @@ from mertool.fusion.modality_features import ModalityFeatures
 from mertool.runs import Run
 
 CPU = torch.device("cpu")
-NEEDS = ("parts", "members", "correction", "classes", "files", "seal")
+NEEDS = ("parts", "members", "correction", "classes", "class_counts", "files", "seal")
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Bundle:
     feature_specs: the features that it takes, one per store that it was trained on.
     classes: names of the C classes.
     correction: temperature and priors.
+    majority_class: the most frequent class of the training clips; of several the first.
     """
 
     run: Run
     feature_specs: tuple[FeatureSpec, ...]
     classes: tuple[str, ...]
     correction: Correction
+    majority_class: str
     _on_device: dict[torch.device, Heads] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -59,6 +61,7 @@ class Bundle:
                     f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults
                 )
             classes = _read_classes(run.info["classes"])
+            majority_class = _read_majority_class(run.info["class_counts"], classes)
             correction = Correction.from_json(run.info["correction"])
             if correction.train_prior and len(correction.train_prior) != len(classes):
                 raise ValueError(f"priors of {len(correction.train_prior)} classes, not {len(classes)}")
@@ -66,7 +69,14 @@ class Bundle:
             heads = load_heads(run, shapes=[spec.shape for spec in specs], n_classes=len(classes))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MertoolError(f"{folder / 'run.json'} is no bundle's ({error!r}): run `mertool fuse` again") from error
-        return cls(run=run, feature_specs=specs, classes=classes, correction=correction, _on_device={CPU: heads})
+        return cls(
+            run=run,
+            feature_specs=specs,
+            classes=classes,
+            correction=correction,
+            majority_class=majority_class,
+            _on_device={CPU: heads},
+        )
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -146,6 +156,15 @@ class Bundle:
                 f"{digest[:12]} there, {actual[:12]} here): copy the right model folder to {copy}"
             )
         return ref
+
+
+def _read_majority_class(counts: Any, classes: tuple[str, ...]) -> str:
+    """Return the class with the most training clips; raise ValueError or TypeError for counts of other classes."""
+    if not isinstance(counts, dict) or set(counts) != set(classes):
+        raise ValueError("the counts of training clips are not of the classes")
+    if not all(isinstance(count, int) for count in counts.values()):
+        raise TypeError("the counts of training clips are not whole numbers")
+    return max(classes, key=lambda name: counts[name])
 
 
 def _read_classes(names: Any) -> tuple[str, ...]:

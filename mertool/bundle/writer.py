@@ -18,7 +18,7 @@ def write(
 ) -> None:
     """Make the draft of a run a bundle, and seal all its files.
 
-    So it comes last: the plots, the metrics, and the names of the classes in the draft's info must be complete.
+    So it comes last: the plots, the metrics, and the classes and their counts in the draft's info must be complete.
     """
     check_provenance(specs)
     members = []

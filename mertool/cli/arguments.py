@@ -6,6 +6,9 @@ from typing import Annotated
 import typer
 
 SourceArgument = Annotated[Path, typer.Argument(help="Manifest CSV, or a folder searched for video and audio files.")]
+SourcesArgument = Annotated[
+    list[Path], typer.Argument(help="Manifest CSVs, folders searched for video and audio files, or such files.")
+]
 ManifestOption = Annotated[Path, typer.Option("--manifest", "-m", help="Manifest CSV with the labels.")]
 RunOutput = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run to write.")]
 StoreOutput = Annotated[Path, typer.Option("--output", "-o", help="Feature store (HDF5) to write.")]

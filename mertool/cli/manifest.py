@@ -36,6 +36,7 @@ def manifest(
         raise MertoolError(f"{folder} is a file: give the folder of the clips")
     clips = Manifest.read(folder).named_in_utf8()
     tell_notes(clips.notes)
+    check_writable(output, *(path for clip in clips.clips for path in clip.files))
     annotated = annotate_clips(clips, options)
     annotated.write(output)
     summary = summarize(annotated, output)

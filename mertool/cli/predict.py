@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from mertool.cli.arguments import Json, MaxFailed, Quiet, SourceArgument
-from mertool.cli.console import check_failed, echo, print_json, progress, suggest_next, table
-from mertool.cli.source import read_source
+from mertool.cli.arguments import Json, MaxFailed, Quiet, SourcesArgument
+from mertool.cli.console import check_failed, echo, print_json, progress, suggest_next, table, warn
+from mertool.cli.source import tell_notes
+from mertool.interop.submission import list_names
 from mertool.options.predict import PredictOptions
 from mertool.runs import Run
+from mertool.sources import read_sources
 
 EXAMPLE = "Example: mertool predict runs/fusion folder-of-videos -o predictions.csv"
 
@@ -18,29 +20,37 @@ EXAMPLE = "Example: mertool predict runs/fusion folder-of-videos -o predictions.
 def predict(
     *,
     bundle: Annotated[Path, typer.Argument(help="Run of `mertool fuse`.")],
-    source: SourceArgument,
+    sources: SourcesArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Predictions to write: .csv or .jsonl.")],
     options: PredictOptions,
     max_failed: MaxFailed = 0.1,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Predict the emotion of raw clips, from a folder or a manifest, with the bundle only.
+    """Predict the emotion of raw clips, from folders, manifests or media files, with the bundle only.
 
     Every clip with at least one readable modality gets a row; the others are listed in NAME.failures.csv. Features
     are cached beside the output, so a killed run resumes and a second run is quick. Transcripts come from the
     manifest, from the bundle's own speech recogniser, or from --asr; without any, text counts as missing.
     """
-    clips = read_source(source)
+    clips = read_sources(sources)
+    tell_notes(clips.notes)
     Run.read(bundle, "fuse")
     from mertool.predict import predict as run_stage
 
     with progress("predict", quiet) as update:
-        result = run_stage(bundle, clips, output, options=options, on_progress=update)
+        result = run_stage(bundle, clips, output, options=options, inputs=sources, on_progress=update)
     if as_json:
         print_json({**asdict(result), "failed_share": result.failed_share})
     elif not quiet:
         print_result(result)
+    if result.guessed:
+        warn(
+            f"note: candidates that cannot be read have the label '{result.majority_class}', the most frequent class "
+            f"in training: {list_names(result.guessed)}; the reasons are in {result.failures}"
+        )
+    if options.submission == "mer2023":
+        warn("note: mertool predicts no valence: that column of the submission is 0")
     check_failed(result.failed_share, result.predicted, max_failed=max_failed, reasons=str(result.failures))
 
 
@@ -48,6 +58,8 @@ def print_result(result: Any) -> None:
     """Print how many clips were scored from which modalities, and the files that were written."""
     title = f"{result.predicted} of {result.clips} clips scored"
     table(title, ["modalities present", "clips"], [[name, count] for name, count in result.modalities.items()])
+    if result.missing:
+        echo("missing: " + ", ".join(f"{count} {reason}" for reason, count in result.missing.items()))
     if result.unreadable:
         echo(f"{result.unreadable} clips could not be scored")
     if result.failures:

@@ -96,11 +96,12 @@ def merge(*, stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json:
     from mertool.files import check_writable
     from mertool.store import merge_stores
 
-    check_writable(output)
-    if output.exists():
-        raise MertoolError(f"{output} exists: give another -o, or remove it first")
-    count = merge_stores(stores, output)
     sheets = [sheet for store in stores if (sheet := transcripts_beside(store)).exists()]
+    for path in [output, *([transcripts_beside(output)] if sheets else [])]:
+        check_writable(path)
+        if path.exists():
+            raise MertoolError(f"{path} exists: give another -o, or remove it first")
+    count = merge_stores(stores, output)
     if sheets:
         rows = {clip: row for sheet in sheets for clip, row in read_rows(sheet).items()}
         write_rows(transcripts_beside(output), rows.values())

@@ -17,11 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from mertool.errors import ClipError
 from mertool.extraction.parent_watch import end_with_parent
 from mertool.extraction.plan import WorkItem
+from mertool.features import SAMPLE_RATE
 from mertool.manifest import Clip
 from mertool.media_digest import clip_signature
 from mertool.media_stats import MediaStats
@@ -30,6 +32,8 @@ from mertool.noise import NoiseMix, add_noise
 NICENESS = 10  # at a lower priority decoders would starve beside other programs, and clips would time out
 MAX_WORKERS = 8
 MAX_AHEAD = 4  # decoded clips per worker that may wait for the encoder
+MIN_AUDIO_SECONDS = 0.1
+SILENCE_RANGE = 2.0**-20  # -120 dB of full scale: below the noise of any microphone, above rounding errors of decoders
 CLIPS_PER_PROCESS = 500  # a worker is replaced after these, because decoders leak memory
 
 # Exceptions that decoders raise on a damaged file; any other exception is a bug of ours and ends the run.
@@ -62,14 +66,32 @@ class DecoderLimits:
 
 
 def decode_audio(path: Path, start: float | None, end: float | None, *, noise: NoiseMix | None = None) -> DecodedClip:
-    """Decode the audio of a clip to (n,) float32 at 16 kHz, and mix `noise` into it."""
+    """Decode the audio of a clip to (n,) float32 at 16 kHz, and mix `noise` into it.
+
+    Raises ClipError: those of `read_audio`, and `silent` or `too_short` for audio that cannot carry an emotion.
+    """
     from mertool.media import load_audio, read_audio
 
     began = time.perf_counter()
     waveform, stats = load_audio(path, start, end)
+    check_audible(waveform)
     if noise:
         waveform = add_noise(waveform, noise, read_audio)
     return DecodedClip(waveform, timings={"decode": time.perf_counter() - began}, **stats.to_dict())
+
+
+def check_audible(waveform: np.ndarray) -> None:
+    """Raise ClipError for a waveform (n,) at 16 kHz that is shorter than a syllable, or does not move at all.
+
+    An encoder would still give features of it, and a classifier a confident label.
+    """
+    seconds = len(waveform) / SAMPLE_RATE
+    if seconds < MIN_AUDIO_SECONDS:
+        message = f"{1000 * seconds:.0f} ms of audio, less than the {1000 * MIN_AUDIO_SECONDS:.0f} ms of a syllable"
+        raise ClipError("too_short", message)
+    # The range, not the level, because some recorders write silence with a constant offset.
+    if np.ptp(waveform) < SILENCE_RANGE:
+        raise ClipError("silent")
 
 
 def decode_faces(

@@ -45,9 +45,10 @@ def build_job(manifest: Manifest, output: Path, options: ExtractOptions) -> tupl
     manifest, suffix = _select_shard(manifest, options.shard)
     output = _add_suffix(output, suffix)
     frames = _add_suffix(options.frames, suffix) if options.frames else None
-    check_writable(output, manifest.source, options.faces)
+    inputs = (manifest.source, options.faces, options.adapter, options.aligner)
+    check_writable(output, *inputs)
     if frames:
-        check_writable(frames, manifest.source, options.faces)
+        check_writable(frames, *inputs)
     faces = _faces_path(output, options, suffix)
     _check_distinct(output, frames, faces)
     job = ExtractionJob(

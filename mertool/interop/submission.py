@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mertool.errors import MertoolError, combine_errors
@@ -11,6 +12,8 @@ from mertool.interop.columns import read_clip_names
 from mertool.manifest import EMOTIONS
 
 MAX_NAMES = 10  # that a message lists
+# Values of columns that mertool does not predict; the scripts of the challenge expect a number.
+CONSTANT_COLUMNS = {"valence": "0"}
 
 
 def read_candidates(path: Path) -> list[str]:
@@ -21,44 +24,37 @@ def read_candidates(path: Path) -> list[str]:
     names = [name for name in read_clip_names(path, "candidates") if name]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise MertoolError(f"{path}: names that are listed more than once: {_list_names(repeated)}; list each once")
+        raise MertoolError(f"{path}: names that are listed more than once: {list_names(repeated)}; list each once")
     if not names:
         raise MertoolError(f"{path} names no clip: give the challenge's list of candidates")
     return names
 
 
-def check_candidates(path: Path, names: list[str], clips: list[str], *, source: Path, classes: tuple[str, ...]) -> None:
+def check_candidates(
+    path: Path, names: Sequence[str], clips: Sequence[str], *, source: object, classes: tuple[str, ...]
+) -> None:
     """Raise one error for all reasons why labels of `clips` are no submission for the candidates `names`."""
     faults = []
     if unknown := [name for name in classes if name not in EMOTIONS]:
         faults.append(f"the bundle's classes {', '.join(unknown)} are none of the challenge's ({', '.join(EMOTIONS)})")
     if missing := sorted(set(names) - set(clips)):
-        faults.append(f"candidates that are not in {source}: {_list_names(missing)}")
-    if extra := sorted(set(clips) - set(names)):
-        faults.append(f"clips of {source} that are no candidates: {_list_names(extra)}, give a manifest without them")
+        faults.append(f"candidates that are not in {source}: {list_names(missing)}")
     if faults:
         raise combine_errors(f"no submission for {path}", faults)
 
 
-def write_submission(path: Path, names: list[str], labels: dict[str, str], *, reasons: Path) -> None:
-    """Write `name,discrete` for exactly the candidates, in their order.
-
-    Without a label for each, no file is left at `path`, and a MertoolError points to `reasons`, the file that says why.
-    """
-    if missing := [name for name in names if name not in labels]:
-        path.unlink(missing_ok=True)
-        raise MertoolError(
-            f"no submission: candidates without a prediction: {_list_names(missing)}; see {reasons}, repair the files "
-            "and run the same command again"
-        )
+def write_submission(path: Path, labels: Mapping[str, str], columns: Sequence[str]) -> None:
+    """Write `labels` by clip, in their order, in the columns of a challenge: `name,discrete` or with `valence`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["name", "discrete"])
-    writer.writerows([name, labels[name]] for name in names)
+    writer.writerow(columns)
+    for clip, label in labels.items():
+        cells = {"name": clip, "discrete": label, **CONSTANT_COLUMNS}
+        writer.writerow([cells[column] for column in columns])
     write_atomic(path, buffer.getvalue())
 
 
-def _list_names(names: list[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """Return the number of names and the first ones: `2 (a, b)`."""
     listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
     return f"{len(names)} ({listed})"

@@ -39,6 +39,11 @@ class Clip:
     audio: Path | None = None
     gender: str | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the clip is read from; none for a text alone."""
+        return tuple(path for path in (self.path, self.audio) if path is not None)
+
     def media_path(self, modality: str) -> Path | None:
         """Return the file that a modality is read from, `audio` from another one than the picture where it is given."""
         return (self.audio or self.path) if modality == "audio" else self.path

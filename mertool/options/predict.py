@@ -7,7 +7,13 @@ from pathlib import Path
 from mertool.options import shared
 from mertool.options.option import Options, option
 
-SUBMISSIONS = {"mer2024": "name,discrete"}
+# The year of the challenge, and the columns of its form.
+SUBMISSIONS = {
+    "mer2023": "name,discrete,valence",
+    "mer2024": "name,discrete",
+    "mer2025": "name,discrete",
+    "mer2026": "name,discrete",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +25,7 @@ class PredictOptions(Options):
     )
     submission: str | None = option(None, help="Also write the labels in the form of a challenge.", choices=SUBMISSIONS)
     candidates: Path | None = option(
-        None, help="CSV with the names that the submission must hold, such as candidate_20000.csv."
+        None, help="CSV with the names of the clips to predict and to submit, such as candidate_20000.csv."
     )
     device: str = shared.device()
     workers: int | None = shared.workers()
@@ -27,4 +33,5 @@ class PredictOptions(Options):
 
     def conflicts(self) -> Iterator[str]:
         if bool(self.submission) != bool(self.candidates):
-            yield "a submission is checked against its clips: give --submission mer2024 --candidates CSV"
+            year = self.submission or "mer2024"
+            yield f"a submission holds exactly the clips of a list: give --submission {year} --candidates CSV"
