@@ -29,10 +29,10 @@ import mertool.extract, mertool.faces, mertool.encoders.families.wav2vec2, merto
 import mertool.extraction.pipeline, peft, pydantic, pydantic.fields, test_kill
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, CLIPImageProcessor, CLIPVisionModel
 from transformers import HubertModel, Wav2Vec2FeatureExtractor
-from mertool.cli import console, main
+from mertool.cli import main, progress
 from mertool.store import writer
 
-console.SECONDS_BETWEEN_LINES = 0  # a line of progress per clip
+progress.SECONDS_BETWEEN_LINES = 0  # a line of progress per clip
 write_part, parts_written = writer.write_atomic, 0
 
 def write_part_and_stop(path, content):
@@ -342,7 +342,7 @@ def test_predict_killed(warm, tmp_path, demo, tiny_encoders, make_bundle):
 
 INTERRUPTED = """
 import signal, sys
-from mertool.cli import console, main
+from mertool.cli import main, progress
 from mertool.extraction.clip_encoder import ClipEncoder
 from mertool.store import writer
 
@@ -355,7 +355,7 @@ def wait_at_the_sixth(self, batch):
     return encode(self, batch)
 
 ClipEncoder.encode = wait_at_the_sixth
-console.SECONDS_BETWEEN_LINES = 0  # a line of progress per clip
+progress.SECONDS_BETWEEN_LINES = 0  # a line of progress per clip
 writer.PART_CLIPS = 10**9
 if __name__ == "__main__":
     main()

@@ -10,6 +10,7 @@ import typer
 
 from mertool import __version__
 from mertool.cli import align, doctor, evaluate, extract, finetune, fuse, manifest, models, predict, probe_layers, store
+from mertool.cli.interrupts import Interrupted
 from mertool.cli.options import add_command
 from mertool.cli.streams import install_tolerant_streams
 from mertool.cli.system_errors import explain_system_error, prepare_process
@@ -33,14 +34,6 @@ add_command(app, "evaluate", evaluate.evaluate, example=evaluate.EXAMPLE)
 app.add_typer(store.app, name="store")
 add_command(app, "models", models.models, example=models.EXAMPLE)
 add_command(app, "doctor", doctor.doctor, example=doctor.EXAMPLE)
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM; not an Exception, so that no handler of errors swallows it."""
-
-    def __init__(self, code: int):
-        super().__init__(code)
-        self.code = code
 
 
 def _show_version(requested: bool) -> None:
@@ -78,10 +71,7 @@ def main() -> None:
         print("error: " + " ".join(message.split()), file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
-        print(
-            "interrupted: run the same command again to resume; finished parts of an extraction are kept",
-            file=sys.stderr,
-        )
+        print(stop.message, file=sys.stderr)
         # Without the exit handlers: everything is closed by now, and libraries with threads of their own (Ray) may
         # abort a process that was signalled during interpreter shutdown.
         sys.stdout.flush()

@@ -14,10 +14,11 @@ from mertool.cli.console import (
     format_score,
     is_first_process,
     print_json,
-    progress,
     suggest_next,
     table,
 )
+from mertool.cli.interrupts import keeping, kept_checkpoint
+from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.options.align import AlignOptions
 
@@ -54,7 +55,7 @@ def align(
 
     target = aligned or video.with_name("aligned.h5")
     reports = is_first_process()
-    with progress("align", quiet or not reports, "steps") as update:
+    with keeping(lambda: kept_checkpoint(output)), progress("align", quiet or not reports, "steps") as update:
         run, reused = run_stage(
             audio, video, output, aligned=target, manifest=labelled, options=options, progress=update
         )

@@ -1,12 +1,11 @@
-"""Output of the commands: lines, tables, JSON, progress, and the exit code of failed clips."""
+"""Output of the commands: lines, tables, JSON, and the exit code of failed clips."""
 
 import json
 import os
 import shlex
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 import typer
 
 from mertool.errors import MertoolError, MertoolWarning, combine_errors
-
-SECONDS_BETWEEN_LINES = 15.0  # of progress, where there is no terminal
 
 
 def check_stores(*stores: Path) -> None:
@@ -132,85 +129,6 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-class RateEstimator:
-    """Rate of a stage in words: items and seconds of media per second, failures, remaining time.
-
-    The rate counts from the first item that is done, because loading comes before it and says nothing about the rest.
-    """
-
-    def __init__(self, unit: str):
-        self.unit = unit
-        self.first: tuple[float, int, float] | None = None
-        self.last_done = 0
-
-    def describe(self, done: int, total: int, failed: int, media_seconds: float) -> str:
-        """`3.4 clips/s, 12 s of media/s, 2 failed, 12 min left`."""
-        now = time.monotonic()
-        if self.first is None or done < self.last_done:  # the next phase of a stage has a rate of its own
-            self.first = (now, done, media_seconds)
-        self.last_done = done
-        started, first_done, first_media = self.first
-        elapsed, n_items = now - started, done - first_done
-        rates, remaining = [], []
-        if elapsed > 0 and n_items > 0:
-            rates.append(f"{n_items / elapsed:.1f} {self.unit}/s")
-            if media_seconds > first_media:
-                rates.append(f"{(media_seconds - first_media) / elapsed:.0f} s of media/s")
-            remaining.append(f"{format_duration(elapsed * (total - done) / n_items)} left")
-        failures = [f"{failed} failed"] if failed else []
-        return ", ".join(rates + failures + remaining)
-
-
-@contextmanager
-def progress(title: str, quiet: bool, unit: str = "clips") -> Iterator[Callable[..., None]]:
-    """A function (done, total, failed=0, seconds of media=0) that shows how far a stage is, on standard error."""
-    if quiet:
-        yield lambda *_: None
-    elif sys.stderr.isatty():
-        with _bar(title, unit) as update:
-            yield update
-    else:
-        yield _ProgressLines(title, unit)
-
-
-@contextmanager
-def _bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn(unit + " {task.fields[rate]}"),
-    )
-    estimator = RateEstimator(unit)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
-
-        def update(done: int, total: int, failed: int = 0, media_seconds: float = 0.0) -> None:
-            bar.update(task, completed=done, total=total, rate=estimator.describe(done, total, failed, media_seconds))
-
-        yield update
-
-
-class _ProgressLines:
-    """Progress without a terminal: a line at most every SECONDS_BETWEEN_LINES."""
-
-    def __init__(self, title: str, unit: str):
-        self.title, self.unit, self.estimator = title, unit, RateEstimator(unit)
-        self.last_line = time.monotonic()
-
-    def __call__(self, done: int, total: int, failed: int = 0, media_seconds: float = 0.0) -> None:
-        now = time.monotonic()
-        # The estimator sees every call, those without a line too, because it notices where a phase begins.
-        rate = self.estimator.describe(done, total, failed, media_seconds)
-        if now - self.last_line < SECONDS_BETWEEN_LINES or not done:
-            return
-        self.last_line = now
-        warn(f"{self.title}: " + ", ".join(filter(None, [f"{done} of {total} {self.unit}", rate])))
 
 
 def check_failed(share: float, n_features: int, *, max_failed: float, reasons: str) -> None:

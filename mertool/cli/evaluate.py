@@ -6,7 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet
-from mertool.cli.console import echo, format_gain, format_score, print_json, progress, table
+from mertool.cli.console import echo, format_gain, format_score, print_json, table
+from mertool.cli.interrupts import keeping, kept_features
+from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.options.evaluate import EvaluateOptions
 
@@ -30,8 +32,11 @@ def evaluate(
     """
     truth = read_source(labels)
     from mertool.evaluate import evaluate as run_stage
+    from mertool.predictions import feature_cache_folder
 
-    with progress("evaluate", quiet) as update:
+    noisy = feature_cache_folder(predictions[0])
+    kept = (lambda: kept_features(noisy)) if options.noise else (lambda: "")
+    with keeping(kept), progress("evaluate", quiet) as update:
         result = run_stage(predictions, truth, output, options, on_progress=update)
     if as_json:
         print_json(result)

@@ -7,17 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, MaxFailed, Quiet, SourceArgument, StoreOutput
-from mertool.cli.console import (
-    check_failed,
-    echo,
-    format_bytes,
-    format_duration,
-    print_json,
-    progress,
-    suggest_next,
-    warn,
-)
+from mertool.cli.console import check_failed, echo, format_bytes, format_duration, print_json, suggest_next, warn
+from mertool.cli.interrupts import keeping, kept_clips
 from mertool.cli.options import add_command
+from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.options.extract import ExtractOptions
 from mertool.runs import Run
@@ -57,7 +50,8 @@ def extract(
         elif not quiet:
             print_estimate(estimated)
         return
-    with progress(f"extract {options.modality}", quiet) as update:
+    stores = [output, *([options.frames] if options.frames else [])]
+    with keeping(lambda: kept_clips(stores)), progress(f"extract {options.modality}", quiet) as update:
         result = run_stage(manifest, output, options, on_progress=update)
     if as_json:
         print_json(result.to_json())

@@ -12,11 +12,12 @@ from mertool.cli.console import (
     format_score,
     is_first_process,
     print_json,
-    progress,
     suggest_next,
     table,
     warn,
 )
+from mertool.cli.interrupts import keeping, kept_adapters
+from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.features import describe_layers
 from mertool.options.finetune import FinetuneOptions
@@ -47,10 +48,10 @@ def finetune(
     def show_progress(title: str, unit: str) -> Any:
         return progress(title, quiet or not reports, unit)
 
-    if options.compare:
-        run, reused = stage.compare(manifest, output, options, progress=show_progress)
-    else:
-        run, reused = stage.finetune(manifest, output, options, progress=show_progress)
+    runs = [output.with_name(f"{output.name}-{method}") for method in options.compare] or [output]
+    train = stage.compare if options.compare else stage.finetune
+    with keeping(lambda: kept_adapters(runs)):
+        run, reused = train(manifest, output, options, progress=show_progress)
     if not reports:
         return
     if as_json:

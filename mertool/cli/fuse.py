@@ -13,11 +13,11 @@ from mertool.cli.console import (
     format_run,
     format_score,
     print_json,
-    progress,
     suggest_next,
     table,
     warn,
 )
+from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.options.fuse import FuseOptions
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, MaxFailed, Quiet, SourcesArgument
-from mertool.cli.console import check_failed, echo, print_json, progress, suggest_next, table, warn
+from mertool.cli.console import check_failed, echo, print_json, suggest_next, table, warn
+from mertool.cli.interrupts import keeping, kept_features
+from mertool.cli.progress import progress
 from mertool.cli.source import tell_notes
 from mertool.interop.submission import list_names
 from mertool.options.predict import PredictOptions
@@ -37,8 +39,9 @@ def predict(
     tell_notes(clips.notes)
     Run.read(bundle, "fuse")
     from mertool.predict import predict as run_stage
+    from mertool.predictions import feature_cache_folder
 
-    with progress("predict", quiet) as update:
+    with keeping(lambda: kept_features(feature_cache_folder(output))), progress("predict", quiet) as update:
         result = run_stage(bundle, clips, output, options=options, inputs=sources, on_progress=update)
     if as_json:
         print_json({**asdict(result), "failed_share": result.failed_share})

@@ -2,15 +2,16 @@
 
 import pytest
 
-from mertool.cli import console
-from mertool.cli.console import RateEstimator, format_bytes, format_duration, progress
+from mertool.cli import progress as module
+from mertool.cli.console import format_bytes, format_duration
+from mertool.cli.progress import RateEstimator, progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that stands until a test sets it: `clock[0]`, in seconds."""
     now = [1000.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -50,30 +51,58 @@ def test_sizes_in_words(count, words):
     assert format_bytes(count) == words
 
 
-@pytest.mark.parametrize(
-    ("done", "failed", "media", "words"),
-    [
-        (51, 0, 0.0, "5.0 clips/s, 10 s left"),
-        (51, 0, 204.0, "5.0 clips/s, 20 s of media/s, 10 s left"),
-        (51, 3, 204.0, "5.0 clips/s, 20 s of media/s, 3 failed, 10 s left"),
-        (101, 0, 0.0, "10.0 clips/s, 0 s left"),
-        (1, 1, 4.0, "1 failed"),
-    ],
-)
-def test_the_rate_counts_from_the_first_clip(done, failed, media, words, clock):
-    """Loading comes before it, and says nothing about the rest."""
+@pytest.fixture
+def tell(clock):
+    """A function that steps the clock and tells an estimator what is done; it returns the words."""
     estimator = RateEstimator("clips")
-    clock[0] += 100
-    assert estimator.describe(1, 101, 0, min(media, 4.0)) == ""
-    clock[0] += 10
-    assert estimator.describe(done, 101, failed, media) == words
+
+    def step(seconds, done, total=1000, failed=0, media=0.0):
+        clock[0] += seconds
+        return estimator.describe(done, total, failed=failed, media_seconds=media)
+
+    return step
 
 
-def test_the_time_left_is_that_of_what_is_left(clock):
-    estimator = RateEstimator("epochs")
-    estimator.describe(0, 100, 0, 0.0)
-    clock[0] += 600
-    assert estimator.describe(10, 100, 0, 0.0) == "0.0 epochs/s, 1 h 30 min left"
+def test_the_rate_counts_from_the_first_clip(tell):
+    """Loading comes before it, and says nothing about the rest."""
+    assert tell(100, 1, media=4.0) == ""
+    words = [tell(1, 1 + 5 * second, failed=3, media=4.0 + 20 * second) for second in range(1, 21)]
+    assert words[-1] == "5.0 clips/s, 20 s of media/s, 3 failed, 3 min left"
+    assert words[8] == "3 failed"
+
+
+@pytest.mark.parametrize(("seconds", "clips"), [(9, 500), (60, 9)])
+def test_nothing_is_estimated_from_a_few_seconds_or_a_few_clips(seconds, clips, tell):
+    tell(0, 0)
+    for done in range(1, clips + 1):
+        assert tell(seconds / clips, done) == ""
+
+
+def test_a_slow_start_is_forgotten(tell):
+    """The first clip of a run of a few minutes took a minute: no hours are left."""
+    tell(0, 0)
+    tell(60, 1)
+    words = [tell(1, 1 + 5 * second) for second in range(1, 121)]
+    assert words[-1] == "5.0 clips/s, 80 s left"
+
+
+def test_clips_that_were_there_before_do_not_count(tell):
+    tell(0, 0, total=50_000)
+    assert tell(0.1, 39_718, total=50_000) == ""
+    words = [tell(1, 39_718 + 2 * second, total=50_000) for second in range(1, 31)]
+    assert words[-1] == "2.0 clips/s, 85 min left"
+
+
+def test_a_batch_that_is_written_at_once_does_count(tell):
+    tell(0, 0)
+    words = [tell(8.0 if row == 0 else 0.001, 32 * batch + row) for batch in range(1, 9) for row in range(32)]
+    assert words[-1].startswith("4.")
+
+
+def test_the_time_left_of_a_slow_stage(tell):
+    tell(0, 0, total=100)
+    words = [tell(60, done, total=100) for done in range(1, 11)]
+    assert words[-2:] == ["", "0.0 clips/s, 1 h 30 min left"]
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(clock, capsys):
@@ -116,17 +145,17 @@ def test_quiet_is_quiet(clock, capsys):
 
 def test_another_unit(clock, capsys):
     with progress("fuse", quiet=False, unit="epochs") as update:
-        update(0, 20)
-        clock[0] += 20
-        update(10, 20)
-    assert capsys.readouterr().err == "fuse: 10 of 20 epochs, 0.5 epochs/s, 20 s left\n"
+        for epoch in range(11):
+            update(epoch, 20)
+            clock[0] += 2
+    assert capsys.readouterr().err == "fuse: 8 of 20 epochs\n"
 
 
 def test_each_part_of_a_stage_has_a_rate_of_its_own(clock, capsys):
-    """Predict does one modality after the other, and `extract text --asr` transcribes before it encodes."""
-    with progress("predict", quiet=False) as update:
+    """`extract text --asr` transcribes before it encodes."""
+    with progress("extract text", quiet=False) as update:
         for second in range(1, 101):
-            clock[0] += 1
+            clock[0] += 0.1
             update(second, 100)
         capsys.readouterr()
         for second in range(1, 21):
@@ -136,7 +165,7 @@ def test_each_part_of_a_stage_has_a_rate_of_its_own(clock, capsys):
 
 
 def test_a_terminal_gets_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
     with progress("extract audio", quiet=False) as update:
         update(1, 2, 1, 3.0)
         update(2, 2)
