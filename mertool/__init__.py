@@ -10,9 +10,59 @@ The way of the data (each arrow is one command, one module of the same name and 
     features of 1..n modalities + labels --fuse--> runs/fusion
     runs/fusion + folder of videos --predict--> predictions.csv
 
-A module imports only from floors below its own: `cli` (7), the stages (6), `adaptation`, `alignment`, `bundle` (5),
-`engine` (4), `encoders`, `peft_methods`, `training` (3), `store`, `media`, `faces`, `runs`, `predictions`, `metrics`,
-`plots`, `devices`, `interop`, `fusion` (2), `manifest`, `features`, `registry` (1), `errors`, `files` (0).
+Every stage but the first is also a function: `mertool.predict("runs/fusion", "new-clips")` (see `mertool.api`).
 """
 
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mertool.api import align, evaluate, extract, finetune, fuse, predict, probe_layers
+
 __version__ = "0.1.0"
+__all__ = ["align", "evaluate", "extract", "finetune", "fuse", "predict", "probe_layers"]
+
+
+def __getattr__(name: str) -> Any:
+    # A stage imports heavy libraries, so it is imported when it is first used.
+    if name in __all__:
+        return import_module(f"mertool.{name}")
+    raise AttributeError(f"module 'mertool' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Stage(ModuleType):
+    """The module of a stage, which is called like the function of that name in `mertool.api`."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._function(*args, **options)
+
+    @property
+    def __signature__(self) -> Any:
+        from inspect import signature
+
+        return signature(self._function)
+
+    @property
+    def _function(self) -> Any:
+        return getattr(import_module("mertool.api"), self.__name__.removeprefix("mertool."))
+
+
+class _Package(ModuleType):
+    """The package: wherever a stage is imported, its module becomes one that can be called.
+
+    Python sets the attribute `mertool.predict` to the module of that name, in place of any function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            value.__class__ = _Stage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -41,7 +41,8 @@ def finetune(
     layers_of_probe = options.layers is None
     manifest = read_source(source)
     options = read_probe(options, manifest)
-    from mertool import finetune as stage
+    from mertool.finetune import compare
+    from mertool.finetune import finetune as run_stage
 
     reports = is_first_process()
 
@@ -49,7 +50,7 @@ def finetune(
         return progress(title, quiet or not reports, unit)
 
     runs = [output.with_name(f"{output.name}-{method}") for method in options.compare] or [output]
-    train = stage.compare if options.compare else stage.finetune
+    train = compare if options.compare else run_stage
     with keeping(lambda: kept_adapters(runs)):
         run, reused = train(manifest, output, options, progress=show_progress)
     if not reports:

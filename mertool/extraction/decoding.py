@@ -4,14 +4,11 @@ Worker processes import this module, so it does not import torch, which would co
 """
 
 import errno
-import multiprocessing
 import os
 import queue
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 from mertool.errors import ClipError
 from mertool.extraction.parent_watch import end_with_parent
 from mertool.extraction.plan import WorkItem
+from mertool.extraction.process_context import decoder_context
 from mertool.features import SAMPLE_RATE
 from mertool.manifest import Clip
 from mertool.media_digest import clip_signature
@@ -154,7 +152,7 @@ class DecoderPool:
         self._pool = ProcessPool(
             self.workers,
             max_tasks=CLIPS_PER_PROCESS,
-            context=_process_context(preload),
+            context=decoder_context(preload),
             initializer=_initialize_worker,
             initargs=[low_priority],
         )
@@ -281,35 +279,3 @@ def worker_count(requested: int | None = None) -> int:
         return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MAX_WORKERS, cores))
-
-
-def _process_context(preload: tuple[str, ...]) -> Any:
-    """Return how processes are started: never by plain fork, which copies locks that threads of torch and HDF5
-    may hold at that moment."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver  # not available on Windows
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    with _silenced_stderr():
-        forkserver.ensure_running()
-    return context
-
-
-@contextmanager
-def _silenced_stderr() -> Iterator[None]:
-    """Give processes that are started meanwhile no standard error.
-
-    C libraries print decoder warnings that are not useful to the user, and failures are returned as reasons. It also
-    hides the traceback of a process that is still starting when the run ends.
-    """
-    sys.stderr.flush()
-    stderr_copy, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(devnull, 2)
-        yield
-    finally:
-        os.dup2(stderr_copy, 2)
-        os.close(stderr_copy)
-        os.close(devnull)
