@@ -481,8 +481,12 @@ def test_a_submission_stays_until_the_next_one_is_whole(submit, tmp_path, monkey
     submit(["spk01_003"])
     before = (tmp_path / "p.mer2024.csv").read_bytes()
     assert isinstance(submit(["no-such-clip"]).exception, MertoolError)
-    monkeypatch.setattr(stage, "score_blocks", lambda *_, **__: pytest.fail("stopped"))
-    submit(["spk01_003", "spk02_014"])
+
+    def full(*_, **__):
+        raise MertoolError("the disk is full")
+
+    monkeypatch.setattr(stage, "score_blocks", full)
+    assert isinstance(submit(["spk01_003", "spk02_014"]).exception, MertoolError)
     assert (tmp_path / "p.mer2024.csv").read_bytes() == before
 
 
