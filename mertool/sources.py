@@ -38,9 +38,9 @@ def read_source(source: Path) -> Manifest:
 
 def _media_of(clip: Clip) -> tuple[object, ...]:
     """Return a value that is equal for clips of the same part of the same file."""
-    if not any(path.is_file() for path in clip.files):
+    if not (clip.files and clip.files[0].is_file()):
         return clip.files, clip.clip
-    return *(path.resolve() for path in clip.files), clip.start, clip.end
+    return clip.files[0].resolve(), clip.start, clip.end
 
 
 def _with_unique_ids(clips: Sequence[Clip]) -> list[Clip]:
