@@ -117,7 +117,7 @@ def _check_no_input(path: Path, inputs: list[Path]) -> None:
         is_same_file = own is not None and own == _identity(given)
         if is_same_file or (given.name.casefold() == path.name.casefold() and _comparable(given) == real_path):
             raise MertoolError(f"cannot write {path}: it is an input of this command. Choose another output path")
-    for folder in path.absolute().parents:
+    for folder in (*path.absolute().parents, *path.resolve().parents):
         if (folder / "run.json").is_file() and _identity(folder) in map(_identity, inputs):
             raise MertoolError(
                 f"cannot write {path}: it is in {folder}, a run that this command reads. Choose another output path"

@@ -556,4 +556,4 @@ def test_predictions_of_another_form_are_refused(bundle, clips, invoke, tmp_path
 
 def test_an_unknown_submission(bundle, clips, invoke, tmp_path):
     result = invoke("predict", bundle, clips, "-o", tmp_path / "p.csv", "--submission", "mer2042", "--candidates", "c")
-    assert "unknown submission 'mer2042': did you mean 'mer2024'?" in str(result.exception)
+    assert "unknown submission 'mer2042': did you mean 'mer2026'?" in str(result.exception)
