@@ -30,7 +30,7 @@ from mertool.adapters.probed_layers import read_probe
 from mertool.adapters.reporting import write_results
 from mertool.adapters.setup import AdapterConfig, AdapterSetup, prepare
 from mertool.adapters.trainer import TrainingProgress, train_adapter
-from mertool.devices import resolve_device, resolve_dtype
+from mertool.devices import resolve_device, resolve_dtype, seeded_torch
 from mertool.encoders.hidden_states import find_blocks
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
@@ -240,7 +240,9 @@ def _prepare(
     progress: ProgressFactory,
 ) -> tuple[AdapterSetup, _LabelledData]:
     """Load the encoder, read the data of all clips, and divide the labelled ones."""
-    encoder = encoders.load_encoder(resolved.checkpoint, "audio", device=accelerator.device, dtype=torch.float32)
+    # transformers draws the mask embedding of a checkpoint that has none.
+    with seeded_torch(options.seed):
+        encoder = encoders.load_encoder(resolved.checkpoint, "audio", device=accelerator.device, dtype=torch.float32)
     check_adaptable(encoder)
     config = _adapter_config(resolved, options, encoder.model)
     cache = output.absolute().parent / CACHE_FOLDER

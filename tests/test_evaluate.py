@@ -62,6 +62,18 @@ def test_scores_are_scikit_learns(invoke, truth, tmp_path):
     assert system["waf"]["low"] < system["waf"]["value"] < system["waf"]["high"]
 
 
+def test_the_order_of_the_predictions_changes_no_score(invoke, truth, reorder_rows, write_manifest, tmp_path):
+    rows = [{"clip": f"c{n}", "path": "x.mp4", "label": CLASSES[n % 6], "speaker": f"s{n % 7}"} for n in range(80)]
+    manifest = write_manifest(tmp_path / "speakers.csv", rows)
+    guess = guesses(np.arange(80) % 6, 0.5, 1)
+    path = write_predictions(tmp_path / "p.csv", [f"c{n}" for n in range(80)], guess)
+    first = evaluate(invoke, path, "-l", manifest)["systems"][0]
+    for order in ("reversed", "shuffled"):
+        other = reorder_rows(path, tmp_path / f"{order}.csv", order)
+        labels = reorder_rows(manifest, tmp_path / f"labels-{order}.csv", order)
+        assert evaluate(invoke, other, "-l", labels)["systems"][0] | {"predictions": str(path)} == first
+
+
 def test_two_files_are_compared_in_pairs(invoke, truth, tmp_path):
     manifest, labels = truth
     clips = [f"c{n}" for n in range(80)]

@@ -388,6 +388,25 @@ def test_the_same_command_gives_the_same_files_with_and_without_the_cache(
     assert files_of(tmp_path / "run") == first_run
 
 
+def test_a_mask_embedding_that_the_checkpoint_lacks_is_drawn_from_the_seed(manifest, tiny_encoders, invoke, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    encoder = tmp_path / "encoder"
+    shutil.copytree(tiny_encoders["hubert_group"], encoder)
+    tensors = load_file(encoder / "model.safetensors")
+    del tensors["masked_spec_embed"]
+    save_file(tensors, encoder / "model.safetensors", {"format": "pt"})
+    arguments = ["--encoder", encoder, "--layers", "2-3", "--size", 4, "--folds", 2, "--epochs", 1, "--mask-weight", 1]
+    runs = []
+    for number in range(2):
+        torch.rand(5 * number + 1)
+        run = tmp_path / f"run{number}"
+        result = invoke("finetune", manifest(), "-o", run, *arguments, "--no-prefix-cache", "-q")
+        assert result.exit_code == 0, (result.exception, result.stderr)
+        runs.append({name: content for name, content in files_of(run).items() if name != "run.json"})
+    assert runs[0] == runs[1]
+
+
 def test_the_same_command_gives_the_same_files_after_an_interrupted_extraction(
     first_run, manifest, finetune, monkeypatch, tmp_path
 ):

@@ -7,7 +7,7 @@ import numpy as np
 
 from mertool.features import format_layers
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import confusion_matrix, per_class_scores, score_json
+from mertool.metrics import confusion_matrix, per_class_scores, score_json, scores_from_confusion
 from mertool.probing.probes import ProbePlan, ProbeResults
 from mertool.probing.speakers import SpeakerPredictions
 from mertool.probing.window import Window, choose_nested_windows, choose_window_by_predictions, predict_by_windows
@@ -48,7 +48,7 @@ def evaluate_probes(
         groups=groups,
         seed=seed,
     )
-    best_layer = _compare_with_chance(by_layer)
+    best_layer = _compare_with_chance(by_layer, results, plan.n_classes)
     chosen_by_fold, predicted = _predict_nested(results, plan, labels, layers=layers, width=width)
     penalty = "chosen for each layer and fold by inner folds without the fold's clips"
     choice = "for each fold by probes that were trained on neither its clips nor those they were scored on"
@@ -88,16 +88,25 @@ def evaluate_probes(
     return metrics, window if best_layer["above_chance"] else None
 
 
-def _compare_with_chance(by_layer: Scores) -> Scores:
+def _compare_with_chance(by_layer: Scores, results: ProbeResults, n_classes: int) -> Scores:
     """Return the best transformer layer, its weighted F1, and whether this is above chance.
 
-    It is if the whole interval lies above the best layer on permuted labels. The best of many layers is above the mean
-    of chance by the choice alone, so it is compared with a value that was chosen in the same way.
+    It is if the whole interval lies above every layer of every permutation of the labels. The best of many layers is
+    above the mean of chance by the choice alone, so it is compared with what was chosen in the same way. Permuting
+    labels without fitting anew would not do: folds that learn from each other's clips make scores vary more than that.
     """
-    blocks = {layer: scores for layer, scores in by_layer.items() if int(layer) >= 1}
-    best = max(blocks, key=lambda layer: blocks[layer]["waf"]["value"])
-    waf, chance = blocks[best]["waf"], max(scores["control"]["waf"]["value"] for scores in blocks.values())
-    return {"layer": int(best), "waf": waf, "best_shuffled": chance, "above_chance": waf["low"] > chance}
+    blocks = {layer: scores["waf"] for layer, scores in by_layer.items() if int(layer) >= 1}
+    best = max(blocks, key=lambda layer: blocks[layer]["value"])
+    predicted = results.linear.control_logits.argmax(-1)
+    truth = np.broadcast_to(results.control_labels[:, None], predicted.shape)
+    wafs = scores_from_confusion(confusion_matrix(truth, predicted, n_classes))["waf"]
+    shuffled = float(wafs[:, [position for position, layer in enumerate(by_layer) if layer in blocks]].max())
+    return {
+        "layer": int(best),
+        "waf": blocks[best],
+        "best_shuffled": shuffled,
+        "above_chance": blocks[best]["low"] > shuffled,
+    }
 
 
 def _evaluate_layer(
