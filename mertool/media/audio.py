@@ -4,7 +4,6 @@ All formats go one way: FFmpeg decodes, `downmix` makes float32 mono of each fra
 times and resamples them. No step rounds to 16 bits or clips. What can be decoded of a damaged file is kept.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +12,10 @@ import numpy as np
 
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
+from mertool.media.audio_stream import decode_frames, default_track
 from mertool.media.container import container_start, first_line, open_container
 from mertool.media.downmix import Downmixer, take_channel_names
+from mertool.media.ogg_chain import chain_links
 from mertool.media.timeline import AudioTimeline
 from mertool.media_stats import MediaStats
 
@@ -26,9 +27,6 @@ MAX_SECONDS = 24 * 3600.0
 HEADERS_WITH_LENGTH = frozenset({"flac", "mov", "ogg", "wav", "aiff", "caf", "w64", "au", "ape", "wv", "tta", "mp3"})
 MIN_BIT_RATE = 1000  # bits per second; silence of Opus has more in any container with time stamps
 SECONDS_OF_ANY_BIT_RATE = 3600.0  # silence of FLAC has less, so only longer audio of less is refused
-# Streams without time stamps: FFmpeg counts packets, and takes everything up to the next frame for one.
-BARE_STREAMS = frozenset({"mp3", "ac3", "eac3", "dts"})
-MAX_FAILURES_IN_A_ROW = 50  # to read on from a file; damage that lasts is taken for its end
 # Encoders pad the last frame. MP4 states the true end; audio of more than a frame beyond it is no padding.
 MAX_PADDING = 0.1
 
@@ -38,17 +36,6 @@ class Audio(NamedTuple):
 
     samples: np.ndarray
     stats: MediaStats
-
-
-class _Decoded(NamedTuple):
-    """A decoded frame, or the message of a packet that cannot be decoded.
-
-    `missing` are the seconds that were lost with the packet and that the time stamps behind it do not count.
-    """
-
-    frame: av.AudioFrame | None
-    error: str = ""
-    missing: float = 0.0
 
 
 def read_audio(path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
@@ -65,12 +52,18 @@ def load_audio(path: Path, start: float | None = None, end: float | None = None)
     first = round((start or 0) * SAMPLE_RATE)
     last = None if end is None else round(end * SAMPLE_RATE)
     with open_container(path) as container:
-        stream = _default_track(container)
+        stream = default_track(container)
         channels, declared = take_channel_names(stream), _declared_seconds(container, stream)
         _check_limits(stream.codec_context.sample_rate, len(channels), declared)
-        timeline = AudioTimeline(first, last, declared)
+        links = chain_links(path) if container.format.name == "ogg" else []
+        timeline = AudioTimeline(first, last, declared if len(links) < 2 else None)
         with np.errstate(over="ignore", invalid="ignore"):  # samples that are not finite are reported below
-            errors = _fill_timeline(timeline, container, stream, Downmixer(channels))
+            if len(links) < 2:
+                errors = _fill_timeline(timeline, container, stream, Downmixer(channels))
+            else:
+                errors = _read_chain(timeline, path, links)
+        if errors and not timeline.rates:
+            raise ClipError("unreadable", errors[0])
         samples = timeline.finish(_end_before_padding(container, stream, timeline))
         stats = _describe(container, stream, timeline=timeline, errors=errors, n_samples=len(samples))
     if len(samples) == 0:
@@ -78,18 +71,6 @@ def load_audio(path: Path, start: float | None = None, end: float | None = None)
     if not np.isfinite(samples).all():
         raise ClipError("not_finite", "the audio holds samples that are NaN or infinite")
     return Audio(samples, stats)
-
-
-def _default_track(container: "av.container.InputContainer") -> "av.audio.stream.AudioStream":
-    """Return the first audio stream that is marked as the default, or else the first one."""
-    streams = container.streams.audio
-    if not streams:
-        raise ClipError("no_audio")
-    default = [stream for stream in streams if stream.disposition & av.stream.Disposition.default]
-    stream = (default or streams)[0]
-    if stream.codec_context is None:
-        raise ClipError("unreadable", "FFmpeg has no decoder for the codec of the audio stream")
-    return stream
 
 
 def _declared_seconds(container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream") -> float | None:
@@ -123,19 +104,35 @@ def _check_bit_rate(bits: int, seconds: float) -> None:
         raise ClipError("too_large", f"{bits // 8} bytes decode to more than {seconds / 60:.0f} minutes of audio")
 
 
+def _read_chain(timeline: AudioTimeline, path: Path, links: list[range]) -> list[str]:
+    """Decode the links of a chained Ogg file one after another; return the messages of what cannot be decoded."""
+    errors = []
+    for link in links:
+        try:
+            with open_container(path, link) as container:
+                stream = default_track(container)
+                downmixer = Downmixer(take_channel_names(stream))
+                timeline.restart_timestamps()
+                errors += _fill_timeline(timeline, container, stream, downmixer)
+        except ClipError as error:
+            if error.reason == "too_large":
+                raise
+            errors.append(error.message)
+        if timeline.is_complete:
+            break
+    return errors
+
+
 def _fill_timeline(
     timeline: AudioTimeline,
     container: "av.container.InputContainer",
     stream: "av.audio.stream.AudioStream",
     downmixer: Downmixer,
 ) -> list[str]:
-    """Decode frames until the timeline is complete; return the messages of packets that cannot be decoded.
-
-    Raises ClipError unreadable if there are such packets and nothing can be decoded.
-    """
+    """Decode frames until the timeline is complete; return the messages of packets that cannot be decoded."""
     zero = container_start(container)
     errors = []
-    for frame, error, missing in _decode(container, stream):
+    for frame, error, missing in decode_frames(container, stream):
         if frame is None:
             errors.append(error)
             timeline.delay(missing)
@@ -149,45 +146,7 @@ def _fill_timeline(
         timeline.add(samples, frame.sample_rate, None if frame.time is None else frame.time - zero)
         if timeline.is_complete:
             break
-    if errors and not timeline.rates:
-        raise ClipError("unreadable", errors[0])
     return errors
-
-
-def _decode(container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream") -> Iterator[_Decoded]:
-    """Yield the frames of a stream, and an error for each packet that cannot be decoded or read."""
-    bytes_decoded, seconds_decoded = 0, 0.0
-    has_timestamps = container.format.name not in BARE_STREAMS
-    for packet in _read_packets(container, stream):
-        if isinstance(packet, str):
-            yield _Decoded(None, packet)
-            continue
-        seconds = float((packet.duration or 0) * (packet.time_base or 0))
-        try:
-            for frame in packet.decode():
-                if isinstance(frame, av.AudioFrame):
-                    yield _Decoded(frame)
-            bytes_decoded, seconds_decoded = bytes_decoded + packet.size, seconds_decoded + seconds
-        except av.error.FFmpegError as error:
-            real = 0.0 if has_timestamps or not bytes_decoded else packet.size * seconds_decoded / bytes_decoded
-            yield _Decoded(None, first_line(error), max(0.0, real - seconds))
-
-
-def _read_packets(
-    container: "av.container.InputContainer", stream: "av.audio.stream.AudioStream"
-) -> "Iterator[av.Packet | str]":
-    """Yield the packets of a stream, and the message of each place where the file cannot be read."""
-    n_failures = 0
-    while n_failures < MAX_FAILURES_IN_A_ROW:
-        try:
-            for packet in container.demux(stream):
-                n_failures = 0
-                yield packet
-            return
-        except av.error.FFmpegError as error:  # reading goes on behind the damage
-            if not n_failures:
-                yield first_line(error)
-            n_failures += 1
 
 
 def _end_before_padding(

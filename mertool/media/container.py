@@ -6,10 +6,12 @@ A playlist names other files or addresses; it is refused whatever its suffix is.
 
 import re
 from pathlib import Path
+from typing import Any
 
 import av
 
 from mertool.errors import ClipError
+from mertool.media.ogg_chain import FileSlice
 
 av.logging.set_level(av.logging.PANIC)
 
@@ -49,8 +51,8 @@ def check_file(path: Path) -> None:
         raise ClipError("missing_file", f"{path} {'is not a file' if path.exists() else 'does not exist'}")
 
 
-def open_container(path: Path) -> "av.container.InputContainer":
-    """Open a media file with PyAV.
+def open_container(path: Path, span: range | None = None) -> "av.container.InputContainer":
+    """Open a media file with PyAV, or the bytes `span` of it as if they were a file.
 
     Raises ClipError: missing_file, unsupported (a playlist, or a format that is not in DEMUXERS), unreadable.
     """
@@ -64,10 +66,11 @@ def open_container(path: Path) -> "av.container.InputContainer":
         "enable_drefs": "0",
         "max_pixels": str(MAX_PIXELS),
     }
+    source: Any = FileSlice(path, span) if span else f"file:{path.absolute()}"
     try:
         return av.open(
             # With `file:` before it, no name is taken for a protocol (`pipe:`, `data:`, `concat:`) or for an option.
-            f"file:{path.absolute()}",
+            source,
             options=options | (WAV_OPTIONS if read_head(path)[8:12] == b"WAVE" else {}),
             # Titles and comments may be in any encoding; one that cannot be decoded must not make it unreadable.
             metadata_errors="replace",

@@ -69,6 +69,10 @@ class AudioTimeline:
         """Add seconds to the time stamps of all further frames, which do not count what was lost before them."""
         self._shift += seconds
 
+    def restart_timestamps(self) -> None:
+        """Count the time stamps of all further frames from the end of the audio so far."""
+        self._shift = self.clock
+
     def finish(self, end: float | None = None) -> np.ndarray:
         """Return the samples (n,) float32 from `first` to `last`, without the encoder's padding after `end`."""
         self._end_run()
