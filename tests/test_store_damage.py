@@ -13,10 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from fixtures.stores import LOST, POOLED, RECIPES, features, make_clips, write_finished
+from fixtures.stores import FACES, LOST, POOLED, RECIPES, features, make_clips, write_finished
 
 from mertool.errors import MertoolError
-from mertool.store import FeatureStore, StoreWriter, merge_stores, parts_folder, structure, validate_store
+from mertool.store import ClipFeatures, FeatureStore, StoreWriter, merge_stores, parts_folder, structure, validate_store
 from mertool.store.hdf5 import USER_BLOCK, seal
 
 
@@ -302,6 +302,12 @@ def test_hostile_stores_are_refused_by_every_reader(kind, path, tmp_path):
             read(path)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "merged.h5").exists()
+
+
+def test_face_crops_that_are_no_square_are_refused(path):
+    write_finished(path, FACES, [ClipFeatures("a", "d", np.zeros((2, 3, 4, 3), np.uint8))])
+    with pytest.raises(MertoolError, match=r"face crops have the shape \(3, 4, 3\), not a square"):
+        FeatureStore(path)
 
 
 def test_too_many_channels_are_refused(path, monkeypatch):

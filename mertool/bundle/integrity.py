@@ -21,6 +21,7 @@ REPORT_SUFFIXES = (".json", ".csv", ".png", ".svg")
 ENCODER_SUFFIXES = (".safetensors", *(PurePosixPath(pattern).suffix for pattern in CONFIGURATION))
 TRAINED_SUFFIXES = (".safetensors", ".json")
 MAX_FILES = 10_000
+MAX_BYTES = 64 << 30  # of all files; more would take minutes to digest
 MEMBERS = re.compile(r"members-\d+\.safetensors")
 TRAINED = re.compile(r"part\d+/(adapters/[^/]+|aligner)")
 ENCODER = re.compile(r"encoders/[^/]+")
@@ -61,16 +62,20 @@ def _changes(folder: Path, name: str, digest: str) -> list[str]:
 
 def _entries(folder: Path) -> Iterator[tuple[str, str | None]]:
     """Yield every file below a folder, relative to it, and what it is if it is no regular file. No link is followed."""
-    count = 0
+    count, size = 0, 0
     for root, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(root, name)
-            mode = path.lstat().st_mode
+            status = path.lstat()
+            mode = status.st_mode
             if stat.S_ISDIR(mode):
                 continue
-            count += 1
-            if count > MAX_FILES:
-                yield path.relative_to(folder).as_posix(), f"one of more than {MAX_FILES:,} files"
+            count, size = count + 1, size + status.st_size
+            if count > MAX_FILES or size > MAX_BYTES:
+                yield (
+                    path.relative_to(folder).as_posix(),
+                    f"one of more than {MAX_FILES:,} files or {MAX_BYTES:,} bytes",
+                )
                 return
             kind = None if stat.S_ISREG(mode) else "a link" if stat.S_ISLNK(mode) else "no regular file"
             yield path.relative_to(folder).as_posix(), kind

@@ -113,6 +113,8 @@ def _check_values(file: h5py.File, recipe: Recipe, *, n_clips: int) -> None:
     if shape[: len(expected)] != expected:
         axes = ", ".join(map(str, expected))
         raise ValueError(f"values have the shape {shape}, not ({axes}, ...)")
+    if recipe.modality == "faces" and (shape[1] != shape[2] or shape[3] != 3):
+        raise ValueError(f"face crops have the shape {shape[1:]}, not a square of three colours")
     if not 0 < shape[-1] <= MAX_CHANNELS:
         raise ValueError(f"values have {shape[-1]:,} channels, 1 to {MAX_CHANNELS:,} are valid")
 

@@ -128,6 +128,12 @@ def test_pipes_do_not_block(made):
     assert "members-0.safetensors is no regular file" in message
 
 
+def test_a_file_of_terabytes_is_not_digested(made):
+    with open(made / "scores.svg", "wb") as file:
+        file.truncate(1 << 40)  # sparse: it takes no room on the disk
+    assert "scores.svg is one of more than 10,000 files or 68,719,476,736 bytes" in refused(made)
+
+
 def test_reports_are_sealed_too(made):
     (made / "metrics.json").write_text('{"waf": 1.0}')
     (made / "scores.svg").unlink()
