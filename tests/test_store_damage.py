@@ -16,7 +16,16 @@ import pytest
 from fixtures.stores import FACES, LOST, POOLED, RECIPES, features, make_clips, write_finished
 
 from mertool.errors import MertoolError
-from mertool.store import ClipFeatures, FeatureStore, StoreWriter, merge_stores, parts_folder, structure, validate_store
+from mertool.store import (
+    ClipFeatures,
+    FeatureStore,
+    StoreWriter,
+    merge_stores,
+    parts_folder,
+    read_part_recipe,
+    structure,
+    validate_store,
+)
 from mertool.store.hdf5 import USER_BLOCK, seal
 
 
@@ -419,6 +428,15 @@ def test_damaged_parts_are_set_aside_and_their_clips_extracted_again(path, caplo
     assert "2 files that are no parts" in caplog.text
     assert "do not match their digest" in caplog.text
     assert len(list(path.with_name("store.h5.set-aside").iterdir())) == 2
+
+
+def test_the_recipe_of_parts_is_read_and_junk_is_passed_over(path):
+    assert read_part_recipe(path) is None
+    with pytest.raises(KeyError), StoreWriter(path, RECIPES["frames"], {}) as out:
+        out.add(features(RECIPES["frames"], "a"))
+        raise KeyError
+    (parts_folder(path) / "part-0.h5").write_text("junk")
+    assert read_part_recipe(path) == RECIPES["frames"]
 
 
 def test_what_is_set_aside_replaces_nothing(path):

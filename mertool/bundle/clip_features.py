@@ -23,7 +23,7 @@ from mertool.extraction.transcription import TranscribedManifest, Transcriber
 from mertool.features import Recipe, faces_recipe
 from mertool.manifest import Manifest
 from mertool.noise import NoiseCorruption
-from mertool.store import FeatureStore, parts_folder
+from mertool.store import FeatureStore, read_part_recipe
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,7 @@ def transcripts_in(folder: Path, digest: str) -> Path:
 
 def _is_of_another_bundle(store: Path, recipe: Recipe) -> bool:
     """Return True if a store, or an unfinished part of it, has another recipe, and so was made for another bundle."""
-    files = [store] if store.exists() else sorted(parts_folder(store).glob("part-*.h5"))
-    for path in files[:1]:
-        with FeatureStore(path) as opened:
+    if store.exists():
+        with FeatureStore(store) as opened:
             return opened.fingerprint != recipe.fingerprint
-    return False
+    return read_part_recipe(store) not in (None, recipe)

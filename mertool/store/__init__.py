@@ -14,6 +14,7 @@ rename. Each file begins with the digest of its bytes. This is the only package 
 
 from mertool.store.layout import ClipFeatures, Failure, parts_folder
 from mertool.store.merge import merge_stores, write_store
+from mertool.store.parts import read_part_recipe
 from mertool.store.reader import FeatureStore, validate_store
 from mertool.store.writer import PartWriter, StoreBusy, StoreWriter, check_store
 
@@ -27,6 +28,7 @@ __all__ = [
     "check_store",
     "merge_stores",
     "parts_folder",
+    "read_part_recipe",
     "validate_store",
     "write_store",
 ]

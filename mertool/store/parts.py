@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mertool.errors import MertoolError
+from mertool.features import Recipe
 from mertool.files import explain_write_errors, make_folder
 from mertool.store.hdf5 import find_damage, first_line, is_sealed, open_hdf5
 from mertool.store.layout import parts_folder
@@ -24,6 +25,15 @@ def remove_temporary_files(store: Path) -> None:
     for file in [*parts_folder(store).glob(".part-*.tmp-*"), *merges]:
         if file.is_file():
             file.unlink(missing_ok=True)
+
+
+def read_part_recipe(store: Path) -> Recipe | None:
+    """Return the recipe of the first valid part file of an unfinished store; None if there is none."""
+    for part_file in sorted(parts_folder(store).glob(PART_PATTERN)):
+        if _find_fault(part_file) is None:
+            with open_hdf5(part_file) as file:
+                return read_header(file)[0]
+    return None
 
 
 def set_aside_foreign_files(store: Path) -> None:
