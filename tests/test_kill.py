@@ -20,6 +20,7 @@ import pytest
 
 from mertool.features import Recipe
 from mertool.files import write_atomic
+from mertool.media_digest import digest_of_signature
 from mertool.store import ClipFeatures, FeatureStore, StoreWriter, parts_folder
 
 SERVER = """
@@ -136,14 +137,17 @@ def warm(tmp_path_factory):
 
 
 def content(path: Path) -> dict[str, object]:
-    """Return everything in a store but the order of bytes on the disk."""
+    """Return everything in a store but the order of bytes on the disk, and the times of the media files."""
     tables: dict[str, object] = {}
     with h5py.File(path) as file:
         for name in ("values", "offset", "length", *(f"clips/{column}" for column in file["clips"])):
             if name in file:
                 column = file[name][:]
                 tables[name] = (column.shape, column.tolist() if column.dtype == object else column.tobytes())
+        tables["clips/digest"] = [digest_of_signature(cell.decode()) for cell in file["clips/digest"][:]]
         tables["failures"] = [[cell.decode() for cell in row] for row in file["failures"][:]]
+        for row in tables["failures"]:
+            row[1] = digest_of_signature(row[1])
         tables["attributes"] = dict(file.attrs)
     return tables
 
