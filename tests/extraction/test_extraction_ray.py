@@ -30,6 +30,7 @@ from mertool.extraction.ray_cluster import connected_ray, worker_resources
 from mertool.extraction.targets import StoreTarget
 from mertool.features import Recipe
 from mertool.manifest import Clip, Manifest
+from mertool.media_digest import digest_of_signature
 from mertool.store import parts_folder
 
 HERE = Path(__file__).parent
@@ -121,7 +122,11 @@ def content(path):
             if name in file:
                 column = file[name][:]
                 tables[name] = (column.shape, column.tolist() if column.dtype == object else column.tobytes())
+        # Without the times of media files, which are left out for a file that was written just now.
+        tables["clips/digest"] = [digest_of_signature(cell.decode()) for cell in file["clips/digest"][:]]
         tables["failures"] = [[cell.decode() for cell in row] for row in file["failures"][:]]
+        for row in tables["failures"]:
+            row[1] = digest_of_signature(row[1])
         tables["attributes"] = dict(file.attrs)
     return tables
 
