@@ -81,10 +81,12 @@ def read_clip_names(path: Path, content: str) -> list[str]:
 
 
 def find_columns(table: Table) -> dict[str, str]:
-    """Return the column of each field that the table has."""
+    """Return the column of each field that the table has. Raises MertoolError if such a column is there twice."""
     columns = {}
     for field, names in COLUMN_NAMES.items():
         column = next((name for name in names if name in table.columns), None)
+        if column and table.columns.count(column) > 1:
+            raise MertoolError(f"{table.path}: column '{column}' stands twice: rename one of them")
         if column:
             columns[field] = column
     if "name" not in columns and "path" in columns:

@@ -130,6 +130,12 @@ def test_a_short_row_has_empty_cells(tmp_path):
     assert labels(write(tmp_path / "l.csv", "name,label\na,happy\nb\n")) == {"a": "happy"}
 
 
+def test_a_column_that_is_there_twice(tmp_path):
+    with pytest.raises(MertoolError, match="column 'label' stands twice"):
+        read_labels(write(tmp_path / "l.csv", "name,label,Label\na,happy,sad\n"))
+    assert labels(write(tmp_path / "l.csv", "name,label,note,note\na,happy,,\n")) == {"a": "happy"}
+
+
 def test_columns_that_are_not_there(tmp_path):
     with pytest.raises(MertoolError, match="has no label column: it has name, feeling; valid: label, discrete"):
         read_labels(write(tmp_path / "l.csv", "name,feeling\na,happy\n"))
