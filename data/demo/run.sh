@@ -10,7 +10,10 @@ mkdir -p "$features" "$runs"
 
 step() {
     echo
-    echo "\$ $*"
+    # Quoted, so that it can be copied where a path has spaces.
+    printf '$'
+    printf ' %q' "$@"
+    echo
     local began=$SECONDS
     "$@"
     echo "($((SECONDS - began)) s)"

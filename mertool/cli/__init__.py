@@ -10,6 +10,7 @@ import typer
 
 from mertool import __version__
 from mertool.cli import align, doctor, evaluate, extract, finetune, fuse, manifest, models, predict, probe_layers, store
+from mertool.cli.help import CommandGroup
 from mertool.cli.interrupts import Interrupted
 from mertool.cli.options import add_command
 from mertool.cli.streams import install_tolerant_streams
@@ -18,9 +19,12 @@ from mertool.errors import MertoolError
 
 app = typer.Typer(
     name="mertool",
+    cls=CommandGroup,
     help="Multimodal emotion recognition: from a folder of clips to predictions.",
     no_args_is_help=True,
-    add_completion=False,
+    # Plain help: in the boxes of rich, names of options would be cut on a narrow terminal.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 add_command(app, "manifest", manifest.manifest, example=manifest.EXAMPLE)
@@ -45,7 +49,7 @@ def _show_version(requested: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Multimodal emotion recognition: from a folder of clips to predictions."""

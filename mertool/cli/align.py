@@ -15,11 +15,11 @@ from mertool.cli.console import (
     is_first_process,
     print_json,
     suggest_next,
-    table,
 )
 from mertool.cli.interrupts import keeping, kept_checkpoint
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
+from mertool.cli.tables import table
 from mertool.options.align import AlignOptions
 
 EXAMPLE = "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual"

@@ -1,4 +1,4 @@
-"""Output of the commands: lines, tables, JSON, and the exit code of failed clips."""
+"""Output of the commands: lines, JSON, and the exit code of failed clips."""
 
 import json
 import os
@@ -78,24 +78,6 @@ def print_json(value: dict[str, Any]) -> None:
     except UnicodeEncodeError:
         text = json.dumps(value)
     print(text)
-
-
-def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print a table; the first column is text, the others are numbers."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    drawn = Table(title=title, title_justify="left", title_style="bold")
-    for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(escape(str(cell)) for cell in row))
-    console = Console()
-    # Without a terminal rich assumes 80 columns, in which the cells of wide tables would be folded.
-    if not console.is_terminal:
-        console.width = 140
-    console.print(drawn)
 
 
 def format_score(score: dict[str, float]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet
-from mertool.cli.console import echo, print_json, table
+from mertool.cli.console import echo, print_json
+from mertool.cli.tables import table
 
 EXAMPLE = "Example: mertool doctor"
 REQUIRED = {

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet
-from mertool.cli.console import echo, format_gain, format_score, print_json, table
+from mertool.cli.console import echo, format_gain, format_score, print_json
 from mertool.cli.interrupts import keeping, kept_features
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
+from mertool.cli.tables import table
 from mertool.options.evaluate import EvaluateOptions
 
 EXAMPLE = "Example: mertool evaluate predictions.csv --labels clips.csv -o metrics.json"

@@ -8,6 +8,7 @@ import typer
 
 from mertool.cli.arguments import Json, MaxFailed, Quiet, SourceArgument, StoreOutput
 from mertool.cli.console import check_failed, echo, format_bytes, format_duration, print_json, suggest_next, warn
+from mertool.cli.help import CommandGroup
 from mertool.cli.interrupts import keeping, kept_clips
 from mertool.cli.options import add_command
 from mertool.cli.progress import progress
@@ -17,7 +18,7 @@ from mertool.runs import Run
 
 # Of a shorter extraction the start of processes takes most of the time, so a bottleneck would mislead.
 MIN_SECONDS_FOR_BOTTLENECK = 5.0
-app = typer.Typer(help="Features of every clip into an HDF5 store.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="Features of every clip into an HDF5 store.", no_args_is_help=True)
 
 
 def extract(

@@ -13,12 +13,12 @@ from mertool.cli.console import (
     is_first_process,
     print_json,
     suggest_next,
-    table,
     warn,
 )
 from mertool.cli.interrupts import keeping, kept_adapters
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
+from mertool.cli.tables import table
 from mertool.features import describe_layers
 from mertool.options.finetune import FinetuneOptions
 

@@ -14,11 +14,11 @@ from mertool.cli.console import (
     format_score,
     print_json,
     suggest_next,
-    table,
     warn,
 )
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
+from mertool.cli.tables import table
 from mertool.options.fuse import FuseOptions
 
 EXAMPLE = "Example: mertool fuse features/acoustic.h5 features/aligned.h5 features/text.h5 -m clips.csv -o runs/fusion"

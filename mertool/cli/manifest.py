@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet
-from mertool.cli.console import echo, print_json, suggest_next, table
+from mertool.cli.console import echo, print_json, suggest_next
 from mertool.cli.source import tell_notes
+from mertool.cli.tables import table
 from mertool.errors import MertoolError
 from mertool.files import check_writable
 from mertool.manifest import EMOTIONS, Manifest, canonical_label, describe_unknown_labels

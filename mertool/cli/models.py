@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet
-from mertool.cli.console import print_json, suggest_next, table
+from mertool.cli.console import print_json, suggest_next
+from mertool.cli.tables import table
 from mertool.errors import check_choice
 
 EXAMPLE = "Example: mertool models --modality audio"

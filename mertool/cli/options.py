@@ -11,6 +11,7 @@ import typer
 
 from mertool.cli.config import config_reader
 from mertool.cli.console import printed_warnings
+from mertool.cli.help import HelpCommand
 from mertool.errors import MertoolError
 from mertool.options import Option, Options, options_of
 
@@ -33,7 +34,7 @@ def add_command(
     reported before the function is called.
     """
     command = printed_warnings()(_expand(function, name, fixed or {}))
-    app.command(name, help=help, epilog=example)(command)
+    app.command(name, cls=HelpCommand, help=help, epilog=example)(command)
 
 
 def _expand(function: Command, name: str, fixed: dict[str, Any]) -> Command:

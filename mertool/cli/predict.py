@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, MaxFailed, Quiet, SourcesArgument
-from mertool.cli.console import check_failed, echo, print_json, suggest_next, table, warn
+from mertool.cli.console import check_failed, echo, print_json, suggest_next, warn
 from mertool.cli.interrupts import keeping, kept_features
 from mertool.cli.progress import progress
 from mertool.cli.source import tell_notes
+from mertool.cli.tables import table
 from mertool.interop.submission import list_names
 from mertool.options.predict import PredictOptions
 from mertool.runs import Run

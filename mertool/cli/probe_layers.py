@@ -14,11 +14,11 @@ from mertool.cli.console import (
     format_score,
     print_json,
     suggest_next,
-    table,
     warn,
 )
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
+from mertool.cli.tables import table
 from mertool.features import describe_layers
 from mertool.options.probe_layers import ProbeLayersOptions
 

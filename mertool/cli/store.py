@@ -7,15 +7,17 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet, StoreOutput
-from mertool.cli.console import echo, print_json, table, warn
+from mertool.cli.console import echo, print_json, warn
+from mertool.cli.help import CommandGroup, HelpCommand
+from mertool.cli.tables import table
 from mertool.errors import MertoolError
 from mertool.features import format_layers
 
-app = typer.Typer(help="List, verify and join feature stores.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="List, verify and join feature stores.", no_args_is_help=True)
 Stores = Annotated[list[Path], typer.Argument(help="Feature stores.")]
 
 
-@app.command("ls", epilog="Example: mertool store ls features/*.h5")
+@app.command(cls=HelpCommand, name="ls", epilog="Example: mertool store ls features/*.h5")
 def ls(
     *,
     stores: Stores,
@@ -73,7 +75,7 @@ def print_stores(contents: list[dict[str, Any]]) -> None:
             echo(f"{store['store']}: {clip}: {stats.describe()}")
 
 
-@app.command("check", epilog="Example: mertool store check features/audio.h5")
+@app.command(cls=HelpCommand, name="check", epilog="Example: mertool store check features/audio.h5")
 def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
     """Verify stores: digest of the bytes, structure, finite values. Exits with 1 if one is faulty."""
     from mertool.store import validate_store
@@ -89,7 +91,7 @@ def check(stores: Stores, quiet: Quiet = False, as_json: Json = False) -> None:
         raise MertoolError(f"{len(faulty)} of {len(stores)} stores are faulty: extract {', '.join(faulty)} again")
 
 
-@app.command("merge", epilog="Example: mertool store merge part1.h5 part2.h5 -o audio.h5")
+@app.command(cls=HelpCommand, name="merge", epilog="Example: mertool store merge part1.h5 part2.h5 -o audio.h5")
 def merge(*, stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json: Json = False) -> None:
     """Join stores of one recipe, and the transcripts beside them; the last store that has a clip provides it."""
     from mertool.extraction.transcripts import read_rows, transcripts_beside, write_rows

@@ -4,6 +4,10 @@ import json
 import re
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from mertool.cli import app
 
 COMMANDS = [
     ["manifest"],
@@ -91,6 +95,34 @@ def test_the_version(invoke):
     from mertool import __version__
 
     assert invoke("--version").stdout == f"mertool {__version__}\n"
+
+
+def test_short_options(invoke):
+    assert invoke("-V").stdout == invoke("--version").stdout
+    assert invoke("fuse", "-h").stdout == invoke("fuse", "--help").stdout
+    assert "--install-completion" in invoke("-h").stdout
+
+
+@each_command
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_on_a_narrow_terminal_has_all_names_whole(columns, command):
+    lines = CliRunner().invoke(app, [*command, "--help"], terminal_width=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert "…" not in "".join(lines)
+    parser = typer.main.get_command(app)
+    for name in command:
+        parser = parser.commands[name]
+    flags = {flag for parameter in parser.params for flag in parameter.opts if flag.startswith("-")}
+    words = {word.strip(",") for line in lines for word in line.split()}
+    assert flags <= words
+
+
+def test_the_list_of_commands_is_not_cut():
+    text = plain(CliRunner().invoke(app, ["--help"], terminal_width=60).stdout)
+    assert "..." not in text.partition("Commands:")[2]
+    names = ["manifest", "extract", "probe-layers", "finetune", "align", "fuse", "predict", "evaluate", "store"]
+    positions = [text.index(f" {name} ", text.index("Commands:")) for name in names]
+    assert positions == sorted(positions)
 
 
 def test_help_mentions_that_layers_count_from_one(invoke):
