@@ -97,7 +97,8 @@ def group(width: int, count: int, seed: int) -> EnsembleWeights:
 
 
 def fused(folder: Path, parts: list[FeatureSpec], groups: list[EnsembleWeights]) -> Path:
-    with new_run(folder, "fuse", key="key", options={}, classes=CLASSES) as draft:
+    facts = {"classes": CLASSES, "class_counts": {"neutral": 3, "angry": 5, "happy": 4}}
+    with new_run(folder, "fuse", key="key", options={}, **facts) as draft:
         bundle.write(draft, parts, groups=groups, correction=CORRECTION)
     return folder
 

@@ -41,7 +41,8 @@ def made(tmp_path: Path) -> Path:
     group = EnsembleWeights(
         head="concat", width=4, dropout=0.0, state={**parameters, **buffers}, fold=(0, 1), seed=(0, 0)
     )
-    with new_run(tmp_path / "bundle", "fuse", key="key", options={}, classes=CLASSES) as draft:
+    facts = {"classes": CLASSES, "class_counts": dict.fromkeys(CLASSES, 2)}
+    with new_run(tmp_path / "bundle", "fuse", key="key", options={}, **facts) as draft:
         draft.metrics["waf"] = 0.5
         (draft.folder / "scores.svg").write_text("<svg/>")
         bundle.write(draft, [spec_of()], groups=[group], correction=Correction())
