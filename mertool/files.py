@@ -88,7 +88,9 @@ def check_writable(path: Path, *inputs: Path | None) -> None:
     """
     if path.is_dir():
         raise MertoolError(f"cannot write {path}: it is a folder. Give the path of a file")
-    _check_no_input(path, [given for given in inputs if given])
+    if path.exists() and not path.is_file():  # /dev/null would be replaced by a file
+        raise MertoolError(f"cannot write {path}: it is not a regular file. Give the path of a file")
+    _check_no_input(path, [source for source in inputs if source])
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir():
         raise MertoolError(f"cannot write {path}: {folder} is a file, not a folder. Choose another output path")
@@ -101,21 +103,21 @@ def check_writable(path: Path, *inputs: Path | None) -> None:
 def check_replaceable(folder: Path, *inputs: Path | None) -> None:
     """Raise MertoolError if one of `inputs` is `folder` or lies in it: a new run replaces the whole folder."""
     replaced = _comparable(folder)
-    for given in inputs:
-        if given and replaced in (own := _comparable(given), *own.parents):
+    for source in inputs:
+        if source and replaced in (own := _comparable(source), *own.parents):
             raise MertoolError(
-                f"cannot write {folder}: {given} is an input of this command, and a new run replaces the whole folder. "
-                "Choose another -o"
+                f"cannot write {folder}: {source} is an input of this command, and a new run replaces the whole "
+                "folder. Choose another -o"
             )
 
 
 def _check_no_input(path: Path, inputs: list[Path]) -> None:
     """Raise MertoolError if `path` is one of the inputs, or lies in a run that is one."""
     own, real_path = _identity(path), _comparable(path)
-    for given in inputs:
+    for source in inputs:
         # There may be very many inputs: an output that does not exist yet can only be one by a name in other letters.
-        is_same_file = own is not None and own == _identity(given)
-        if is_same_file or (given.name.casefold() == path.name.casefold() and _comparable(given) == real_path):
+        is_same_file = own is not None and own == _identity(source)
+        if is_same_file or (source.name.casefold() == path.name.casefold() and _comparable(source) == real_path):
             raise MertoolError(f"cannot write {path}: it is an input of this command. Choose another output path")
     for folder in (*path.absolute().parents, *path.resolve().parents):
         if (folder / "run.json").is_file() and _identity(folder) in map(_identity, inputs):

@@ -129,6 +129,13 @@ def test_a_new_run_does_not_replace_a_folder_with_its_inputs(given, tmp_path):
     check_replaceable(tmp_path / "run", tmp_path / "run-2" / "clips.csv")
 
 
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(MertoolError, match="it is not a regular file"):
+            check_writable(path)
+
+
 def test_equal_values_have_equal_digests():
     assert digest_json({"b": [1, None], "a": "好"}) == digest_json({"a": "好", "b": (1, None)})
     assert digest_json({"a": 1}) != digest_json({"a": "1"})
