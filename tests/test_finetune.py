@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -442,6 +443,27 @@ def test_a_class_of_one_speaker_is_named_before_media_are_read(manifest, invoke,
     result = invoke("finetune", source, "-o", tmp_path / "run", *arguments)
     assert isinstance(result.exception, ZeroDivisionError)
     assert "note: angry (1 clip of speaker spk01 alone) is never in training when it is held out" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leftover", ["frozen-layers/*.parts/*", ".run.unfinished/adapters/fold0/adapter_model.*"])
+def test_a_run_killed_at_any_point_ends_with_the_same_files(leftover, manifest, tiny_encoders, tmp_path):
+    """SIGKILL as soon as the cache is begun, and as soon as an adapter is saved; a rerun and an undisturbed run."""
+    arguments = ["finetune", manifest(), "--encoder", tiny_encoders["hubert_group"], "--layers", "2-3", "--size", 4]
+    arguments += ["--folds", 2, "--epochs", 2, "--device", "cpu", "--dtype", "float32", "-q", "-o", "run"]
+    command = [sys.executable, "-m", "mertool", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    while process.poll() is None and not list(tmp_path.glob(leftover)):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    resumed = files_of(tmp_path / "run")
+    for name in ("run", "frozen-layers"):
+        shutil.rmtree(tmp_path / name)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    assert files_of(tmp_path / "run") == resumed
 
 
 @pytest.mark.slow
