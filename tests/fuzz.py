@@ -598,9 +598,13 @@ def broken_link(rng: random.Random, source: Path, path: Path) -> None:
     path.symlink_to(rng.choice([path, path.with_name("nowhere.mp4")]))
 
 
-@special(".wav", max_files=4, possible=Path("/dev/zero").exists())
+@special(".wav", max_files=3, possible=Path("/dev/zero").exists())
 def device(rng: random.Random, source: Path, path: Path) -> None:
-    path.symlink_to(rng.choice(["/dev/zero", "/dev/null", "/dev/urandom"]))
+    """A link to a device; to each one once, because a folder's files are seen once however many links there are."""
+    taken = {link.readlink() for link in path.parent.glob("*-device.wav")}
+    path.symlink_to(
+        rng.choice([name for name in ("/dev/zero", "/dev/null", "/dev/urandom") if Path(name) not in taken])
+    )
 
 
 @special(max_files=3)
