@@ -12,6 +12,7 @@ import av
 
 from mertool.errors import ClipError
 from mertool.media.ogg_chain import FileSlice
+from mertool.media.sample_tables import check_sample_tables
 
 av.logging.set_level(av.logging.PANIC)
 
@@ -54,9 +55,11 @@ def check_file(path: Path) -> None:
 def open_container(path: Path, span: range | None = None) -> "av.container.InputContainer":
     """Open a media file with PyAV, or the bytes `span` of it as if they were a file.
 
-    Raises ClipError: missing_file, unsupported (a playlist, or a format that is not in DEMUXERS), unreadable.
+    Raises ClipError: missing_file, unsupported (a playlist, or a format that is not in DEMUXERS), unreadable, too_large
+    (more samples than bytes).
     """
     check_file(path)
+    check_sample_tables(path)
     # A container may name other files as well; nothing but files of this machine could be opened, and tracks of a
     # QuickTime file that lie in another file are not followed. Opening a file decodes its first pictures; FFmpeg
     # checks their size before it takes memory for them.
