@@ -34,8 +34,10 @@ MIN_AUDIO_SECONDS = 0.1
 SILENCE_RANGE = 2.0**-20  # -120 dB of full scale: below the noise of any microphone, above rounding errors of decoders
 CLIPS_PER_PROCESS = 500  # a worker is replaced after these, because decoders leak memory
 
+MAX_MEMORY = 16 << 30  # bytes of one worker: three times a day of audio
+
 # Exceptions that decoders raise on a damaged file; any other exception is a bug of ours and ends the run.
-DAMAGED_FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
+DAMAGED_FILE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,8 @@ def _decode_signed(
         signature = ""  # the decoder says what is wrong with the file
     try:
         return signature, decode(path, start, end, **settings)
+    except MemoryError:
+        return signature, ClipError("too_large", f"decoding takes more than {MAX_MEMORY >> 30} GiB of memory")
     except (ClipError, *DAMAGED_FILE_ERRORS) as error:
         if _is_too_many_files(error):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
@@ -269,8 +273,20 @@ def _timed(frames: Iterator[Any], timings: dict[str, float]) -> Iterator[Any]:
 
 def _initialize_worker(low_priority: bool) -> None:
     end_with_parent()
+    _limit_memory()
     if low_priority and hasattr(os, "nice"):
         os.nice(NICENESS)
+
+
+def _limit_memory() -> None:
+    """Bound the memory of this process, so that no file can take that of the machine; not possible on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MAX_MEMORY if most == resource.RLIM_INFINITY else min(MAX_MEMORY, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
 def worker_count(requested: int | None = None) -> int:

@@ -97,7 +97,8 @@ def read_timeline(path: Path) -> VideoTimeline:
         with VideoStream(path) as video:
             first = next(video.frames(lambda: -np.inf), None)
     if first is None:
-        raise ClipError("unreadable", f"no picture of the video can be decoded from its {n_packets} packets")
+        cause = f" ({video.errors[0]})" if video.errors else ""
+        raise ClipError("unreadable", f"no picture of the video can be decoded from its {n_packets} packets{cause}")
     if end > MAX_SECONDS:
         raise ClipError("too_large", f"the video lasts {end / 3600:.1f} hours; valid are up to {MAX_SECONDS / 3600:g}")
     return VideoTimeline(first.seconds, max(end, first.seconds), sorted(keyframes))

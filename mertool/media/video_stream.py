@@ -1,5 +1,6 @@
 """`VideoStream`: the packets and the decoded frames of the video stream of one file, with their times."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -153,7 +154,7 @@ def clip_errors() -> Iterator[None]:
     try:
         yield
     except (av.error.FFmpegError, ValueError) as error:
-        log = str(getattr(error, "log", "") or "")
-        if "max pixel count" in log:
-            raise ClipError("too_large", f"a picture is larger than 8K ({MAX_PIXELS:,} pixels)") from error
+        # FFmpeg has no error code of its own for a picture beyond `max_pixels`; its log tells the size.
+        for width, height in re.findall(r"(\d+)x(\d+)", str(getattr(error, "log", ""))):
+            check_size(int(width), int(height))
         raise ClipError("unreadable", first_line(error)) from error

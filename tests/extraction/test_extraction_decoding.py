@@ -45,6 +45,11 @@ ERRORS = {
 }
 
 
+def take_memory(path, start, end):
+    """Ask for more memory than a decoder may have; it is not touched, so that the machine need not have it."""
+    return DecodedClip(np.empty(17 << 30, np.uint8)[:1].copy())
+
+
 def number_once_released(path, start, end):
     """The clip's number; clip 0 is finished only when a file named `released` is there."""
     while path.stem == "0" and not path.with_name("released").exists():
@@ -89,7 +94,7 @@ def test_good_clips_are_decoded_beside_bad_ones(results):
         ("die-2", "crashed", "exit code 7"),
         ("refuse-1", "no_audio", "none here"),
         ("value-1", "unreadable", "ValueError: odd bytes"),
-        ("memory-1", "unreadable", "MemoryError"),
+        ("memory-1", "too_large", "more than 16 GiB of memory"),
     ],
 )
 def test_each_bad_clip_has_its_reason(name, reason, message, results):
@@ -97,6 +102,12 @@ def test_each_bad_clip_has_its_reason(name, reason, message, results):
     assert isinstance(error, ClipError)
     assert error.reason == reason
     assert message in error.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not enforce it, and Windows has no such limit")
+def test_a_decoder_cannot_take_the_memory_of_the_machine(tmp_path):
+    (error,) = decode_all(items(tmp_path, "take-1"), take_memory).values()
+    assert (error.reason, error.message) == ("too_large", "decoding takes more than 16 GiB of memory")
 
 
 def test_a_hanging_decoder_is_killed_at_the_limit(tmp_path):
