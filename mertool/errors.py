@@ -78,6 +78,15 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'? " if close else ""
 
 
+def count_of(number: float, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one.
+
+    >>> count_of(1, "clip"), count_of(0, "labelled clip")
+    ('1 clip', '0 labelled clips')
+    """
+    return f"{number:.0f} {noun}{'' if number == 1 else 's'}"
+
+
 def check_choice(kind: str, name: str, valid: Iterable[str]) -> str:
     """Return `name` if it is one of `valid`; otherwise raise an error that lists the valid names.
 
@@ -93,5 +102,4 @@ def check_choice(kind: str, name: str, valid: Iterable[str]) -> str:
 def combine_errors(where: str, faults: list[str], max_listed: int = 20) -> MertoolError:
     """Return one error that lists the faults of one input, at most `max_listed` of them."""
     more = f"; and {len(faults) - max_listed} more" if len(faults) > max_listed else ""
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-    return MertoolError(f"{where}: {count}: {'; '.join(faults[:max_listed])}{more}")
+    return MertoolError(f"{where}: {count_of(len(faults), 'fault')}: {'; '.join(faults[:max_listed])}{more}")

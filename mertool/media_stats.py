@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 from math import isnan
 from typing import Any
 
+from mertool.errors import count_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class MediaStats:
@@ -45,7 +47,7 @@ class MediaStats:
         if not isnan(self.seconds):
             facts.append(f"{self.seconds:.1f} s")
         if self.sample_rate:
-            channels = f"{self.channels} channel{'s' * (self.channels != 1)}"
+            channels = count_of(self.channels, "channel")
             facts += [f"{self.sample_rate} Hz", channels, f"audio track {self.audio_track} of {self.audio_tracks}"]
         if self.frames_seen:
             facts.append(f"{self.frames_seen} frames")

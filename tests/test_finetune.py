@@ -92,7 +92,7 @@ def test_adapters_that_raise_the_development_loss_have_no_effect_and_a_note_says
     ]
     result = invoke("finetune", manifest(), "-o", tmp_path / "run", *arguments, "--learning-rate", 0.9, "--patience", 2)
     assert result.exit_code == 0, result.stderr
-    assert "3 of 3 adapters change nothing: no epoch was better than the start" in result.stderr
+    assert "3 of 3 adapters without effect: no epoch was better than the start" in result.stderr
     ups = [value for name, value in adapter(tmp_path / "run", "final").items() if ".up." in name]
     assert ups
     assert not any(value.any() for value in ups)

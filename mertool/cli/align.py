@@ -20,6 +20,7 @@ from mertool.cli.interrupts import keeping, kept_checkpoint
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.cli.tables import table
+from mertool.errors import count_of
 from mertool.options.align import AlignOptions
 
 EXAMPLE = "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual"
@@ -74,8 +75,9 @@ def align(
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Print retrieval, similarity and, with labels, the probe of held-out clips."""
-    epochs = f"best of {len(metrics['loss'])} epochs: {metrics['best_epoch']}"
-    echo(f"trained on {metrics['train_clips']} clips, stopped by {metrics['development_clips']} others; {epochs}")
+    epochs = f"best of {count_of(len(metrics['loss']), 'epoch')}: {metrics['best_epoch']}"
+    clips = f"trained on {count_of(metrics['train_clips'], 'clip')}, stopped by {metrics['development_clips']} others"
+    echo(f"{clips}; {epochs}")
     print_retrieval(metrics["held_out"])
     cka, uniformity = metrics["held_out"]["cka"], metrics["held_out"]["uniformity"]
     echo(f"linear CKA with the audio {cka['value']:.3f} (of shuffled clips {cka['shuffled']:.3f})")
@@ -96,7 +98,7 @@ def print_retrieval(scores: dict[str, Any]) -> None:
         median = f"{rank['value']:.1f} [{rank['low']:.1f}, {rank['high']:.1f}]"
         rows.append([name, *(format_score(scores[direction][recall]) for recall in RECALLS), median])
     rows.append(["chance", *(f"{100 * chance[recall]:.1f}" for recall in RECALLS), f"{chance['median_rank']:.1f}"])
-    title = f"{scores['clips']} held-out clips; per cent, 95 % intervals over queries"
+    title = f"{count_of(scores['clips'], 'held-out clip')}; per cent, 95 % intervals over queries"
     table(title, ["retrieval", *RECALLS, "median rank"], rows)
 
 
@@ -106,6 +108,7 @@ def print_probe(probe: dict[str, Any]) -> None:
         [name, *(format_score(probe[name][metric]) for metric in ("waf", "accuracy", "uar"))]
         for name in ("unaligned", "aligned")
     ]
-    title = f"{probe['clips']} labelled clips; {probe['folds']}; per cent, 95 % intervals over {probe['interval']}"
+    intervals = f"per cent, 95 % intervals over {probe['interval']}"
+    title = f"{count_of(probe['clips'], 'labelled clip')}; {probe['folds']}; {intervals}"
     table(title, ["linear probe", "weighted F1", "accuracy", "UAR"], rows)
     echo(f"gain: {format_gain(probe['gain'])} (paired bootstrap)")

@@ -11,6 +11,7 @@ from mertool.cli.interrupts import keeping, kept_features
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.cli.tables import table
+from mertool.errors import count_of
 from mertool.options.evaluate import EvaluateOptions
 
 EXAMPLE = "Example: mertool evaluate predictions.csv --labels clips.csv -o metrics.json"
@@ -51,12 +52,12 @@ def print_result(result: dict[str, Any], output: Path | None) -> None:
         [system["predictions"], *(format_score(system[name]) for name in METRICS), _format_calibration(system)]
         for system in result["systems"]
     ]
-    title = f"{result['clips']} labelled clips; per cent, 95 % intervals over {result['intervals']}"
+    title = f"{count_of(result['clips'], 'labelled clip')}; per cent, 95 % intervals over {result['intervals']}"
     table(title, ["predictions", *METRICS.values(), "calibration error"], rows)
     for system in result["systems"]:
         print_classes(system, result["classes"])
     if result["labelled_without_prediction"]:
-        echo(f"{result['labelled_without_prediction']} labelled clips have no prediction and are not scored")
+        echo(f"not scored for lack of a prediction: {count_of(result['labelled_without_prediction'], 'labelled clip')}")
     if "paired" in result:
         print_paired_tests(result["paired"])
     if "robustness" in result:

@@ -13,6 +13,7 @@ from mertool.cli.interrupts import keeping, kept_clips
 from mertool.cli.options import add_command
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
+from mertool.errors import count_of
 from mertool.options.extract import ExtractOptions
 from mertool.runs import Run
 
@@ -77,17 +78,18 @@ for modality, text in {
 
 def print_estimate(estimate: Any) -> None:
     """Print the clips, the time and the disk space of an extraction that was not done."""
-    echo(f"{estimate.clips} clips: {estimate.cached} cached, {estimate.todo} to do; nothing was written")
+    echo(f"{count_of(estimate.clips, 'clip')}: {estimate.cached} cached, {estimate.todo} to do; nothing was written")
     if estimate.todo:
         hours = estimate.media_hours
         echo(f"media to read: about {format_duration(3600 * hours)}" if hours else "media: none")
-        echo(f"time: about {format_duration(estimate.seconds)} and loading, from {estimate.sample} measured clips")
+        sample = count_of(estimate.sample, "measured clip")
+        echo(f"time: about {format_duration(estimate.seconds)} and loading, from {sample}")
         echo(f"disk: {estimate.store} grows by about {format_bytes(estimate.disk)}")
         if estimate.faces:
             echo(f"      {estimate.faces} grows by about {format_bytes(estimate.faces_disk)}")
         echo(f"      for a moment at the end twice that; {format_bytes(estimate.disk_free)} are free")
     if estimate.sample_failed:
-        echo(f"{estimate.sample_failed} of the {estimate.sample} measured clips failed")
+        echo(f"{estimate.sample_failed} of the {count_of(estimate.sample, 'measured clip')} failed")
     if 2 * (estimate.disk + estimate.faces_disk) > estimate.disk_free:
         warn("note: that does not fit on the disk")
 
@@ -98,22 +100,25 @@ def print_result(result: Any, *, source: Path, output: Path, options: ExtractOpt
         echo(_format_counts(result, options.modality))
         echo(_format_times(result, options.modality))
     else:
-        echo(f"{result.store} is up to date: {result.features} of {result.clips} clips cached, nothing to do")
+        echo(
+            f"{result.store} is up to date: {result.features} of {count_of(result.clips, 'clip')} cached, nothing to do"
+        )
     for name, counts in (("missing", result.missing), ("failed", result.failed)):
         if counts:
             echo(f"{name}: " + ", ".join(f"{count} {reason}" for reason, count in counts.items()))
     if result.out_of_fold is not None:
+        clips = count_of(result.out_of_fold, "training clip")
         echo(
-            f"adapters: {result.out_of_fold} training clips got that of the fold which held them out, all others the "
-            "final one; the mean offset of each adapter is subtracted"
+            f"adapters: {clips} got that of the fold which held them out, all others the final one; the mean offset of "
+            "each adapter is subtracted"
         )
     if result.transcripts:
         echo(f"transcripts: {result.transcripts}")
     if result.noted:
         listing = shlex.join(["mertool", "store", "ls", result.store, "--media"])
-        echo(f"read with losses: {result.noted} clip{'s' * (result.noted != 1)} (`{listing}`)")
+        echo(f"read with losses: {count_of(result.noted, 'clip')} (`{listing}`)")
     if result.truncated:
-        echo(f"cut to the encoder's length: {result.truncated} transcripts")
+        echo(f"cut to the encoder's length: {count_of(result.truncated, 'transcript')}")
     if result.faces:
         echo(f"face crops: {result.faces}")
     if result.frames:
@@ -130,7 +135,7 @@ def print_result(result: Any, *, source: Path, output: Path, options: ExtractOpt
 def _format_counts(result: Any, modality: str) -> str:
     """`3 of 4 clips have audio features (3 extracted now, 0 cached), 13 layers x 768`."""
     counts = f"{result.features} of {result.clips} clips have {modality} features"
-    shape = "" if modality == "faces" else f", {result.layers} layer{'s' * (result.layers != 1)} x {result.channels}"
+    shape = "" if modality == "faces" else f", {count_of(result.layers, 'layer')} x {result.channels}"
     return f"{counts} ({result.extracted} extracted now, {result.cached} cached){shape}"
 
 

@@ -19,6 +19,7 @@ from mertool.cli.interrupts import keeping, kept_adapters
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.cli.tables import table
+from mertool.errors import count_of
 from mertool.features import describe_layers
 from mertool.options.finetune import FinetuneOptions
 
@@ -89,7 +90,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     histories = metrics["history"].values()
     unused = sum(history["best_epoch"] == 0 for history in histories)
     if unused:
-        warn(f"note: {unused} of {len(histories)} adapters change nothing: no epoch was better than the start")
+        adapters = count_of(len(histories), "adapter")
+        warn(f"note: {unused} of {adapters} without effect: no epoch was better than the start")
     if metrics["skipped"]:
         warn(f"note: left out for lack of audio: {', '.join(sorted(metrics['skipped']))}")
 
@@ -131,5 +133,5 @@ def print_comparison(metrics: dict[str, Any]) -> None:
 
 def _format_protocol(metrics: dict[str, Any]) -> str:
     """The title of a table of scores."""
-    clips = f"{metrics['clips']} clips, each held out once"
+    clips = f"{count_of(metrics['clips'], 'clip')}, each held out once"
     return f"{clips}; {metrics['folds']}; per cent, 95 % intervals over {metrics['interval']}"

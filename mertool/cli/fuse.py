@@ -19,6 +19,7 @@ from mertool.cli.console import (
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.cli.tables import table
+from mertool.errors import count_of
 from mertool.options.fuse import FuseOptions
 
 EXAMPLE = "Example: mertool fuse features/acoustic.h5 features/aligned.h5 features/text.h5 -m clips.csv -o runs/fusion"
@@ -79,14 +80,15 @@ def print_cross_validation(metrics: dict[str, Any]) -> None:
         for name, scores in metrics["cross_validation"].items()
     ]
     rows.append(["always the largest class", metrics["clips"], f"{100 * metrics['always_largest_class']:.1f}", "", ""])
-    title = f"{metrics['folds']}, {metrics['members']} members; per cent, 95 % intervals over {metrics['intervals']}"
+    members, intervals = count_of(metrics["members"], "member"), metrics["intervals"]
+    title = f"{metrics['folds']}, {members}; per cent, 95 % intervals over {intervals}"
     table(f"Cross-validation: {title}", ["features", "clips", "weighted F1", "accuracy", "UAR"], rows)
 
 
 def _format_choice(choice: dict[str, Any]) -> str:
     """`fold 0: width 128, dropout 0.3, learning rate 0.001, 40 epochs`, or without fold and epochs."""
     fold = f"fold {choice['fold']}: " if "fold" in choice else ""
-    epochs = f", {choice['epochs']} epochs" if "epochs" in choice else ""
+    epochs = f", {count_of(choice['epochs'], 'epoch')}" if "epochs" in choice else ""
     parameters = "width {width}, dropout {dropout:g}, learning rate {learning_rate:g}".format(**choice)
     return fold + parameters + epochs
 
@@ -94,7 +96,9 @@ def _format_choice(choice: dict[str, Any]) -> str:
 def print_self_training(report: dict[str, Any]) -> None:
     """Print the gain of self-training and the number of unlabelled clips in its last round."""
     last = report["rounds"][-1]
-    clips = f"{sum(last['taken']):.0f} of {report['unlabelled_clips']} unlabelled clips taken in the last round"
+    clips = (
+        f"{sum(last['taken']):.0f} of {count_of(report['unlabelled_clips'], 'unlabelled clip')} taken in the last round"
+    )
     echo(f"self-training: {format_gain(last['gain'])} points of weighted F1; {clips}")
     if "note" in report:
         warn(f"note: {report['note']}, so this gain is optimistic")

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mertool.errors import count_of
+
 NOTHING_YET = "it starts anew, and what was there before is unchanged"
 
 
@@ -68,7 +70,7 @@ def kept_adapters(runs: Sequence[Path]) -> str:
     folders = [run.absolute().with_name(f".{run.name}.unfinished") for run in runs]
     count = sum(len(list(folder.glob("*.safetensors"))) for folder in folders)
     if count:
-        return f"{count} finished adapter{'s' * (count != 1)} and the features in frozen-layers are kept"
+        return f"{count_of(count, 'finished adapter')} and the features in frozen-layers are kept"
     has_features = any(any(run.absolute().parent.glob("frozen-layers/*")) for run in runs)
     return "the features in frozen-layers are kept, no adapter is finished yet" if has_features else ""
 

@@ -12,7 +12,7 @@ from mertool.cli.arguments import Json, Quiet
 from mertool.cli.console import echo, print_json, suggest_next
 from mertool.cli.source import tell_notes
 from mertool.cli.tables import table
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, count_of
 from mertool.files import check_writable
 from mertool.manifest import EMOTIONS, Manifest, canonical_label, describe_unknown_labels
 from mertool.options.manifest import ManifestOptions
@@ -115,7 +115,7 @@ def summarize(clips: Manifest, output: Path) -> dict[str, Any]:
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the counts as a table, and the next command."""
     rows = [[label, count] for label, count in sorted(summary["labels"].items())]
-    table(f"{summary['clips']} clips", ["label", "clips"], rows)
-    echo(f"{summary['with_text']} with a transcript, {summary['speakers']} speakers")
+    table(count_of(summary["clips"], "clip"), ["label", "clips"], rows)
+    echo(f"{summary['with_text']} with a transcript, {count_of(summary['speakers'], 'speaker')}")
     echo(f"manifest: {summary['manifest']}")
     suggest_next(["extract", "audio", summary["manifest"], "-o", "features/audio.h5"])

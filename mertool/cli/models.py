@@ -8,7 +8,7 @@ import typer
 from mertool.cli.arguments import Json, Quiet
 from mertool.cli.console import print_json, suggest_next
 from mertool.cli.tables import table
-from mertool.errors import check_choice
+from mertool.errors import check_choice, count_of
 
 EXAMPLE = "Example: mertool models --modality audio"
 COLUMNS = ("name", "modality", "checkpoint", "language", "size", "layers", "channels", "revision")
@@ -35,7 +35,7 @@ def models(
         listed = [asdict(family) for family in families]
         print_json({"encoders": described, "families": listed, "defaults": DEFAULT_ENCODERS})
     elif not quiet:
-        title = f"{len(encoders)} encoders (* is the default of its modality)"
+        title = f"{count_of(len(encoders), 'encoder')} (* is the default of its modality)"
         table(title, list(COLUMNS), [_row(encoder, set(DEFAULT_ENCODERS.values())) for encoder in encoders])
         title = "Families: checkpoints of these model types load by hub id or folder"
         table(title, list(FAMILY_COLUMNS), [_family_row(family) for family in families])

@@ -12,6 +12,7 @@ from mertool.cli.interrupts import keeping, kept_features
 from mertool.cli.progress import progress
 from mertool.cli.source import tell_notes
 from mertool.cli.tables import table
+from mertool.errors import count_of
 from mertool.interop.submission import list_names
 from mertool.options.predict import PredictOptions
 from mertool.runs import Run
@@ -60,12 +61,12 @@ def predict(
 
 def print_result(result: Any) -> None:
     """Print how many clips were scored from which modalities, and the files that were written."""
-    title = f"{result.predicted} of {result.clips} clips scored"
+    title = f"{result.predicted} of {count_of(result.clips, 'clip')} scored"
     table(title, ["modalities present", "clips"], [[name, count] for name, count in result.modalities.items()])
     if result.missing:
         echo("missing: " + ", ".join(f"{count} {reason}" for reason, count in result.missing.items()))
     if result.unreadable:
-        echo(f"{result.unreadable} clips could not be scored")
+        echo(f"{count_of(result.unreadable, 'clip')} could not be scored")
     if result.failures:
         echo(f"failures: {result.failures}")
     echo(f"predictions: {result.output}")

@@ -19,6 +19,7 @@ from mertool.cli.console import (
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.cli.tables import table
+from mertool.errors import count_of
 from mertool.features import describe_layers
 from mertool.options.probe_layers import ProbeLayersOptions
 
@@ -69,9 +70,9 @@ def print_metrics(metrics: dict[str, Any], window: list[int] | None) -> None:
     echo(f"chance (shuffled labels): weighted F1 {format_score(metrics['chance']['waf'])}, mean over layers")
     if speakers := metrics.get("speakers"):
         chance = f"{_format_percent(speakers['chance'])} on shuffled speakers"
-        echo(f"speaker: accuracy of telling {speakers['speakers']} speakers apart; {chance}")
+        echo(f"speaker: accuracy of telling {count_of(speakers['speakers'], 'speaker')} apart; {chance}")
     if metrics["unsolved"]:
-        warn(f"note: {metrics['unsolved']} fits stopped before the tolerance")
+        warn(f"note: {count_of(metrics['unsolved'], 'fit')} stopped before the tolerance")
     print_layer_weights(metrics["layer_weights"])
     if "injection" in metrics:
         print_injection(metrics["injection"])
@@ -98,7 +99,7 @@ def print_layers(metrics: dict[str, Any], window: list[int] | None) -> None:
         rows.append(row)
     shuffles = f", mean of {metrics['shuffles']} shuffles" if metrics["shuffles"] > 1 else ""
     intervals = f"per cent, 95 % intervals over {metrics['intervals']}"
-    table(f"{metrics['clips']} clips, {metrics['folds']}{shuffles}; {intervals}", columns, rows)
+    table(f"{count_of(metrics['clips'], 'clip')}, {metrics['folds']}{shuffles}; {intervals}", columns, rows)
 
 
 def print_layer_weights(weights: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from mertool.cli.arguments import Json, Quiet, StoreOutput
 from mertool.cli.console import echo, print_json, warn
 from mertool.cli.help import CommandGroup, HelpCommand
 from mertool.cli.tables import table
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, count_of
 from mertool.features import format_layers
 
 app = typer.Typer(cls=CommandGroup, help="List, verify and join feature stores.", no_args_is_help=True)
@@ -67,7 +67,7 @@ def print_stores(contents: list[dict[str, Any]]) -> None:
     for store in contents:
         reasons = ", ".join(f"{count} {reason}" for reason, count in store["without_features"].items())
         rows.append([*(store[column] for column in columns), reasons])
-    table(f"{len(contents)} stores", [*columns, "without features"], rows)
+    table(count_of(len(contents), "store"), [*columns, "without features"], rows)
     for store in contents:
         for failure in store["failures"] or []:
             echo(f"{store['store']}: {failure['clip']}: {failure['reason']}: {failure['message']}")
@@ -110,5 +110,5 @@ def merge(*, stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json:
     if as_json:
         print_json({"store": str(output), "clips": count})
     elif not quiet:
-        warn(f"joined {len(stores)} stores")
-        echo(f"store: {output} ({count} clips)")
+        warn(f"joined {count_of(len(stores), 'store')}")
+        echo(f"store: {output} ({count_of(count, 'clip')})")

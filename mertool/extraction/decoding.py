@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
-from mertool.errors import ClipError
+from mertool.errors import ClipError, count_of
 from mertool.extraction.parent_watch import end_with_parent
 from mertool.extraction.plan import WorkItem
 from mertool.extraction.process_context import decoder_context
@@ -132,7 +132,7 @@ def decode_faces(
         seconds=track.seconds,
         frames_seen=track.frames_seen,
         face_share=track.share,
-        note=f"{n_errors} packet{'s' * (n_errors > 1)} of video cannot be decoded ({errors[0]})" if errors else "",
+        note=f"{count_of(n_errors, 'packet')} of video cannot be decoded ({errors[0]})" if errors else "",
     )
 
 

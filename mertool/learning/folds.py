@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from mertool.errors import MertoolError, MertoolWarning
+from mertool.errors import MertoolError, MertoolWarning, count_of
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.options.shared import MAX_FOLDS
 
@@ -75,7 +75,7 @@ def describe_rare_classes(examples: LabelledClips, folds: Folds, classes: tuple[
     sentences = []
     for index in np.unique(examples.labels).tolist():
         rows = np.flatnonzero(examples.labels == index)
-        number = f"{len(rows)} clip{'s' * (len(rows) > 1)}"
+        number = count_of(len(rows), "clip")
         speakers = {examples.speakers[row] for row in rows}
         if len(np.unique(folds.fold_of[rows])) == 1:
             where = (

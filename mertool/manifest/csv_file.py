@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mertool.errors import MertoolError, combine_errors, suggest
+from mertool.errors import MertoolError, combine_errors, count_of, suggest
 from mertool.files import write_atomic
 from mertool.manifest.clips import COLUMNS, SPLITS, Clip
 from mertool.manifest.folder import is_utf8, printable_path
@@ -133,7 +133,7 @@ def is_named_in_utf8(clip: Clip) -> bool:
 def describe_unnamed(clips: Sequence[Clip]) -> str:
     """Return a sentence about clips that are left out because of their file names."""
     return (
-        f"{len(clips)} clip{'s' * (len(clips) != 1)} left out, because a file name is not in UTF-8 (first: "
+        f"{count_of(len(clips), 'clip')} left out, because a file name is not in UTF-8 (first: "
         f"{_media_name(clips[0])}): rename the file"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, count_of
 from mertool.manifest.clips import Clip
 from mertool.manifest.suffixes import (
     AUDIO_SUFFIXES,
@@ -229,7 +229,7 @@ def printable_path(path: Path) -> str:
 
 
 def _count(items: Sequence[object] | dict[Path, Path], noun: str) -> str:
-    return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
+    return count_of(len(items), noun)
 
 
 def _first(folder: Path, paths: Sequence[Path]) -> str:

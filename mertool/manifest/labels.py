@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from mertool.errors import MertoolError, suggest
+from mertool.errors import MertoolError, count_of, suggest
 from mertool.tables import normalize
 
 # MER2023 to MER2026 use this order of indices (MERTools).
@@ -82,7 +82,7 @@ def describe_unknown_labels(labels: Iterable[str], classes: tuple[str, ...], *, 
 
 
 def _count_clips(count: int) -> str:
-    return f"{count} clip{'s' * (count != 1)}"
+    return count_of(count, "clip")
 
 
 def _hint(unknown: Sequence[str], classes: tuple[str, ...]) -> str:

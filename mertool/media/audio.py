@@ -10,7 +10,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from mertool.errors import ClipError
+from mertool.errors import ClipError, count_of
 from mertool.features import SAMPLE_RATE
 from mertool.media.audio_stream import decode_frames, default_track
 from mertool.media.container import container_start, first_line, open_container
@@ -181,7 +181,7 @@ def _describe(
     """Return the facts of the audio, with a note of everything that was lost or disregarded."""
     notes = []
     if errors:
-        count = f"{len(errors)} packet{'s' * (len(errors) > 1)}"
+        count = count_of(len(errors), "packet")
         notes.append(f"{count} of audio cannot be decoded ({errors[0]})")
     stated_end = _stated_end(container, stream)
     if stated_end and timeline.clock < stated_end - MAX_PADDING and not timeline.is_complete:

@@ -121,7 +121,7 @@ def test_duplicate_ids_are_all_named(fails, tmp_path):
 
 
 def test_a_media_file_is_no_manifest(fails, demo, tmp_path):
-    message = fails("predict", tmp_path / "bundle", demo / "clips" / "spk01_001.mp4", "-o", tmp_path / "p.csv")
+    message = fails("extract", "audio", demo / "clips" / "spk01_001.mp4", "-o", tmp_path / "a.h5")
     assert "is a media file: give the folder it lies in" in message
 
 

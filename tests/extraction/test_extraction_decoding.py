@@ -189,13 +189,14 @@ def test_face_of_a_real_clip(demo):
 
 def test_the_sound_is_read_from_the_file_of_the_audio(tmp_path):
     clip = Clip(clip="a", path=tmp_path / "a.mp4", audio=tmp_path / "sounds" / "a.wav")
-    soundfile.write(tmp_path / "tone.wav", np.full(8_000, 0.25, np.float32), 16_000, subtype="FLOAT")
+    ramp = np.linspace(-0.25, 0.25, 8_000, dtype=np.float32)
+    soundfile.write(tmp_path / "tone.wav", ramp, 16_000, subtype="FLOAT")
     clip.audio.parent.mkdir()
     (tmp_path / "tone.wav").rename(clip.audio)
     with DecoderPool(DecoderLimits(1, 60.0)) as pool:
         ((_, sound),) = pool.read([WorkItem(clip, "")], decode_audio)
         ((_, picture),) = pool.read([WorkItem(clip, "")], read_name)
-    np.testing.assert_array_equal(sound.content, np.full(8_000, 0.25, np.float32))
+    np.testing.assert_array_equal(sound.content, ramp)
     assert picture.content == "a.mp4"
 
 
