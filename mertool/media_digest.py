@@ -14,7 +14,7 @@ from pathlib import Path
 BLOCK_BYTES = 4 << 20
 DIGEST_BYTES = 16
 SETTLED_NANOSECONDS = 2_000_000_000
-MAX_REMEMBERED = 1024  # files of many clips each are read once per process
+MAX_REMEMBERED = 1 << 18  # digests; babble noise and files of many clips are asked for again and again
 
 
 def media_digest(path: Path) -> str:
