@@ -138,11 +138,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the scores of one predictions file, or of two with a paired test; with `output` also write them there."""
     from mertool.evaluate import evaluate as run_stage
+    from mertool.evaluate import read_truth
     from mertool.options.evaluate import EvaluateOptions
 
     given = _make_options(EvaluateOptions, options)
     paths = list(map(Path, _as_list(predictions)))
-    return run_stage(paths, Manifest.read(Path(labels)), Path(output) if output else None, given)
+    return run_stage(paths, read_truth(Path(labels), paths), Path(output) if output else None, given)
 
 
 def _make_options(kind: type[StageOptions], given: dict[str, Any]) -> StageOptions:

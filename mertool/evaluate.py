@@ -11,7 +11,8 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.files import check_writable, write_atomic
-from mertool.manifest import Manifest
+from mertool.interop.labels import is_manifest, label_clips
+from mertool.manifest import Clip, Manifest
 from mertool.metrics import calibration_error, confusion_matrix, mcnemar, paired_bootstrap, per_class_scores, score_json
 from mertool.options.evaluate import EvaluateOptions
 from mertool.predictions import Predictions, feature_cache_folder
@@ -104,6 +105,21 @@ def evaluate(
     if output:
         _write(output, result)
     return result
+
+
+def read_truth(labels: Path, predictions: Sequence[Path]) -> Manifest:
+    """Return the true labels of a manifest, or of any file that `mertool manifest --labels` reads.
+
+    The latter names clips in its own way, so it is joined to the clips that are predicted.
+    """
+    if not labels.exists() or is_manifest(labels):
+        return Manifest.read(labels)
+    clips: dict[str, Clip] = {}
+    for system in map(Predictions.read, predictions):
+        paths = system.paths or ("",) * len(system.clips)
+        for clip, path in zip(system.clips, paths, strict=True):
+            clips.setdefault(clip, Clip(clip=clip, path=Path(path) if path else None))
+    return label_clips(tuple(clips.values()), labels)
 
 
 def _inputs(predictions: list[Path], manifest: Manifest, options: EvaluateOptions) -> list[Path]:

@@ -119,6 +119,35 @@ def test_no_clip_in_common(invoke, truth, tmp_path):
     assert "none of the 80 labelled clips" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("l.csv", "name,discrete\nc0.mp4,高兴\nc1,sad\nother,sad\n", "gbk"),
+        ("l.csv", "file;emotion;speaker\n/data/x/c0.wav;happiness;s1\nx\\c1.wav;sadness;s2\nz.wav;sad;s3\n", "utf-8"),
+        ("l.csv", "clip,path,label,valence\nc0,a.mp4,happy,1\nc1,b.mp4,sad,2\nc9,c.mp4,sad,2\n", "utf-8"),
+        (
+            "l.jsonl",
+            '{"key":"c0","wav":"c0.wav","emo":"happy"}\n{"key":"c1","emo":"sad"}\n{"key":"z","emo":"sad"}\n',
+            "utf-8",
+        ),
+    ],
+)
+def test_labels_of_the_forms_that_manifest_reads(name, text, encoding, invoke, tmp_path):
+    path = write_predictions(tmp_path / "p.csv", ["c0", "c1", "c2"], [2, 2, 0])
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    found = evaluate(invoke, path, "-l", tmp_path / name)
+    assert (found["clips"], found["labelled_without_prediction"]) == (2, 1)
+    assert found["systems"][0]["accuracy"]["value"] == 0.5
+
+
+def test_labels_of_no_predicted_clip(invoke, tmp_path):
+    path = write_predictions(tmp_path / "p.csv", ["c0"], [2])
+    (tmp_path / "l.csv").write_text("name,label\nother,sad\n")
+    result = invoke("evaluate", path, "-l", tmp_path / "l.csv")
+    assert isinstance(result.exception, MertoolError)
+    assert "names 1 clips, none of which is in" in str(result.exception)
+
+
 def test_a_manifest_without_labels(invoke, truth, write_manifest, tmp_path):
     path = write_predictions(tmp_path / "p.csv", ["c0"], [0])
     rows = [{"clip": "c0", "path": "x.mp4"}]

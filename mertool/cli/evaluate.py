@@ -9,7 +9,7 @@ from mertool.cli.arguments import Json, Quiet
 from mertool.cli.console import echo, format_gain, format_score, print_json
 from mertool.cli.interrupts import keeping, kept_features
 from mertool.cli.progress import progress
-from mertool.cli.source import read_source
+from mertool.cli.source import tell_notes
 from mertool.cli.tables import table
 from mertool.errors import count_of
 from mertool.options.evaluate import EvaluateOptions
@@ -21,7 +21,12 @@ METRICS = {"waf": "weighted F1", "accuracy": "accuracy", "uar": "UAR", "macro_f1
 def evaluate(
     *,
     predictions: Annotated[list[Path], typer.Argument(help="One predictions file, or two for a paired test.")],
-    labels: Annotated[Path, typer.Option("--labels", "-l", help="Manifest CSV with the true labels.")],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            "--labels", "-l", help="True labels: a manifest, or a file that `mertool manifest --labels` reads."
+        ),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the scores as JSON here.")] = None,
     options: EvaluateOptions,
     quiet: Quiet = False,
@@ -32,10 +37,12 @@ def evaluate(
     With --missing and --noise the same bundle is evaluated on the same clips without a modality, and with noisy audio
     and blurred video, as MER-NOISE does; features come from the folder beside the predictions.
     """
-    truth = read_source(labels)
     from mertool.evaluate import evaluate as run_stage
+    from mertool.evaluate import read_truth
     from mertool.predictions import feature_cache_folder
 
+    truth = read_truth(labels, predictions)
+    tell_notes(truth.notes)
     noisy = feature_cache_folder(predictions[0])
     kept = (lambda: kept_features(noisy)) if options.noise else (lambda: "")
     with keeping(kept), progress("evaluate", quiet) as update:

@@ -1,12 +1,15 @@
 """Reading labels and transcripts in any form that mertool knows."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mertool.errors import MertoolError
-from mertool.interop.annotations import Annotations
+from mertool.interop.annotations import Annotations, annotate
 from mertool.interop.columns import read_label_table, read_transcript_table
 from mertool.interop.emobox import SUFFIXES, read_emobox
 from mertool.interop.mertools import read_npz
+from mertool.manifest import COLUMNS, Clip, Manifest
+from mertool.tables import read_table
 
 FORMS = "a CSV (name,label or clip,label), label-6way.npz of MERTools, or a .jsonl or fold folder of EmoBox"
 
@@ -25,6 +28,25 @@ def read_labels(path: Path) -> Annotations:
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     return read_label_table(path)
+
+
+def is_manifest(path: Path) -> bool:
+    """Return whether a file has the columns of a manifest and no others; a label table often has some of them."""
+    if not path.is_file() or path.suffix.lower() in (*SUFFIXES, ".npz"):
+        return False
+    return {"clip", "path"} <= set(read_table(path, "labels").columns) <= set(COLUMNS)
+
+
+def label_clips(clips: Sequence[Clip], path: Path) -> Manifest:
+    """Return clips with their labels in a file of any form, followed by the labelled clips of the file that are others.
+
+    Raises MertoolError if the file has a label of none of the clips.
+    """
+    annotations = read_labels(path)
+    joined = annotate(Manifest(tuple(clips), path), annotations)
+    labels = annotations.labelled()
+    others = tuple(Clip(clip=name, label=labels[name]) for name in dict.fromkeys(joined.unmatched) if name in labels)
+    return Manifest((*joined.manifest.clips, *others), path, annotations.notes)
 
 
 def read_transcripts(path: Path, language: str | None = None) -> Annotations:
