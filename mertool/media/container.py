@@ -5,6 +5,7 @@ A playlist names other files or addresses; it is refused whatever its suffix is.
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def open_container(path: Path, span: range | None = None) -> "av.container.Input
     (more samples than bytes).
     """
     check_file(path)
-    check_sample_tables(path)
+    with suppress(OSError):  # opening it tells why a file cannot be read
+        check_sample_tables(path)
     # A container may name other files as well; nothing but files of this machine could be opened, and tracks of a
     # QuickTime file that lie in another file are not followed. Opening a file decodes its first pictures; FFmpeg
     # checks their size before it takes memory for them.
