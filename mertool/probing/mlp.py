@@ -71,8 +71,8 @@ def train_mlp(
         rows = rows.to(features.device)
         # One mask per member for all layers, so that layers are compared under the same dropout.
         shape = (len(seeds), config.hidden, len(rows))
-        keep = torch.rand(shape, device=features.device, generator=generator) >= config.dropout
-        dropout_mask = keep.float() / (1 - config.dropout)
+        is_active = torch.rand(shape, device=features.device, generator=generator) >= config.dropout
+        dropout_mask = is_active.float() / (1 - config.dropout)
         logits = _forward(weights, scaled, scaled.x[:, rows], dropout_mask=dropout_mask)
         # The sum over members: each has its own weights, so their gradients do not mix.
         return mean_cross_entropy(logits, labels[rows], train_masks[:, rows]).sum()
