@@ -249,7 +249,7 @@ def _draw_plots(folder: Path, metrics: dict[str, Any], options: AlignOptions) ->
     title = "Video frames to the audio of the same clip"
     label = f"{options.loss} (grows with the size of the batch)"
     losses_by_epoch = {"training": metrics["loss"], "development": metrics["development_loss"]}
-    plot_epoch_curves(folder / "loss", losses_by_epoch, label, title)
+    plot_epoch_curves(folder / "loss", losses_by_epoch, ylabel=label, title=title)
     scores = metrics["held_out"]
     plot_retrieval_recall(folder / "recall", scores, f"{scores['clips']} held-out clips")
 

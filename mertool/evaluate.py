@@ -225,4 +225,6 @@ def _write(output: Path, result: dict[str, Any]) -> None:
     plot_reliability(output.with_name(output.stem + "-reliability"), calibration["bins"], calibration["ece"])
     if "robustness" in result:
         bars = {row["condition"]: tuple(row["waf"].values()) for row in result["robustness"]}
-        plot_score_bars(output.with_name(output.stem + "-robustness"), bars, "The same bundle in harder conditions")
+        plot_score_bars(
+            output.with_name(output.stem + "-robustness"), bars, title="The same bundle in harder conditions"
+        )

@@ -5,7 +5,7 @@ Nothing is selected on held-out clips, unless MERTools's protocol is asked for, 
 The run is a bundle: it holds, or names by digest, everything that `predict` needs to score raw clips.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +21,15 @@ from mertool.errors import MertoolError
 from mertool.files import digest_json
 from mertool.fusion.calibration import calibrate_and_correct
 from mertool.fusion.cross_validation import OPTIMISTIC, CrossValidatedEnsemble, EnsembleConfig, train_ensemble
-from mertool.fusion.ensemble import part_progress
+from mertool.fusion.ensemble import Progress, stage_progress
 from mertool.fusion.hyperparameters import Trial, official_folds
-from mertool.fusion.modality_features import ModalityFeatures
-from mertool.fusion.scoring import compare_with_best_modality, majority_class_waf, score_ensemble
+from mertool.fusion.modality_features import FusionData, ModalityFeatures
+from mertool.fusion.scoring import (
+    compare_with_best_modality,
+    majority_class_waf,
+    score_ensemble,
+    score_single_members,
+)
 from mertool.fusion.self_training import SelfTraining, self_train
 from mertool.fusion.trainer import FusionTraining
 from mertool.fusion.unlabelled import match_stores, unlabelled_clips
@@ -42,28 +47,40 @@ from mertool.store import FeatureStore
 
 N_FOLDS, SELF_TRAINING_ROUNDS = 5, 3
 HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"
+STATISTIC = "single models: mean over folds, then over repetitions; std over repetitions (n - 1)"
 ADAPTED = "the unlabelled clips have features of the adapter that learned all labels, those of held-out clips too"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FuseData:
+class _FuseInputs:
     """Training data of the stage, and what the bundle says of it.
 
     Attributes:
         names: Of the stores, which name the modalities in the results.
         specs: Features as the bundle describes them, one per store.
-        features: Of the N labelled clips, then of U unlabelled ones.
-        labelled: Labels and speakers of the N clips.
-        folds: Fold of each of the N clips.
+        data: The labelled clips and their folds, then the unlabelled ones.
         dropped: Clips of the unlabelled stores that were dropped because they are labelled.
     """
 
     names: list[str]
     specs: list[FeatureSpec]
-    features: ModalityFeatures
-    labelled: LabelledClips
-    folds: Folds
+    data: FusionData
     dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ensembles:
+    """What was trained.
+
+    Attributes:
+        unimodal: An ensemble of each store by its name; none of a single store.
+        fusion: The ensemble of all stores.
+        self_training: Report of the self-training, if there was any.
+    """
+
+    unimodal: dict[str, CrossValidatedEnsemble]
+    fusion: CrossValidatedEnsemble
+    self_training: dict[str, Any] | None
 
 
 def fuse(
@@ -72,74 +89,65 @@ def fuse(
     output: Path,
     *,
     options: FuseOptions,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[Run, bool]:
     """Train the ensembles and write the bundle; return the run, and whether it was there already."""
     _check_names(stores)
     with ExitStack() as stack:
         opened = [stack.enter_context(FeatureStore(path)) for path in stores]
         unlabelled = [stack.enter_context(FeatureStore(path)) for path in options.unlabelled]
-        key = _cache_key(opened, unlabelled, manifest, options)
+        key = _cache_key(opened, unlabelled, manifest, options=options)
         if run := find_reusable_run(output, "fuse", key=key, options=options, inputs=[*stores, manifest.source]):
             return run, True
-        data = _load(opened, unlabelled, manifest, options)
-    rare_classes = warn_of_rare_classes(data.labelled, [data.folds], options.classes)
-    config = ensemble_config(options)
-    unimodal, fusion, self_training = _train(data, config, options, progress)
+        inputs = _load(opened, unlabelled, manifest, options=options)
+    config, labelled = ensemble_config(options), inputs.data.labelled
+    rare_classes = warn_of_rare_classes(labelled, [inputs.data.folds], options.classes)
+    ensembles = _train(inputs, config, options, progress=progress)
     correction, effect = calibrate_and_correct(
-        fusion,
-        data.labelled,
-        data.folds,
-        unlabelled=data.features.has_any()[len(data.labelled) :] if options.prior else None,
+        ensembles.fusion,
+        inputs.data,
         calibrate=options.calibrate,
+        prior=options.prior,
         class_weights=options.class_weights,
     )
     facts = {"seed": options.seed, "settings": asdict(config), "selection": _selection(config)}
-    counts = np.bincount(data.labelled.labels, minlength=len(options.classes)).tolist()
+    counts = np.bincount(labelled.labels, minlength=len(options.classes)).tolist()
     facts |= {"class_counts": dict(zip(options.classes, counts, strict=True))}
-    facts |= {"classes": list(options.classes), "folds": data.folds.to_json(data.labelled)}
+    facts |= {"classes": list(options.classes), "folds": inputs.data.folds.to_json(labelled)}
     with new_run(output, "fuse", key=key, options=asdict(options), **facts) as draft:
-        draft.metrics.update(_metrics(data, config, unimodal, fusion))
+        draft.metrics.update(_metrics(inputs, config, ensembles))
         draft.metrics.update(correction=effect, rare_classes=rare_classes)
-        if self_training:
-            draft.metrics["self_training"] = self_training
-        _write_held_out(draft, data, fusion)
-        _plot(draft, data.labelled.labels, fusion.held_out_logits.argmax(1))
-        write(draft, data.specs, groups=fusion.weights, correction=correction)
+        if ensembles.self_training:
+            draft.metrics["self_training"] = ensembles.self_training
+        _write_held_out(draft, inputs, ensembles.fusion, protocol=options.protocol)
+        _plot(draft, labelled.labels, ensembles.fusion.held_out_logits.argmax(1))
+        write(draft, inputs.specs, groups=ensembles.fusion.weights, correction=correction)
     return Run.read(output, "fuse"), False
 
 
-def _train(
-    data: _FuseData, config: EnsembleConfig, options: FuseOptions, progress: Callable[[int, int], None]
-) -> tuple[dict[str, CrossValidatedEnsemble], CrossValidatedEnsemble, dict[str, Any] | None]:
-    """Train an ensemble for each store if there are several, and one for all.
-
-    Returns the unimodal ensembles by name, that of all stores, and the report of self-training, if there is any.
-    """
-    features, labelled, folds = data.features, data.labelled, data.folds
-    unimodal_names = data.names if len(data.names) > 1 else []
-    parts = len(unimodal_names) + 1
+def _train(inputs: _FuseInputs, config: EnsembleConfig, options: FuseOptions, *, progress: Progress) -> _Ensembles:
+    """Train an ensemble for each store if there are several and `--no-unimodal` was not given, then one for all."""
+    names = inputs.names if len(inputs.names) > 1 and options.unimodal else []
+    stages = len(names) + 1
     unimodal = {
-        name: train_ensemble(
-            features.modality(index), labelled, folds, config, progress=part_progress(progress, index, parts)
-        )
-        for index, name in enumerate(unimodal_names)
+        name: train_ensemble(inputs.data.modality(index), config, progress=stage_progress(progress, index, stages))
+        for index, name in enumerate(names)
     }
-    last_part = part_progress(progress, parts - 1, parts)
+    last_stage = stage_progress(progress, stages - 1, stages)
     if not options.unlabelled or options.rounds == 0:
-        return unimodal, train_ensemble(features, labelled, folds, config, progress=last_part), None
+        fusion = train_ensemble(inputs.data, config, progress=last_stage)
+        return _Ensembles(unimodal=unimodal, fusion=fusion, self_training=None)
     result = self_train(
-        features,
-        labelled,
-        folds,
+        inputs.data,
         config,
         unimodal=list(unimodal.values()),
         self_training=SelfTraining(_default(options.rounds, SELF_TRAINING_ROUNDS)),
-        progress=last_part,
+        progress=last_stage,
     )
-    report = {**result.report, "dropped": data.dropped}
-    is_adapted = any(spec.recipe.adapter for spec in data.specs)
-    return unimodal, result.ensemble, {**report, "note": ADAPTED} if is_adapted else report
+    report = {**result.report, "dropped": inputs.dropped}
+    if any(spec.recipe.adapter for spec in inputs.specs):
+        report["note"] = ADAPTED
+    return _Ensembles(unimodal=unimodal, fusion=result.ensemble, self_training=report)
 
 
 def ensemble_config(options: FuseOptions) -> EnsembleConfig:
@@ -188,7 +196,7 @@ def _check_names(stores: Sequence[Path]) -> None:
 
 
 def _cache_key(
-    stores: Sequence[FeatureStore], unlabelled: Sequence[FeatureStore], manifest: Manifest, options: FuseOptions
+    stores: Sequence[FeatureStore], unlabelled: Sequence[FeatureStore], manifest: Manifest, *, options: FuseOptions
 ) -> str:
     """Return the digest of everything that changes the result."""
     values = {name: value for name, value in options.affecting_result().items() if name != "unlabelled"}
@@ -202,8 +210,8 @@ def _cache_key(
 
 
 def _load(
-    stores: list[FeatureStore], unlabelled: list[FeatureStore], manifest: Manifest, options: FuseOptions
-) -> _FuseData:
+    stores: list[FeatureStore], unlabelled: list[FeatureStore], manifest: Manifest, *, options: FuseOptions
+) -> _FuseInputs:
     """Check that the bundle can be written, and read everything that is trained on."""
     specs = [describe_features(store) for store in stores]
     check_provenance(specs)
@@ -219,14 +227,13 @@ def _load(
         values = [np.concatenate(pair) for pair in zip(values, unlabelled_values, strict=True)]
         present = np.concatenate([present, unlabelled_present])
     device = resolve_device(options.device)
-    return _FuseData(
+    features = ModalityFeatures(
+        [torch.from_numpy(array).to(device) for array in values], torch.from_numpy(present).to(device)
+    )
+    return _FuseInputs(
         names=[store.path.stem for store in stores],
         specs=specs,
-        features=ModalityFeatures(
-            [torch.from_numpy(array).to(device) for array in values], torch.from_numpy(present).to(device)
-        ),
-        labelled=labelled,
-        folds=_choose_folds(stores, labelled, options),
+        data=FusionData(features, labelled, _choose_folds(stores, labelled, options)),
         dropped=dropped,
     )
 
@@ -241,31 +248,44 @@ def _choose_folds(stores: list[FeatureStore], labelled: LabelledClips, options: 
     return get_folds(requested, labelled, options.seed)
 
 
-def _metrics(
-    data: _FuseData,
-    config: EnsembleConfig,
-    unimodal: dict[str, CrossValidatedEnsemble],
-    fusion: CrossValidatedEnsemble,
-) -> dict[str, Any]:
+def _metrics(inputs: _FuseInputs, config: EnsembleConfig, ensembles: _Ensembles) -> dict[str, Any]:
     """Return the cross-validated scores and what they were made of, for metrics.json."""
-    labelled, classes, seed = data.labelled, config.classes, config.seed
-    ensembles = {**unimodal, "fusion" if unimodal else data.names[0]: fusion}
+    data, classes, seed = inputs.data, config.classes, config.seed
+    name_of_fusion = "fusion" if len(inputs.names) > 1 else inputs.names[0]
+    by_name = {**ensembles.unimodal, name_of_fusion: ensembles.fusion}
+    scores = {
+        name: score_ensemble(ensemble, data.labelled, classes=classes, seed=seed) for name, ensemble in by_name.items()
+    }
     metrics = {
-        "clips": len(labelled),
+        "clips": len(data.labelled),
         "folds": data.folds.description,
         "members": data.folds.count * config.seeds,
         "selection": _selection(config),
-        "intervals": "clips" if speaker_groups(labelled) is None else "speakers",
-        "cross_validation": {
-            name: score_ensemble(ensemble, labelled, classes=classes, seed=seed) for name, ensemble in ensembles.items()
-        },
-        "chosen": {name: ensemble.selection for name, ensemble in ensembles.items() if ensemble.selection},
-        "always_largest_class": majority_class_waf(labelled.labels, classes),
-        "loss": fusion.losses,
+        "intervals": "clips" if speaker_groups(data.labelled) is None else "speakers",
+        "chosen": {name: ensemble.selection for name, ensemble in by_name.items() if ensemble.selection},
+        "always_largest_class": majority_class_waf(data.labelled.labels, classes),
+        "loss": ensembles.fusion.losses,
     }
-    if unimodal:
-        comparison = compare_with_best_modality(fusion, unimodal, labelled, classes=classes, seed=seed)
-        metrics["against_best_part"] = comparison
+    if config.protocol == MERTOOLS:
+        # The score of the ensemble is several points above that of its members, which is what MERTools publishes.
+        metrics["single_models"] = {
+            "statistic": STATISTIC,
+            "folds": data.folds.count,
+            "repetitions": config.seeds,
+            "scores": {
+                name: score_single_members(
+                    ensemble, data if ensemble is ensembles.fusion else data.modality(index), classes=classes
+                )
+                for index, (name, ensemble) in enumerate(by_name.items())
+            },
+        }
+        metrics["ensembles"] = scores
+    else:
+        metrics["cross_validation"] = scores
+    if ensembles.unimodal:
+        metrics["against_best_part"] = compare_with_best_modality(
+            ensembles.fusion, ensembles.unimodal, data.labelled, classes=classes, seed=seed
+        )
     return metrics
 
 
@@ -281,25 +301,42 @@ def _selection(config: EnsembleConfig) -> str:
     return "none: hyper-parameters and epochs were given"
 
 
-def _write_held_out(draft: RunDraft, data: _FuseData, ensemble: CrossValidatedEnsemble) -> None:
-    """Write the held-out predictions of the labelled clips; uncorrected, because the temperature was fitted on them."""
-    rows = np.flatnonzero(ensemble.can_score)
+def _write_held_out(draft: RunDraft, inputs: _FuseInputs, ensemble: CrossValidatedEnsemble, *, protocol: str) -> None:
+    """Write the held-out predictions of the labelled clips, in the protocol of MERTools those of single models, too.
+
+    They are uncorrected, because the temperature was fitted on these clips.
+    """
+    data, rows = inputs.data, np.flatnonzero(ensemble.can_score)
     present = data.features.present[: len(data.labelled)].cpu().numpy()
-    modality_of = np.array([spec.modality for spec in data.specs])
+    modality_of = np.array([spec.modality for spec in inputs.specs])
     modalities = tuple(tuple(dict.fromkeys(modality_of[present[row]].tolist())) for row in rows)
     clips = tuple(data.labelled.clips[row] for row in rows)
-    probabilities = softmax(ensemble.held_out_logits[rows].astype(np.float64), axis=1)
     classes = tuple(draft.info["classes"])
-    Predictions(clips, classes, probabilities, modalities).write(draft.folder / "held_out.csv")
+    logits_of = {"held_out.csv": ensemble.held_out_logits}
+    if protocol == MERTOOLS:
+        logits_of |= {f"held_out-{number}.csv": logits for number, logits in enumerate(ensemble.single_logits, 1)}
+    for name, logits in logits_of.items():
+        probabilities = softmax(logits[rows].astype(np.float64), axis=1)
+        Predictions(clips, classes, probabilities, modalities).write(draft.folder / name)
 
 
 def _plot(draft: RunDraft, labels: np.ndarray, predicted: np.ndarray) -> None:
-    """Draw the scores of all ensembles, and the confusion matrix of the one in the bundle."""
+    """Draw the scores of all ensembles and single models, and the confusion matrix of the ensemble in the bundle."""
     from mertool.plots import plot_confusion_matrix, plot_score_bars
 
-    classes = tuple(draft.info["classes"])
-    scores = draft.metrics["cross_validation"]
+    metrics, classes = draft.metrics, tuple(draft.info["classes"])
+    title, interval = "Cross-validation", "95 % interval"
+    scores = metrics.get("cross_validation") or metrics["ensembles"]
     bars = {name: tuple(value["waf"].values()) for name, value in scores.items()}
-    title = "Cross-validation" + (" (optimistic)" if draft.info["selection"] == OPTIMISTIC else "")
-    plot_score_bars(draft.folder / "scores", bars, title, draft.metrics["always_largest_class"])
+    if single := metrics.get("single_models"):
+        title = "MERTools' protocol: cross-validation (optimistic)"
+        interval = "95 % interval; of single models the standard deviation"
+        bars = {}
+        for name, ensemble in scores.items():
+            mean, std = single["scores"][name]["waf"]["mean"], single["scores"][name]["waf"]["std"] or 0.0
+            bars[f"{name}, single models"] = (mean, mean - std, mean + std)
+            bars[f"{name}, ensemble"] = tuple(ensemble["waf"].values())
+    plot_score_bars(
+        draft.folder / "scores", bars, title=title, chance=metrics["always_largest_class"], interval=interval
+    )
     plot_confusion_matrix(draft.folder / "confusion", confusion_matrix(labels, predicted, len(classes)), classes)

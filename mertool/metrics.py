@@ -1,8 +1,9 @@
 """Scores of the field, with bootstrap intervals, and paired tests between two systems.
 
-Weighted F1 (WAF, MER2024's metric) is scikit-learn's `f1_score(average="weighted")`; UAR is the mean of
-the classes' recalls, macro F1 of their F1; a class without clips counts in none. Everything is computed from confusion
-matrices, so that thousands of bootstrap draws cost little.
+Scores are those of scikit-learn. Weighted F1 (WAF, MER2024's metric) is `f1_score(average="weighted")`; UAR is
+`balanced_accuracy_score`, the mean recall of the classes that have clips; macro F1 is `f1_score(average="macro")`, the
+mean F1 of the classes that occur in truth or prediction, so a class that is only predicted counts with an F1 of 0.
+Everything is computed from confusion matrices, so that thousands of bootstrap draws cost little.
 
 The bootstrap draws clips with replacement, or whole speakers where `groups` (N,) names the speaker of each
 clip (cluster bootstrap; Cameron, Gelbach and Miller, 2008): clips of one speaker are alike, so intervals over
@@ -47,12 +48,13 @@ def scores_from_confusion(matrix: np.ndarray) -> dict[str, np.ndarray]:
     recall = right / np.maximum(support, 1)
     f1 = 2 * right / np.maximum(support + guessed, 1)
     total = np.maximum(support.sum(-1), 1)
-    present = np.maximum((support > 0).sum(-1), 1)
+    # A class that is never right has a recall and an F1 of 0, so it adds nothing to the sums, only to the counts.
+    with_clips, occurring = (support > 0).sum(-1), (support + guessed > 0).sum(-1)
     return {
         "waf": (f1 * support).sum(-1) / total,
         "accuracy": right.sum(-1) / total,
-        "uar": recall.sum(-1) / present,
-        "macro_f1": (f1 * (support > 0)).sum(-1) / present,
+        "uar": recall.sum(-1) / np.maximum(with_clips, 1),
+        "macro_f1": f1.sum(-1) / np.maximum(occurring, 1),
     }
 
 
@@ -102,20 +104,32 @@ def _redraw(cells: np.ndarray, count: int, groups: np.ndarray | None, seed: int)
 
 
 def per_class_scores(matrix: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and number of clips of each class, from one confusion matrix."""
+    """Return precision, recall, F1 and number of clips of each class, from one confusion matrix.
+
+    What is not defined is None: the precision of a class that is never predicted, the recall of one without clips, the
+    F1 of one that is neither.
+    """
     rows = []
     for index, name in enumerate(classes):
         right, support, guessed = matrix[index, index], matrix[index].sum(), matrix[:, index].sum()
         rows.append(
             {
                 "class": name,
-                "precision": float(right / max(guessed, 1)),
-                "recall": float(right / max(support, 1)),
-                "f1": float(2 * right / max(support + guessed, 1)),
+                "precision": float(right / guessed) if guessed else None,
+                "recall": float(right / support) if support else None,
+                "f1": float(2 * right / (support + guessed)) if support + guessed else None,
                 "clips": int(support),
             }
         )
     return rows
+
+
+def averaged_classes(matrix: np.ndarray, classes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return the classes that UAR and macro F1 of a confusion matrix (C, C) average over, and those in neither."""
+    support, predicted = matrix.sum(1), matrix.sum(0)
+    with_clips = [name for name, count in zip(classes, support, strict=True) if count]
+    occurring = [name for name, count in zip(classes, support + predicted, strict=True) if count]
+    return {"uar": with_clips, "macro_f1": occurring, "absent": [name for name in classes if name not in occurring]}
 
 
 def paired_bootstrap(
@@ -161,9 +175,9 @@ def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 
     the mean over clips of |accuracy - confidence| of their bin. A bin without clips has neither (None).
     """
     confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
-    of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(of, minlength=bins)
-    sums = [np.bincount(of, weights, bins) for weights in (confidence, right.astype(float))]
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    sums = [np.bincount(bin_of, weights, bins) for weights in (confidence, right.astype(float))]
     rows = [
         {
             "low": index / bins,

@@ -23,6 +23,7 @@ def plot_layer_scores(
     path: Path,
     layers: list[int],
     scores: Bars,
+    *,
     window: tuple[int, int] | None,
     chance: float | Bars,
     mlp: Bars | None = None,
@@ -38,7 +39,8 @@ def plot_layer_scores(
     heads = [("linear probe", scores, "o-", BLUE, -0.08 if mlp else 0)]
     heads += [("small MLP", mlp, "s--", ORANGE, 0.08)] if mlp else []
     for name, bars, style, colour, shift in heads:
-        _with_bars(axes, np.array(layers) + shift, [bars[str(layer)] for layer in layers], style, colour, name)
+        values = [bars[str(layer)] for layer in layers]
+        _draw_curve(axes, np.array(layers) + shift, values, style=style, colour=colour, label=name)
     if isinstance(chance, dict):
         floor = np.array([chance[str(layer)] for layer in layers]) * 100
         axes.fill_between(layers, floor[:, 1], floor[:, 2], color=GREY, alpha=0.2, lw=0)
@@ -55,7 +57,7 @@ def plot_layer_scores(
 
 
 def plot_recall_by_layer(
-    path: Path, layers: list[int], recall: dict[str, dict[str, float]], window: tuple[int, int] | None
+    path: Path, layers: list[int], recall: dict[str, dict[str, float]], *, window: tuple[int, int] | None
 ) -> None:
     """Recall of each class (rows) by layer, written in where there is room; the window, if any, is framed."""
     classes = list(recall[str(layers[0])])
@@ -69,7 +71,7 @@ def plot_recall_by_layer(
         axes.text(column, row, f"{int(shares[row, column] + 0.5)}", ha="center", va="center", color=colour, fontsize=7)
     xlabel = "layer (0 = embedding)"
     if window:
-        inside = [place for place, layer in enumerate(layers) if window[0] <= layer <= window[1]]
+        inside = [column for column, layer in enumerate(layers) if window[0] <= layer <= window[1]]
         corner, size = (inside[0] - 0.5, -0.5), (len(inside), len(classes))
         axes.add_patch(plt.Rectangle(corner, *size, fill=False, ec=ORANGE, lw=2.5, clip_on=False, label="window"))
         xlabel = "layer (0 = embedding; framed: recommended window)"
@@ -80,8 +82,10 @@ def plot_recall_by_layer(
     _save(figure, path)
 
 
-def plot_score_bars(path: Path, scores: Bars, title: str, chance: float | None = None) -> None:
-    """One horizontal bar per system with its interval."""
+def plot_score_bars(
+    path: Path, scores: Bars, *, title: str, chance: float | None = None, interval: str = "95 % interval"
+) -> None:
+    """Draw a horizontal bar for each system with its interval; `interval` says what that is."""
     names = list(scores)
     values = np.array([scores[name] for name in names]) * 100
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.45 * len(names)), layout="constrained")
@@ -91,7 +95,7 @@ def plot_score_bars(path: Path, scores: Bars, title: str, chance: float | None =
         axes.axvline(100 * chance, color=GREY, ls="--", label="always the largest class")
         axes.legend(fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="weighted F1, % (bars: 95 % interval)", title=title, xlim=(0, 100))
+    axes.set(xlabel=f"weighted F1, % (bars: {interval})", title=title, xlim=(0, 100))
     _save(figure, path)
 
 
@@ -128,7 +132,7 @@ def plot_reliability(path: Path, bins: list[dict[str, Any]], error: float) -> No
     _save(figure, path)
 
 
-def plot_epoch_curves(path: Path, series: dict[str, list[float]], ylabel: str, title: str) -> None:
+def plot_epoch_curves(path: Path, series: dict[str, list[float]], *, ylabel: str, title: str) -> None:
     """Lines over epochs."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, values in series.items():
@@ -144,12 +148,12 @@ def plot_retrieval_recall(path: Path, scores: dict[str, Any], title: str) -> Non
     names = [name for name in scores["chance"] if name.startswith("recall")]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     places = np.arange(len(names))
-    ways = (
+    directions = (
         ("video_to_audio", "video finds its audio", BLUE, -0.2),
         ("audio_to_video", "audio finds its video", ORANGE, 0.2),
     )
-    for way, label, colour, shift in ways:
-        values = np.array([list(scores[way][name].values()) for name in names]) * 100
+    for direction, label, colour, shift in directions:
+        values = np.array([list(scores[direction][name].values()) for name in names]) * 100
         errors = np.abs(values[:, 1:] - values[:, :1]).T
         axes.bar(places + shift, values[:, 0], 0.38, yerr=errors, color=colour, label=label, error_kw={"capsize": 3})
     chance = [100 * scores["chance"][name] for name in names]
@@ -162,41 +166,43 @@ def plot_retrieval_recall(path: Path, scores: dict[str, Any], title: str) -> Non
 
 def plot_training_losses(path: Path, losses: dict[str, tuple[list[float], list[float], int]], title: str) -> None:
     """Training loss of each adapter, and its development loss from before the first epoch; the epoch kept is marked."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True, sharex=True)
+    figure, (training_axes, development_axes) = plt.subplots(
+        1, 2, figsize=(9, 4), layout="constrained", sharey=True, sharex=True
+    )
     for number, (name, (training, development, best)) in enumerate(losses.items()):
         colour = f"C{number % 10}"
-        left.plot(range(1, len(training) + 1), training, ".-", color=colour, label=name)
-        right.plot(range(len(development)), development, ".-", color=colour)
-        right.plot(best, development[best], "o", ms=9, mfc="none", mec=colour)
-    left.set(xlabel="epoch", ylabel="cross-entropy", title="training part")
-    right.set(xlabel="epoch (0: the start)", title="development part (circle: the epoch kept)")
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.legend(fontsize=8)
+        training_axes.plot(range(1, len(training) + 1), training, ".-", color=colour, label=name)
+        development_axes.plot(range(len(development)), development, ".-", color=colour)
+        development_axes.plot(best, development[best], "o", ms=9, mfc="none", mec=colour)
+    training_axes.set(xlabel="epoch", ylabel="cross-entropy", title="training part")
+    development_axes.set(xlabel="epoch (0: the start)", title="development part (circle: the epoch kept)")
+    training_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    training_axes.legend(fontsize=8)
     figure.suptitle(title)
     _save(figure, path)
 
 
-def plot_adaptation(path: Path, layers: list[int], probes: dict[str, Any], title: str) -> None:
+def plot_adaptation(path: Path, layers: list[int], probes: dict[str, Any], *, title: str) -> None:
     """Weighted F1 of a probe of every adapted layer before and after, and how alike the layer stayed (CKA)."""
-    figure, (axes, alike) = plt.subplots(2, figsize=(7, 5), layout="constrained", sharex=True, height_ratios=[3, 1])
+    figure, (axes, cka_axes) = plt.subplots(2, figsize=(7, 5), layout="constrained", sharex=True, height_ratios=[3, 1])
     for name, colour, shift, style in (("frozen", GREY, -0.06, "s--"), ("adapted", BLUE, 0.06, "o-")):
         values = [tuple(probes[str(layer)][name]["waf"].values()) for layer in layers]
-        _with_bars(axes, np.array(layers) + shift, values, style, colour, f"probe, {name}")
+        _draw_curve(axes, np.array(layers) + shift, values, style=style, colour=colour, label=f"probe, {name}")
     axes.set(ylabel="weighted F1, % (bars: 95 %)", title=title)
     axes.legend(fontsize=8)
-    alike.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "D-", color=ORANGE, clip_on=False)
-    alike.set(xlabel="layer", ylabel="linear CKA", ylim=(0, 1), xlim=(min(layers) - 0.6, max(layers) + 0.6))
-    _tick_layers(alike, layers)
+    cka_axes.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "D-", color=ORANGE, clip_on=False)
+    cka_axes.set(xlabel="layer", ylabel="linear CKA", ylim=(0, 1), xlim=(min(layers) - 0.6, max(layers) + 0.6))
+    _tick_layers(cka_axes, layers)
     _save(figure, path)
 
 
-def _with_bars(
-    axes: Any, places: np.ndarray, scores: list[tuple[float, float, float]], style: str, colour: str, label: str
+def _draw_curve(
+    axes: Any, x: np.ndarray, scores: list[tuple[float, float, float]], *, style: str, colour: str, label: str
 ) -> None:
-    """A curve of scores (value, low, high) in per cent with their intervals."""
+    """Draw a curve of scores (value, low, high) in per cent with their intervals."""
     values = np.array(scores) * 100
     errors = np.abs(values[:, 1:] - values[:, :1]).T
-    axes.errorbar(places, values[:, 0], errors, fmt=style, color=colour, ms=4.5, lw=1.4, elinewidth=0.9, label=label)
+    axes.errorbar(x, values[:, 0], errors, fmt=style, color=colour, ms=4.5, lw=1.4, elinewidth=0.9, label=label)
 
 
 def _tick_layers(axes: Any, layers: list[int]) -> None:

@@ -232,4 +232,4 @@ def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, window: W
     plot_recall_by_layer(folder / "recall", layers, recall, window=span)
     if "injection" in metrics:
         bars = {describe_layers(row["layers"]): tuple(row["waf"].values()) for row in metrics["injection"]}
-        plot_score_bars(folder / "injection", bars, "A short adapter in each window, held-out clips")
+        plot_score_bars(folder / "injection", bars, title="A short adapter in each window, held-out clips")

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from mertool import registry
 from mertool.errors import MertoolError
@@ -171,7 +172,7 @@ def test_held_out_predictions_give_the_score_of_the_run(fused, made, invoke):
     assert told.exit_code == 0, (told.exception, told.stderr)
     rows = (run / "held_out.csv").read_text().splitlines()
     assert len(rows) == 1 + result["cross_validation"]["fusion"]["clips"]
-    assert rows[1].endswith("audio+text")
+    assert rows[1].endswith(",audio+text,")
     (system,) = json.loads(told.stdout)["systems"]
     for name in ("waf", "accuracy", "uar"):
         assert system[name] == pytest.approx(result["cross_validation"]["fusion"][name])
@@ -223,18 +224,87 @@ def test_a_bundle_of_several_widths_scores(searched):
     assert bundle.ensemble_logits(features, torch.ones(2, 2, dtype=torch.bool)).shape == (6, 2, 6)
 
 
-def test_the_official_protocol_is_called_optimistic(made, invoke, tmp_path):
-    given = ["--search", 2, "--protocol", "mertools", "--folds", 3, "--epochs", 4, "--seeds", 1]
-    command = ["fuse", made[0]["audio"], made[0]["text"], "-m", made[1], "-o", tmp_path / "run", *given]
-    result = invoke(*command)
+@pytest.fixture(scope="module")
+def official(made, invoke, tmp_path_factory):
+    """The run of MERTools' protocol with a search of two draws and three repetitions, and its output."""
+    run = tmp_path_factory.mktemp("official") / "run"
+    options = ["--search", 2, "--protocol", "mertools", "--folds", 3, "--epochs", 4, "--seeds", 3]
+    result = invoke("fuse", made[0]["audio"], made[0]["text"], "-m", made[1], "-o", run, *options)
     assert result.exit_code == 0, (result.exception, result.stderr)
+    return run, " ".join(result.stdout.split())
+
+
+def test_the_official_protocol_is_called_optimistic(official):
+    run, printed = official
     words = "optimistic: epochs and hyper-parameters were chosen on the clips that score them"
-    assert words in " ".join(result.stdout.split())
-    info, metrics = (json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in ("run", "metrics"))
+    assert words in printed
+    info, metrics = (json.loads((run / f"{name}.json").read_text()) for name in ("run", "metrics"))
     assert info["selection"] == metrics["selection"] == words
     assert info["members"][0]["head"] == "attention-mertools"
     assert info["settings"]["training"]["weight_decay"] == 1e-5
     assert metrics["folds"] == "3 folds, shuffled; speakers are not kept apart"
+
+
+def labels_of(manifest):
+    return {row.split(",")[0]: EMOTIONS.index(row.split(",")[2]) for row in manifest.read_text().splitlines()[1:]}
+
+
+def predicted_in(path):
+    """Return the predicted class by clip, from the probabilities in a predictions file."""
+    rows = [row.split(",") for row in path.read_text().splitlines()]
+    columns = [rows[0].index(f"p_{name}") for name in EMOTIONS]
+    return {row[0]: int(np.argmax([float(row[column]) for column in columns])) for row in rows[1:]}
+
+
+def test_mertools_figure_is_the_mean_over_folds_and_repetitions_of_single_models(official, made):
+    """The right values come from the stored predictions of single models, by scikit-learn."""
+    run, printed = official
+    truth, fold_of = labels_of(made[1]), json.loads((run / "run.json").read_text())["folds"]
+    scores = []
+    for repetition in (1, 2, 3):
+        predicted = predicted_in(run / f"held_out-{repetition}.csv")
+        folds = [[clip for clip in predicted if fold_of[clip] == fold] for fold in range(3)]
+        pairs = [([truth[clip] for clip in clips], [predicted[clip] for clip in clips]) for clips in folds]
+        scores.append(np.mean([f1_score(*pair, average="weighted") for pair in pairs]))
+    metrics = json.loads((run / "metrics.json").read_text())
+    single = metrics["single_models"]
+    found = single["scores"]["fusion"]["waf"]
+    assert (single["folds"], single["repetitions"]) == (3, 3)
+    assert found["repetitions"] == pytest.approx(scores)
+    assert found["mean"] == pytest.approx(np.mean(scores))
+    assert found["std"] == pytest.approx(np.std(scores, ddof=1))
+    assert "MERTools' figure: single models" in printed
+    assert f"{100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f}" in printed
+
+
+def test_the_score_of_an_ensemble_has_a_name_of_its_own(official, made):
+    run, printed = official
+    truth, predicted = labels_of(made[1]), predicted_in(run / "held_out.csv")
+    expected = f1_score([truth[clip] for clip in predicted], list(predicted.values()), average="weighted")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["ensembles"]["fusion"]["waf"]["value"] == pytest.approx(expected)
+    assert "cross_validation" not in metrics
+    assert set(metrics["ensembles"]) == set(metrics["single_models"]["scores"]) == {"audio", "text", "fusion"}
+    assert "Ensemble of all repetitions, which is not MERTools' figure" in printed
+
+
+def test_one_repetition_has_no_spread(made, invoke, tmp_path):
+    result = fuse(invoke, [made[0]["audio"]], made[1], tmp_path / "run", "--protocol", "mertools", "--seeds", 1)
+    single, ensemble = (result[name] for name in ("single_models", "ensembles"))
+    assert single["scores"]["audio"]["waf"]["std"] is None
+    # One member by itself: what differs is the mean over folds against all clips at once.
+    assert single["scores"]["audio"]["clips"] == ensemble["audio"]["clips"] == 88
+
+
+def test_no_unimodal_trains_only_the_fusion(fused, made, invoke, tmp_path):
+    stores = [made[0]["audio"], made[0]["text"]]
+    result = fuse(invoke, stores, made[1], tmp_path / "run", "--no-unimodal")
+    assert result["cross_validation"] == {"fusion": fused[1]["cross_validation"]["fusion"]}
+    assert "against_best_part" not in result
+    refused = invoke(
+        *("fuse", *stores, "-m", made[1], "-o", tmp_path / "other", "--no-unimodal", "--unlabelled", stores[0])
+    )
+    assert "pseudo-labels need the agreement of single stores" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,17 @@ def words_as_text(monkeypatch):
 
 DRAWN = {
     "layers": (
-        lambda path: plots.plot_layer_scores(path, [0, 1, 2], SCORES, (1, 2), 0.2),
+        lambda path: plots.plot_layer_scores(path, [0, 1, 2], SCORES, window=(1, 2), chance=0.2),
         ["recommended window", "95 % intervals", "chance", "layer (0 = embedding)"],
     ),
     "layers and mlp": (
         lambda path: plots.plot_layer_scores(
-            path, [0, 1, 2], SCORES, (1, 2), SCORES, SCORES, "95 % intervals over speakers"
+            path, [0, 1, 2], SCORES, window=(1, 2), chance=SCORES, mlp=SCORES, interval="95 % intervals over speakers"
         ),
         ["small MLP", "over speakers", "chance"],
     ),
     "one layer": (
-        lambda path: plots.plot_layer_scores(path, [1], SCORES, (1, 1), SCORES, SCORES),
+        lambda path: plots.plot_layer_scores(path, [1], SCORES, window=(1, 1), chance=SCORES, mlp=SCORES),
         ["linear probe", "small MLP"],
     ),
     "adapters": (
@@ -35,11 +35,15 @@ DRAWN = {
         ["fold0", "development part (circle: the epoch kept)", "lora on layer 3"],
     ),
     "recall": (
-        lambda path: plots.plot_recall_by_layer(path, [0, 1], {"0": {"calm": 0.125}, "1": {"calm": 0.83}}, (1, 1)),
+        lambda path: plots.plot_recall_by_layer(
+            path, [0, 1], {"0": {"calm": 0.125}, "1": {"calm": 0.83}}, window=(1, 1)
+        ),
         ["calm", "13", "83", "recall", "recommended window"],
     ),
     "scores": (
-        lambda path: plots.plot_score_bars(path, {"audio": SCORES["0"], "fusion": SCORES["1"]}, "Fusion", 0.2),
+        lambda path: plots.plot_score_bars(
+            path, {"audio": SCORES["0"], "fusion": SCORES["1"]}, title="Fusion", chance=0.2
+        ),
         ["audio", "fusion", "Fusion", "always the largest class"],
     ),
     "confusion": (
@@ -54,7 +58,7 @@ DRAWN = {
     ),
     "loss": (
         lambda path: plots.plot_epoch_curves(
-            path, {"training": [3.0, 2.0], "validation": [3.1, 2.9]}, "loss", "Losses"
+            path, {"training": [3.0, 2.0], "validation": [3.1, 2.9]}, ylabel="loss", title="Losses"
         ),
         ["training", "validation", "epoch", "Losses"],
     ),
@@ -85,8 +89,8 @@ def test_a_picture_drawn_twice_is_the_same_file(name, tmp_path):
 
 
 def test_no_window_is_drawn_where_none_is_recommended(tmp_path):
-    plots.plot_layer_scores(tmp_path / "layers", [0, 1, 2], SCORES, None, 0.2)
-    plots.plot_recall_by_layer(tmp_path / "recall", [0, 1], {"0": {"calm": 0.1}, "1": {"calm": 0.8}}, None)
+    plots.plot_layer_scores(tmp_path / "layers", [0, 1, 2], SCORES, window=None, chance=0.2)
+    plots.plot_recall_by_layer(tmp_path / "recall", [0, 1], {"0": {"calm": 0.1}, "1": {"calm": 0.8}}, window=None)
     for name in ("layers", "recall"):
         assert "window" not in (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
 

@@ -54,4 +54,4 @@ def plot_comparison(path: Path, metrics: dict[str, Any]) -> None:
 
     scores = {"frozen": metrics["frozen"]} | {name: row["adapted"] for name, row in metrics["methods"].items()}
     bars = {name: tuple(score["waf"].values()) for name, score in scores.items()}
-    plot_score_bars(path, bars, f"Adapters on {describe_layers(metrics['layers'])}, held-out clips")
+    plot_score_bars(path, bars, title=f"Adapters on {describe_layers(metrics['layers'])}, held-out clips")

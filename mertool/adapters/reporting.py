@@ -70,4 +70,4 @@ def _plot(draft: RunDraft, layers: tuple[int, ...]) -> None:
         for name, history in metrics["history"].items()
     }
     plot_training_losses(draft.folder / "losses", losses, title)
-    plot_adaptation(draft.folder / "layers", list(layers), metrics["probes"], title)
+    plot_adaptation(draft.folder / "layers", list(layers), metrics["probes"], title=title)

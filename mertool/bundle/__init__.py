@@ -19,7 +19,7 @@ from mertool.bundle.layout import COPY_BYTES
 from mertool.bundle.reader import Bundle
 from mertool.bundle.writer import write
 from mertool.fusion.calibration import Correction
-from mertool.fusion.cross_validation import EnsembleWeights
+from mertool.fusion.ensemble_weights import EnsembleWeights
 
 __all__ = [
     "COPY_BYTES",

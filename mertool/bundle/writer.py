@@ -9,7 +9,7 @@ from mertool.bundle.feature_spec import FeatureSpec, check_provenance, copied_en
 from mertool.bundle.layout import encoder_files, encoder_folder, file_digest, manifest_digest, trained_folder
 from mertool.files import explain_write_errors
 from mertool.fusion.calibration import Correction
-from mertool.fusion.cross_validation import EnsembleWeights
+from mertool.fusion.ensemble_weights import EnsembleWeights
 from mertool.runs import RunDraft
 
 

@@ -22,6 +22,7 @@ from mertool.cli.tables import table
 from mertool.errors import count_of
 from mertool.options.fuse import FuseOptions
 
+SCORES = {"waf": "weighted F1", "accuracy": "accuracy", "uar": "UAR"}
 EXAMPLE = "Example: mertool fuse features/acoustic.h5 features/aligned.h5 features/text.h5 -m clips.csv -o runs/fusion"
 
 
@@ -38,7 +39,7 @@ def fuse(
 ) -> None:
     """Train fusion over any number of stores, folds x seeds, and save a bundle for `predict`.
 
-    Each store is also scored by itself, on the clips that have it.
+    Each store is also scored by itself, on the clips that have it; --no-unimodal leaves this out.
     """
     labelled = read_source(manifest)
     check_stores(*stores, *options.unlabelled)
@@ -63,8 +64,9 @@ def print_metrics(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
         for choice in chosen.get("by_fold", [chosen] if "width" in chosen else []):
             echo(f"  {name}: {_format_choice(choice)}")
     if gain := metrics.get("against_best_part"):
-        clips = f"on the {gain['clips']} clips that have it"
-        echo(f"fusion against {gain['part']} only, {clips}: {format_gain(gain)} points of weighted F1 ({gain['note']})")
+        kind = "ensembles: " if "ensembles" in metrics else ""
+        difference = f"{format_gain(gain)} points of weighted F1 ({gain['note']})"
+        echo(f"{kind}fusion against {gain['part']} only, on the {gain['clips']} clips that have it: {difference}")
     if self_training := metrics.get("self_training"):
         print_self_training(self_training)
     if temperature := metrics["correction"].get("temperature"):
@@ -75,14 +77,38 @@ def print_metrics(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
 
 def print_cross_validation(metrics: dict[str, Any]) -> None:
     """Print the scores of each store by itself, of all of them, and of the largest class."""
+    ensembles, title = metrics.get("cross_validation"), "Cross-validation: "
+    if ensembles is None:
+        print_single_models(metrics)
+        ensembles, title = metrics["ensembles"], "Ensemble of all repetitions, which is not MERTools' figure: "
     rows = [
-        [name, scores["clips"], *(format_score(scores[metric]) for metric in ("waf", "accuracy", "uar"))]
-        for name, scores in metrics["cross_validation"].items()
+        [name, scores["clips"], *(format_score(scores[metric]) for metric in SCORES)]
+        for name, scores in ensembles.items()
     ]
     rows.append(["always the largest class", metrics["clips"], f"{100 * metrics['always_largest_class']:.1f}", "", ""])
     members, intervals = count_of(metrics["members"], "member"), metrics["intervals"]
-    title = f"{metrics['folds']}, {members}; per cent, 95 % intervals over {intervals}"
-    table(f"Cross-validation: {title}", ["features", "clips", "weighted F1", "accuracy", "UAR"], rows)
+    title += f"{metrics['folds']}, {members}; per cent, 95 % intervals over {intervals}"
+    table(title, ["features", "clips", *SCORES.values()], rows)
+
+
+def print_single_models(metrics: dict[str, Any]) -> None:
+    """Print the statistic of MERTools, which is of single models."""
+    single = metrics["single_models"]
+    rows = [
+        [name, scores["clips"], *(_format_spread(scores[metric]) for metric in SCORES)]
+        for name, scores in single["scores"].items()
+    ]
+    title = (
+        f"MERTools' figure: single models, mean over {single['folds']} folds, then mean and standard deviation over "
+        f"repetitions ({single['repetitions']}); per cent, optimistic"
+    )
+    table(title, ["features", "clips", *SCORES.values()], rows)
+
+
+def _format_spread(score: dict[str, Any]) -> str:
+    """`48.2 ± 1.1` in per cent; without a spread of one repetition."""
+    spread = "" if score["std"] is None else f" ± {100 * score['std']:.1f}"
+    return f"{100 * score['mean']:.1f}{spread}"
 
 
 def _format_choice(choice: dict[str, Any]) -> str:

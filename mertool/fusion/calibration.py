@@ -17,8 +17,7 @@ from scipy.stats import chi2
 
 from mertool.errors import MertoolError
 from mertool.fusion.cross_validation import CrossValidatedEnsemble
-from mertool.learning.folds import Folds
-from mertool.learning.labelled_clips import LabelledClips
+from mertool.fusion.modality_features import FusionData
 from mertool.metrics import calibration_error, confusion_matrix, scores_from_confusion
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0  # the best one is at a bound where logits carry no information
@@ -72,31 +71,31 @@ def apply_correction(logits: np.ndarray, correction: Correction) -> np.ndarray:
 
 def calibrate_and_correct(
     ensemble: CrossValidatedEnsemble,
-    labelled: LabelledClips,
-    folds: Folds,
+    data: FusionData,
     *,
-    unlabelled: np.ndarray | None = None,
     calibrate: bool = True,
+    prior: bool = False,
     class_weights: bool = False,
 ) -> tuple[Correction, dict[str, Any]]:
     """Return the correction of an ensemble's logits, and what it changes, as JSON.
 
     Args:
         ensemble: Its logits are out-of-fold for the labelled clips, and means of all members for the unlabelled ones.
-        labelled: The N labelled clips.
-        folds: Their folds.
-        unlabelled: (U,), true for the unlabelled clips whose class prior is estimated; None leaves the prior as it is.
+        data: The N labelled clips and their folds, and the unlabelled clips.
         calibrate: Fit a temperature.
+        prior: Estimate the class prior of the unlabelled clips that have some modality, and correct for it.
         class_weights: Training weighted the classes equally, so the training prior is uniform.
     """
     rows = ensemble.can_score
-    logits, labels = ensemble.held_out_logits[rows], labelled.labels[rows]
+    logits, labels = ensemble.held_out_logits[rows], data.labelled.labels[rows]
     correction, effect = Correction(), {}
     if calibrate:
-        effect["temperature"] = temperature_effect(logits, labels, folds.fold_of[rows])
+        effect["temperature"] = temperature_effect(logits, labels, data.folds.fold_of[rows])
         correction = Correction(effect["temperature"]["temperature"])
-    if unlabelled is not None:
-        target_logits = ensemble.fold_logits[:, len(labelled) :][:, unlabelled].mean(0)
+    if prior:
+        n_labelled = len(data.labelled)
+        has_any = data.features.has_any()[n_labelled:]
+        target_logits = ensemble.fold_logits[:, n_labelled:][:, has_any].mean(0)
         classes = logits.shape[1]
         train_prior = np.full(classes, 1 / classes) if class_weights else class_prior(labels, classes)
         estimate = em_prior(apply_correction(target_logits, correction), train_prior)
@@ -240,10 +239,12 @@ def prior_effect(
     weights = np.ones((classes, 1))
     if correction.train_prior and correction.target_prior:
         weights = (np.array(correction.target_prior) / np.array(correction.train_prior))[:, None]
-    before, after = (apply_correction(target_logits, applied).argmax(1) for applied in (uncorrected, correction))
+    uncorrected_labels, corrected_labels = (
+        apply_correction(target_logits, applied).argmax(1) for applied in (uncorrected, correction)
+    )
     return {
         "unlabelled_clips": len(target_logits),
-        "labels_changed": int((before != after).sum()),
+        "labels_changed": int((uncorrected_labels != corrected_labels).sum()),
         "as_they_are": {name: float(scores_from_confusion(matrix)["waf"]) for name, matrix in matrices.items()},
         "at_target": {name: _weighted_waf(matrix * weights) for name, matrix in matrices.items()},
     }

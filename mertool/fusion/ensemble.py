@@ -26,9 +26,9 @@ MAX_FEATURE_VALUES = 1 << 24  # in memory at once when scoring
 Progress = Callable[[int, int], None]  # epochs of members that are done, and in all
 
 
-def part_progress(progress: Progress, part: int, parts: int) -> Progress:
-    """Return the progress of one of several trainings of about equal length, as part of the progress of all."""
-    return lambda done, total: progress(part * total + done, parts * total)
+def stage_progress(progress: Progress, stage: int, stages: int) -> Progress:
+    """Return the progress of one of several trainings of about equal length, as a share of the progress of all."""
+    return lambda done, total: progress(stage * total + done, stages * total)
 
 
 def train_members(

@@ -1,11 +1,13 @@
-"""The record of features that fusion trains on and scores: values of each modality, and which clips have it."""
+"""The records that fusion trains on and scores: features of each modality, and clips with labels and folds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from mertool.fusion.heads import Shapes
+from mertool.learning.folds import Folds
+from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,42 @@ class ModalityFeatures:
         """Return views with a first axis of length `members`: the same clips for each member of a stack."""
         values = [values.expand(members, *values.shape) for values in self.values]
         return ModalityFeatures(values, self.present.expand(members, *self.present.shape))
+
+
+@dataclass(frozen=True)
+class FusionData:
+    """Clips with their features, labels and folds.
+
+    Attributes:
+        features: Features of the N labelled clips, then of U unlabelled ones.
+        labelled: Labels and speakers of the N clips.
+        folds: Fold of each of the N clips.
+        pseudo_labels: Labels (F, U) of the unlabelled clips for each fold, IGNORE_INDEX where the fold does not train
+            on the clip; None for none.
+    """
+
+    features: ModalityFeatures
+    labelled: LabelledClips
+    folds: Folds
+    pseudo_labels: np.ndarray | None = None
+
+    def modality(self, index: int) -> "FusionData":
+        """Return the same clips with the features of one modality only."""
+        return replace(self, features=self.features.modality(index))
+
+    def can_score(self) -> np.ndarray:
+        """Return (N,), true where a labelled clip has some modality."""
+        return self.features.has_any()[: len(self.labelled)]
+
+    def held_out(self, fold: int) -> np.ndarray:
+        """Return the rows of a fold's labelled clips that have some modality."""
+        rows = self.folds.held_out(fold)
+        return rows[self.can_score()[rows]]
+
+    def labels_of(self, fold: int) -> np.ndarray:
+        """Return the labels (N + U) that the members of a fold may know; its held-out clips are still among them."""
+        labels = np.full(len(self.features), IGNORE_INDEX, np.int64)
+        labels[: len(self.labelled)] = self.labelled.labels
+        if self.pseudo_labels is not None:
+            labels[len(self.labelled) :] = self.pseudo_labels[fold]
+        return labels

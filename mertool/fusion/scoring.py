@@ -1,13 +1,14 @@
-"""Scores of cross-validated ensembles on the clips that their members held out."""
+"""Scores of cross-validated ensembles, and of their single members, on the clips that these held out."""
 
 from typing import Any
 
 import numpy as np
 
 from mertool.fusion.cross_validation import CrossValidatedEnsemble
+from mertool.fusion.modality_features import FusionData
 from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import confusion_matrix, mcnemar, paired_bootstrap, score_json, scores_from_confusion
+from mertool.metrics import SCORES, confusion_matrix, mcnemar, paired_bootstrap, score_json, scores_from_confusion
 
 AFTERWARDS = "the best part was chosen after the fact, by the scores above"
 
@@ -20,6 +21,34 @@ def score_ensemble(
     predicted = ensemble.held_out_logits.argmax(1)
     scores = score_json(labelled.labels[rows], predicted[rows], classes, seed=seed, groups=groups)
     return {"clips": int(rows.sum()), **scores}
+
+
+def score_single_members(ensemble: CrossValidatedEnsemble, data: FusionData, *, classes: int) -> dict[str, Any]:
+    """Return the statistic of MERTools: means over folds, then over repetitions, of the scores of single members.
+
+    A score is that of one member on the clips of the fold that it held out. Folds without a scorable clip have none.
+    The spread is the standard deviation over repetitions, with n - 1; None for a single repetition.
+    """
+    folds = [rows for fold in range(data.folds.count) if len(rows := data.held_out(fold))]
+    predicted = ensemble.single_logits.argmax(-1)
+    matrices = np.stack(
+        [
+            [confusion_matrix(data.labelled.labels[rows], repetition[rows], classes) for rows in folds]
+            for repetition in predicted
+        ]
+    )
+    by_repetition = {name: values.mean(1) for name, values in scores_from_confusion(matrices).items()}
+    return {
+        "clips": int(ensemble.can_score.sum()),
+        **{
+            name: {
+                "mean": float(by_repetition[name].mean()),
+                "std": float(by_repetition[name].std(ddof=1)) if len(predicted) > 1 else None,
+                "repetitions": by_repetition[name].tolist(),
+            }
+            for name in SCORES
+        },
+    }
 
 
 def compare_with_best_modality(

@@ -20,16 +20,16 @@ import numpy as np
 from mertool.errors import MertoolError
 from mertool.fusion.calibration import class_prior
 from mertool.fusion.cross_validation import CrossValidatedEnsemble, EnsembleConfig, train_ensemble
-from mertool.fusion.ensemble import Progress, part_progress
-from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.ensemble import Progress, stage_progress
+from mertool.fusion.modality_features import FusionData
 from mertool.fusion.pseudo_labels import (
     MIN_CONFIDENCE,
     PseudoLabelSelection,
     UnimodalPredictions,
     select_pseudo_labels,
 )
-from mertool.learning.folds import Folds, speaker_groups
-from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
+from mertool.learning.folds import speaker_groups
+from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import paired_bootstrap, score_json
 
 
@@ -67,9 +67,7 @@ class SelfTrainingResult:
 
 
 def self_train(
-    features: ModalityFeatures,
-    labelled: LabelledClips,
-    folds: Folds,
+    data: FusionData,
     config: EnsembleConfig,
     *,
     unimodal: Sequence[CrossValidatedEnsemble],
@@ -79,61 +77,69 @@ def self_train(
     """Train on labelled clips, then `self_training.rounds` times on pseudo-labelled clips, too.
 
     Args:
-        features: Features of the N labelled clips, then of U unlabelled ones.
-        labelled: Labels and speakers of the N clips.
-        folds: Fold of each of the N clips.
+        data: N labelled clips with their folds, then U unlabelled ones.
         config: What is trained. Hyper-parameters are searched for once, on labelled clips.
         unimodal: An ensemble for each modality, of the same clips, trained on the labelled ones. With one modality
             give none: nothing has to agree then.
         self_training: How pseudo-labels are used.
         progress: Called with the epochs of members that are done, and in all.
     """
-    available = features.present[len(labelled) :].cpu().numpy()
     rounds = self_training.rounds
-    pseudo_labels = np.full((folds.count, len(available)), IGNORE_INDEX, np.int64)
     reports = []
-    first = last = train_ensemble(features, labelled, folds, config, progress=part_progress(progress, 0, rounds + 1))
+    first = last = train_ensemble(data, config, progress=stage_progress(progress, 0, rounds + 1))
     for number in range(1, rounds + 1):
-        selections = []
-        for fold in range(folds.count):
-            labels = labelled.labels[folds.train(fold)]
-            votes = [
-                UnimodalPredictions(ensemble.fold_logits[fold, len(labelled) :], available[:, modality])
-                for modality, ensemble in enumerate(unimodal)
-            ]
-            selection = select_pseudo_labels(
-                last.fold_logits[fold, len(labelled) :],
-                votes,
-                prior=class_prior(labels, config.classes),
-                quota=number / rounds * self_training.share * len(labels),
-                confidence=self_training.confidence,
-            )
-            selections.append(selection)
-        pseudo_labels = np.stack([selection.labels for selection in selections])
-        last = train_ensemble(
-            features,
-            labelled,
-            folds,
-            config,
-            pseudo_labels=pseudo_labels,
-            trials=first.trials,
-            progress=part_progress(progress, number, rounds + 1),
+        share = number / rounds * self_training.share
+        selections = _select_for_folds(
+            data, last, unimodal, share=share, confidence=self_training.confidence, classes=config.classes
         )
-        reports.append(_report_round(selections, first, last, labelled, config=config))
+        data = replace(data, pseudo_labels=np.stack([selection.labels for selection in selections]))
+        last = train_ensemble(data, config, trials=first.trials, progress=stage_progress(progress, number, rounds + 1))
+        reports.append(_report_round(selections, first, last, labelled=data.labelled, config=config))
     report = {
-        "unlabelled_clips": len(available),
-        "before": _score(first, labelled, config)["waf"],
+        "unlabelled_clips": len(data.features) - len(data.labelled),
+        "before": _score(first, data.labelled, config)["waf"],
         "rounds": reports,
     }
-    return SelfTrainingResult(replace(last, selection=first.selection), pseudo_labels, report)
+    assert data.pseudo_labels is not None
+    return SelfTrainingResult(replace(last, selection=first.selection), data.pseudo_labels, report)
+
+
+def _select_for_folds(
+    data: FusionData,
+    fusion: CrossValidatedEnsemble,
+    unimodal: Sequence[CrossValidatedEnsemble],
+    *,
+    share: float,
+    confidence: float,
+    classes: int,
+) -> list[PseudoLabelSelection]:
+    """Return the pseudo-labels of each fold, by members and labels of the other folds alone."""
+    n_labelled = len(data.labelled)
+    available = data.features.present[n_labelled:].cpu().numpy()
+    selections = []
+    for fold in range(data.folds.count):
+        labels = data.labelled.labels[data.folds.train(fold)]
+        votes = [
+            UnimodalPredictions(ensemble.fold_logits[fold, n_labelled:], available[:, modality])
+            for modality, ensemble in enumerate(unimodal)
+        ]
+        selection = select_pseudo_labels(
+            fusion.fold_logits[fold, n_labelled:],
+            votes,
+            prior=class_prior(labels, classes),
+            quota=share * len(labels),
+            confidence=confidence,
+        )
+        selections.append(selection)
+    return selections
 
 
 def _report_round(
     selections: list[PseudoLabelSelection],
     first: CrossValidatedEnsemble,
     last: CrossValidatedEnsemble,
-    labelled: LabelledClips,
     *,
+    labelled: LabelledClips,
     config: EnsembleConfig,
 ) -> dict[str, Any]:
     """Return selected clips by class, mean over folds, and the held-out score against that without pseudo-labels."""

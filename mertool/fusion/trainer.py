@@ -49,6 +49,7 @@ class EnsembleMember:
     """One model to be trained.
 
     Attributes:
+        fold: The fold that it holds out.
         rows: Training rows (n,) of the features.
         labels: Class index (N,) of all rows, or IGNORE_INDEX.
         seed: Of the initial weights and the order of batches.
@@ -57,6 +58,7 @@ class EnsembleMember:
         keep_best: Return the weights of the epoch that scored highest, not of the last one.
     """
 
+    fold: int
     rows: torch.Tensor
     labels: torch.Tensor
     seed: int
@@ -89,7 +91,7 @@ def train_stack(
     """
     trial, has_validation = members[0].trial, members[0].validation_rows is not None
     generator = _stack_generator(members, features.device)
-    head = _initial_stack(spec, features, members, generator)
+    head = _initial_stack(spec, features, members, generator=generator)
     sampler = _member_sampler(members, training, spec.classes)
     optimizer = _make_optimizer(head, trial.learning_rate, training)
     best = [EarlyStopping() for _ in members]
@@ -112,7 +114,7 @@ def train_stack(
             losses[epoch] += loss.detach() / sampler.steps
             step += 1
         if has_validation:
-            scores[epoch] = validation_waf(head, features, members, spec.classes)
+            scores[epoch] = validation_waf(head, features, members, classes=spec.classes)
             for early_stopping, waf, state in zip(best, scores[epoch], _member_states(head), strict=True):
                 early_stopping.update(epoch + 1, -waf, state)
         on_epoch()
@@ -132,7 +134,7 @@ def member_losses(
 
 @torch.no_grad()
 def validation_waf(
-    head: FusionHead, features: ModalityFeatures, members: Sequence[EnsembleMember], classes: int
+    head: FusionHead, features: ModalityFeatures, members: Sequence[EnsembleMember], *, classes: int
 ) -> np.ndarray:
     """Return the weighted F1 (M,) of each member on its own validation rows."""
     member_rows = [member.validation_rows for member in members if member.validation_rows is not None]
@@ -159,7 +161,7 @@ def _stack_generator(members: Sequence[EnsembleMember], device: torch.device) ->
 
 
 def _initial_stack(
-    spec: HeadSpec, features: ModalityFeatures, members: Sequence[EnsembleMember], generator: torch.Generator
+    spec: HeadSpec, features: ModalityFeatures, members: Sequence[EnsembleMember], *, generator: torch.Generator
 ) -> FusionHead:
     """Return the stacked head: initial weights by each member's seed, its standardizer fitted on its own rows."""
     heads: list[FusionHead] = []
@@ -169,9 +171,9 @@ def _initial_stack(
             torch.manual_seed(member.seed)
             head = spec.build(width=member.trial.width, dropout=member.trial.dropout).to(features.device)
         # Members of one fold share one tensor of rows, so its statistics are computed once for them.
-        if other := fitted.get(id(member.rows)):
-            for buffer, other_buffer in zip(head.buffers(), other.buffers(), strict=True):
-                buffer.copy_(other_buffer)
+        if fitted_head := fitted.get(id(member.rows)):
+            for buffer, fitted_buffer in zip(head.buffers(), fitted_head.buffers(), strict=True):
+                buffer.copy_(fitted_buffer)
         else:
             head.fit_standardizer([values[member.rows] for values in features.values], features.present[member.rows])
             fitted[id(member.rows)] = head

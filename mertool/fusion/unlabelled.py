@@ -13,12 +13,13 @@ def match_stores(stores: Sequence[FeatureStore], unlabelled: Sequence[FeatureSto
     """
     matched, faults = [], []
     for store in stores:
-        partners = [other for other in unlabelled if other.fingerprint == store.fingerprint]
+        partners = [candidate for candidate in unlabelled if candidate.fingerprint == store.fingerprint]
         if partners:
-            matched.append(next((other for other in partners if other.path.stem == store.path.stem), partners[0]))
+            same_name = [partner for partner in partners if partner.path.stem == store.path.stem]
+            matched.append((same_name or partners)[0])
             continue
-        of_modality = [other for other in unlabelled if other.recipe.modality == store.recipe.modality]
-        nearest = min(of_modality, key=lambda other: len(store.recipe.differences(other.recipe)), default=None)
+        of_modality = [candidate for candidate in unlabelled if candidate.recipe.modality == store.recipe.modality]
+        nearest = min(of_modality, key=lambda one: len(store.recipe.differences(one.recipe)), default=None)
         difference = f" ({nearest.path}: {store.recipe.differences(nearest.recipe)})" if nearest else ""
         faults.append(f"{store.path}{difference}")
     if faults:

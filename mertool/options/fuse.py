@@ -63,6 +63,7 @@ class FuseOptions(Options):
         default_help="3 with --unlabelled",
     )
     prior: bool = option(False, help="Correct for the class frequencies that the unlabelled clips seem to have.")
+    unimodal: bool = option(True, help="Also train each store by itself, for comparison.")
     calibrate: bool = option(True, help="Calibrate probabilities by temperature scaling.")
     classes: tuple[str, ...] = shared.classes()
     device: str = shared.device()
@@ -74,5 +75,7 @@ class FuseOptions(Options):
             yield f"--rounds {self.rounds}: give rounds of self-training on --unlabelled stores, or 0"
         if self.prior and not self.unlabelled:
             yield "--prior estimates the shares of classes in other clips: give their --unlabelled stores"
+        if not self.unimodal and self.unlabelled and self.rounds != 0:
+            yield "--no-unimodal: pseudo-labels need the agreement of single stores: leave it out, or give --rounds 0"
         if self.unlabelled and self.rounds == 0 and not self.prior:
             yield "--unlabelled with --rounds 0 does nothing: give --prior, or rounds"

@@ -196,7 +196,9 @@ def ours(data: Data, size: Size, width: int) -> RateEstimator:
     members = []
     for number in range(count):
         train, held_out = splits[number % FOLDS]
-        member = EnsembleMember(rows=train, labels=data.labels, seed=number, trial=trial, validation_rows=held_out)
+        member = EnsembleMember(
+            fold=0, rows=train, labels=data.labels, seed=number, trial=trial, validation_rows=held_out
+        )
         members.append(member)
     train_members(spec, ModalityFeatures(data.features, data.present), members, training=OFFICIAL)
     return began.pace(data.device, count * size.epochs)

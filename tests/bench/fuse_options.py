@@ -23,8 +23,9 @@ from report import ROOT, Row, publish, say
 
 from mertool import registry
 from mertool.fuse import ensemble_config
-from mertool.fusion.cross_validation import fold_logits, train_ensemble
-from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.cross_validation import train_ensemble
+from mertool.fusion.ensemble_weights import fold_logits
+from mertool.fusion.modality_features import FusionData, ModalityFeatures
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import confusion_matrix, paired_bootstrap, scores_from_confusion
@@ -60,7 +61,7 @@ def main() -> None:
 
     def evaluate(options: FuseOptions) -> tuple[np.ndarray, float]:
         """Predicted class (N,) with all modalities, and mean weighted F1 with one modality withheld."""
-        ensemble = train_ensemble(features, examples, folds, ensemble_config(options))
+        ensemble = train_ensemble(FusionData(features, examples, folds), ensemble_config(options))
         scores = []
         for modality in range(len(parts)):
             remaining = present.clone()

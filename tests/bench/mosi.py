@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from report import ROOT, Row, publish, say
 
-from mertool.fusion.cross_validation import EnsembleConfig, fold_logits, train_ensemble
+from mertool.fusion.cross_validation import EnsembleConfig, train_ensemble
+from mertool.fusion.ensemble_weights import fold_logits
 from mertool.fusion.hyperparameters import Trial
-from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.modality_features import FusionData, ModalityFeatures
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import paired_bootstrap, score
@@ -111,7 +112,7 @@ def run(corpus: Corpus, names: list[str], head: str, seeds: int) -> np.ndarray:
     for seed in range(seeds):
         config = EnsembleConfig(head=head, classes=2, trial=trial, seeds=1, seed=seed)
         folds = make_folds(examples, FOLDS, seed)
-        ensemble = train_ensemble(features.rows(slice(0, train)), examples, folds, config)
+        ensemble = train_ensemble(FusionData(features.rows(slice(0, train)), examples, folds), config)
         test = features.rows(slice(train, None))
         logits = fold_logits(ensemble.weights, test, folds=FOLDS, classes=2)
         guesses.append(logits.mean(0).argmax(1))

@@ -17,7 +17,7 @@ from mertool.fusion.hyperparameters import (
     select_optimistic,
     select_per_fold,
 )
-from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.modality_features import FusionData, ModalityFeatures
 from mertool.fusion.trainer import FusionTraining
 from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
@@ -49,7 +49,7 @@ def of_labelled(features):
 
 
 def test_each_clip_is_scored_by_the_members_that_held_it_out(of_labelled, labelled):
-    ensemble = train_ensemble(of_labelled, labelled, FOLDS, QUICK)
+    ensemble = train_ensemble(FusionData(of_labelled, labelled, FOLDS), QUICK)
     for fold in range(3):
         rows = FOLDS.held_out(fold)
         np.testing.assert_allclose(ensemble.held_out_logits[rows], ensemble.fold_logits[fold, rows])
@@ -67,10 +67,11 @@ def test_labels_of_held_out_clips_change_nothing_of_their_score(of_labelled, lab
     trial = Trial(width=8, dropout=0.0, learning_rate=1e-2, epochs=3)
     config = EnsembleConfig(head="concat", classes=3, trial=trial, search=search, seeds=1)
     rows = FOLDS.held_out(1)
-    before = train_ensemble(of_labelled, labelled, FOLDS, config)
+    before = train_ensemble(FusionData(of_labelled, labelled, FOLDS), config)
     labels = labelled.labels.copy()
     labels[rows] = (labels[rows] + 1) % 3
-    after = train_ensemble(of_labelled, LabelledClips(labelled.clips, labels, labelled.speakers), FOLDS, config)
+    relabelled = LabelledClips(labelled.clips, labels, labelled.speakers)
+    after = train_ensemble(FusionData(of_labelled, relabelled, FOLDS), config)
     np.testing.assert_allclose(before.held_out_logits[rows], after.held_out_logits[rows], atol=1e-4)
     assert before.trials[1] == after.trials[1]
 
@@ -82,7 +83,7 @@ def test_the_official_protocol_selects_on_the_clips_that_score_it(labelled):
     values = torch.from_numpy(rng.normal(0, 1, (N, 1, 5)).astype(np.float32))
     features = ModalityFeatures([values], torch.ones(N, 1, dtype=torch.bool))
     config = EnsembleConfig(head="concat", classes=3, trial=Trial(epochs=12), search=3, protocol=MERTOOLS, seeds=1)
-    ensemble = train_ensemble(features, meaningless, FOLDS, config)
+    ensemble = train_ensemble(FusionData(features, meaningless, FOLDS), config)
     assert ensemble.selection["note"] == OPTIMISTIC
     assert ensemble.selection["waf"] > 0.36
     assert ensemble.selection["width"] == ensemble.trials[0].width
@@ -93,9 +94,9 @@ def test_the_official_protocol_selects_on_the_clips_that_score_it(labelled):
 
 def test_pseudo_labels_teach_only_the_folds_that_have_them(features, labelled):
     pseudo_labels = np.full((3, U), IGNORE_INDEX)
-    without = train_ensemble(features, labelled, FOLDS, QUICK, pseudo_labels=pseudo_labels)
+    without = train_ensemble(FusionData(features, labelled, FOLDS, pseudo_labels), QUICK)
     pseudo_labels[2] = 1
-    some = train_ensemble(features, labelled, FOLDS, QUICK, pseudo_labels=pseudo_labels)
+    some = train_ensemble(FusionData(features, labelled, FOLDS, pseudo_labels), QUICK)
     for fold in range(2):
         np.testing.assert_allclose(without.fold_logits[fold], some.fold_logits[fold], atol=1e-4)
     assert np.abs(without.fold_logits[2] - some.fold_logits[2]).max() > 0.01
@@ -104,8 +105,8 @@ def test_pseudo_labels_teach_only_the_folds_that_have_them(features, labelled):
 
 
 def test_unlabelled_clips_without_pseudo_labels_change_nothing(features, of_labelled, labelled):
-    expected = train_ensemble(of_labelled, labelled, FOLDS, QUICK)
-    ensemble = train_ensemble(features, labelled, FOLDS, QUICK)
+    expected = train_ensemble(FusionData(of_labelled, labelled, FOLDS), QUICK)
+    ensemble = train_ensemble(FusionData(features, labelled, FOLDS), QUICK)
     np.testing.assert_allclose(ensemble.held_out_logits, expected.held_out_logits, atol=1e-5)
 
 
@@ -113,9 +114,8 @@ def test_known_trials_need_no_search(of_labelled, labelled):
     trials = [Trial(width=width, dropout=0.0, learning_rate=1e-2, epochs=n) for width, n in ((4, 1), (8, 2), (4, 3))]
     config = EnsembleConfig(head="concat", classes=3, trial=Trial(epochs=100), search=50, seeds=1)
     steps = []
-    ensemble = train_ensemble(
-        of_labelled, labelled, FOLDS, config, trials=trials, progress=lambda *step: steps.append(step)
-    )
+    data = FusionData(of_labelled, labelled, FOLDS)
+    ensemble = train_ensemble(data, config, trials=trials, progress=lambda *step: steps.append(step))
     assert ensemble.trials == trials
     assert sorted((weights.width, weights.fold) for weights in ensemble.weights) == [(4, (0, 2)), (8, (1,))]
     assert max(steps) == (6, 6)

@@ -32,6 +32,7 @@ def data():
 
 def member(rows, labels, seed, *, validation_rows=None, keep_best=False, **trial):
     return EnsembleMember(
+        fold=0,
         rows=rows,
         labels=labels,
         seed=seed,

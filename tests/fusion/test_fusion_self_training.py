@@ -10,7 +10,7 @@ from mertool.errors import MertoolError
 from mertool.fusion import self_training
 from mertool.fusion.cross_validation import EnsembleConfig, train_ensemble
 from mertool.fusion.hyperparameters import Trial
-from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.modality_features import FusionData, ModalityFeatures
 from mertool.fusion.self_training import SelfTraining, self_train
 from mertool.fusion.trainer import FusionTraining
 from mertool.learning.folds import Folds
@@ -54,9 +54,9 @@ def labelled_clips(labels):
 
 
 def run(features, labels, options, config=CONFIG):
-    labelled = labelled_clips(labels)
-    unimodal = [train_ensemble(features.modality(index), labelled, FOLDS, config) for index in range(2)]
-    return self_train(features, labelled, FOLDS, config, unimodal=unimodal, self_training=options)
+    data = FusionData(features, labelled_clips(labels), FOLDS)
+    unimodal = [train_ensemble(data.modality(index), config) for index in range(2)]
+    return self_train(data, config, unimodal=unimodal, self_training=options)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,9 @@ def rounds():
 
 @pytest.fixture(scope="module")
 def trained(features, truth, rounds):
-    def train(*args, pseudo_labels=None, **options):
-        rounds.append(pseudo_labels)
-        return train_ensemble(*args, pseudo_labels=pseudo_labels, **options)
+    def train(data, *args, **options):
+        rounds.append(data.pseudo_labels)
+        return train_ensemble(data, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(self_training, "train_ensemble", train)
@@ -110,7 +110,7 @@ def test_clips_of_one_modality_are_not_selected_and_most_pseudo_labels_are_right
 
 def test_unlabelled_clips_help(features, truth, trained):
     """On clips that nobody labelled, where there are enough to tell."""
-    alone = train_ensemble(features, labelled_clips(truth[:N]), FOLDS, CONFIG)
+    alone = train_ensemble(FusionData(features, labelled_clips(truth[:N]), FOLDS), CONFIG)
     before, after = ((each.fold_logits[:, N:].argmax(2) == truth[N:]).mean() for each in (alone, trained.ensemble))
     assert after > before + 0.01
 
@@ -130,7 +130,7 @@ def test_without_pseudo_labels_it_is_the_ensemble_of_labelled_clips(features, tr
     """A share that selects no clip: unlabelled rows change nothing, not even the standardizer."""
     result = run(features, truth[:N], SelfTraining(rounds=1, share=1e-6))
     assert (result.pseudo_labels == IGNORE_INDEX).all()
-    alone = train_ensemble(features.rows(slice(0, N)), labelled_clips(truth[:N]), FOLDS, CONFIG)
+    alone = train_ensemble(FusionData(features.rows(slice(0, N)), labelled_clips(truth[:N]), FOLDS), CONFIG)
     np.testing.assert_allclose(result.ensemble.held_out_logits, alone.held_out_logits, atol=1e-4)
 
 
@@ -151,9 +151,7 @@ def test_progress_counts_all_rounds(features, truth):
     steps = []
     config = replace(CONFIG, trial=replace(CONFIG.trial, epochs=2), seeds=1)
     self_train(
-        features,
-        labelled_clips(truth[:N]),
-        FOLDS,
+        FusionData(features, labelled_clips(truth[:N]), FOLDS),
         config,
         unimodal=[],
         self_training=SelfTraining(rounds=2),
@@ -174,9 +172,8 @@ def test_a_search_is_done_once_on_labelled_clips(features, truth, monkeypatch):
         lambda *args, **options: searches.append(args) or [Trial(width=4, epochs=2)] * 2,
     )
     config = replace(CONFIG, trial=replace(CONFIG.trial, epochs=2), seeds=1, search=2)
-    result = self_train(
-        features, labelled_clips(truth[:N]), FOLDS, config, unimodal=[], self_training=SelfTraining(rounds=1)
-    )
+    data = FusionData(features, labelled_clips(truth[:N]), FOLDS)
+    result = self_train(data, config, unimodal=[], self_training=SelfTraining(rounds=1))
     assert len(searches) == 1
     assert result.ensemble.selection["draws"] == 2
 

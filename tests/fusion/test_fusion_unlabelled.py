@@ -61,7 +61,7 @@ def test_a_labelled_clip_under_another_name_is_known_by_its_media_not_by_its_wor
 ):
     store = opened(tmp_path / "store.h5", modality, 1, "ab")
     with StoreWriter(tmp_path / "others.h5", store.recipe, {}) as writer:
-        for clip, digest in (("x", "digest a"), ("z", "digest z")):
+        for clip, digest in (("x", "digest-a"), ("z", "digest-z")):
             writer.add(ClipFeatures(clip, digest, np.zeros((1, 4), np.float32)))
         writer.finish(["x", "z"])
     with FeatureStore(tmp_path / "others.h5") as others:

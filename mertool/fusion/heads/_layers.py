@@ -61,7 +61,7 @@ class Dropout(nn.Module):
         return values * mask.ge_(rates).div_(1 - rates)
 
 
-def mlp(inputs: int, width: int, outputs: int, dropout: float) -> nn.Sequential:
+def mlp(inputs: int, outputs: int, *, width: int, dropout: float) -> nn.Sequential:
     """Return two linear layers with ReLU and dropout between them."""
     return nn.Sequential(Linear(inputs, width), nn.ReLU(), Dropout(dropout), Linear(width, outputs))
 

@@ -15,7 +15,7 @@ class AttentionHead(FusionHead):
 
     def __init__(self, shapes: Shapes, *, classes: int, width: int, dropout: float):
         super().__init__(ModalityProjection(shapes, width, dropout))
-        self.attention = mlp(len(shapes) * width, width, len(shapes), dropout)
+        self.attention = mlp(len(shapes) * width, len(shapes), width=width, dropout=dropout)
         self.classify = Linear(width, classes)
 
     def forward(self, features: list[torch.Tensor], present: torch.Tensor) -> torch.Tensor:

@@ -44,10 +44,10 @@ class CrossAttentionHead(FusionHead):
         self.classify = nn.Sequential(nn.ReLU(), Dropout(dropout), Linear(2 * width, classes))
 
     def forward(self, features: list[torch.Tensor], present: torch.Tensor) -> torch.Tensor:
-        first, others = self.inputs(features, present).tensor_split([self.entries[0]], -2)
+        first, context = self.inputs(features, present).tensor_split([self.entries[0]], -2)
         queries = torch.where(present[..., 0, None, None], first, broadcast_over_batch(self.substitute, 2))
         several = len(self.entries) > 1
-        attended = self.attend(queries, others, present) if several else torch.zeros_like(queries)
+        attended = self.attend(queries, context, present) if several else torch.zeros_like(queries)
         return self.classify(torch.cat([(queries + attended).mean(-2), attended.mean(-2)], -1))
 
     def attend(self, queries: torch.Tensor, tokens: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
