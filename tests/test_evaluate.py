@@ -145,7 +145,7 @@ def test_labels_of_no_predicted_clip(invoke, tmp_path):
     (tmp_path / "l.csv").write_text("name,label\nother,sad\n")
     result = invoke("evaluate", path, "-l", tmp_path / "l.csv")
     assert isinstance(result.exception, MertoolError)
-    assert "names 1 clips, none of which is in" in str(result.exception)
+    assert "names 1 clip, none of which is in" in str(result.exception)
 
 
 def test_a_manifest_without_labels(invoke, truth, write_manifest, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mertool.errors import MertoolError, combine_errors
+from mertool.errors import MertoolError, combine_errors, count_of
 from mertool.manifest import Clip, ClipIndex, Manifest, clip_id_faults
 
 MERGED_FIELDS = ("label", "text", "speaker", "gender", "split")
@@ -89,8 +89,8 @@ def annotate(manifest: Manifest, annotations: Annotations) -> AnnotatedManifest:
     rows_of, unmatched = _match_rows(manifest, annotations.rows, faults)
     if not rows_of and not faults:
         raise MertoolError(
-            f"{annotations.path} names {len(annotations.rows)} clips, none of which is in {manifest.source} "
-            f"(there: {min(clip.clip for clip in manifest.clips)}, ...; in the file: "
+            f"{annotations.path} names {count_of(len(annotations.rows), 'clip')}, none of which is in "
+            f"{manifest.source} (there: {min(clip.clip for clip in manifest.clips)}, ...; in the file: "
             f"{min((row.name for row in annotations.rows), default='-')}, ...)"
         )
     clips: list[Clip] = []

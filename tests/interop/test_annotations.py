@@ -85,7 +85,7 @@ def test_names_that_are_of_no_clip_are_counted():
         Annotations(path=Path("l.csv"), rows=(Annotation(name="a", label="sad"), Annotation(name="b", label="sad"))),
     )
     assert joined.unmatched == ["b"]
-    with pytest.raises(MertoolError, match=r"l\.csv names 1 clips, none of which is in /data/corpus \(there: a, "):
+    with pytest.raises(MertoolError, match=r"l\.csv names 1 clip, none of which is in /data/corpus \(there: a, "):
         join(manifest("a.mp4"), Annotation(name="b", label="sad"))
 
 
