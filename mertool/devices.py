@@ -1,33 +1,30 @@
 """Which device and which number format a command uses."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from mertool.errors import MertoolError, check_choice
-from mertool.options.shared import DTYPES
+from mertool.options.shared import DTYPES, parse_device
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first GPU, else Apple's, else the CPU; a device that is not there is an error."""
-    if name == "auto":
+    kind, number = parse_device(name)
+    if kind == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    available = {
-        "cpu": not number or number.isdecimal(),
-        "cuda": torch.cuda.is_available() and int(number or 0) < torch.cuda.device_count()
-        if number.isdecimal() or not number
-        else False,
+    is_available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (number or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if kind not in available:
-        raise MertoolError(f"unknown device '{name}': valid: auto, cpu, cuda, cuda:N, mps")
-    if not available[kind]:
+    if not is_available[kind]:
         raise MertoolError(
             f"device '{name}' is not there (torch {torch.__version__}): use --device auto or cpu; "
             "`mertool doctor` shows what this machine has"
@@ -44,7 +41,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware, and not by way of float32."""
+    """Return True if the device multiplies bfloat16 in hardware, and not by way of float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -59,17 +56,53 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 @cache
 def has_onednn_linear() -> bool:
-    """Whether this build of torch has oneDNN's linear operators, `torch.ops.mkldnn._linear_pointwise` and its packing.
+    """Return True if torch has oneDNN's linear operators, `torch.ops.mkldnn._linear_pointwise` and its packing."""
 
-    Builds differ in it and no query tells them apart, so the operators are called once.
+    def linear(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous())
+        return torch.ops.mkldnn._linear_pointwise(inputs, packed, None, attr="none", scalars=[], algorithm="")
+
+    return multiplies_exactly(lambda a, b: torch.stack([linear(*pair) for pair in zip(a, b, strict=True)]))
+
+
+@contextmanager
+def onednn_matmul() -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices where it proves exact. The setting is that of the whole process.
+
+    torch uses MKL for them, which is slow on processors that are not Intel's, unless they may be rounded to bfloat16.
+    oneDNN rounds only on processors with bfloat16 units; on others it multiplies in float32, twice as fast as MKL.
     """
+    mkldnn: Any = torch.backends.mkldnn
+    precision = mkldnn.matmul.fp32_precision
+    try:
+        mkldnn.matmul.fp32_precision = "bf16"
+        if not multiplies_exactly(torch.bmm):
+            mkldnn.matmul.fp32_precision = precision
+        yield
+    finally:
+        mkldnn.matmul.fp32_precision = precision
+
+
+def multiplies_exactly(multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> bool:
+    """Return True if `multiply` runs here and its products of matrices (B, n, k) and (B, k, m) are of float32 accuracy.
+
+    Builds of torch and processors differ in both, and no query tells them apart, so products are computed: of the
+    shapes of a forward pass, and of its gradients.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 32, 512, generator=generator)
+    weights = torch.randn(4, 512, 128, generator=generator)
+    outputs = values @ weights
     try:
         with torch.inference_mode():
-            weight = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(8, 8))
-            torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 8), weight, None, "none", [], "")
+            errors = [
+                (multiply(a, b).double() - a.double() @ b.double()).abs().max()
+                / (a.norm(dim=-1).max() * b.norm(dim=-2).max())
+                for a, b in ((values, weights), (values.mT, outputs), (outputs, weights.mT))
+            ]
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
-    return True
+    return max(map(float, errors)) < 1e-5  # rounding to bfloat16 errs by 3e-4
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -80,7 +113,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had not enough memory; of the CPU's, torch tells by the message alone."""
+    """Return True if a device had not enough memory; of the CPU's, torch tells by the message alone."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 

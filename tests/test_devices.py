@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from mertool.devices import computes_bfloat16, dtype_name, resolve_device, resolve_dtype, seeded_torch
+from mertool.devices import (
+    computes_bfloat16,
+    dtype_name,
+    multiplies_exactly,
+    onednn_matmul,
+    resolve_device,
+    resolve_dtype,
+    seeded_torch,
+)
 from mertool.errors import MertoolError
 
 
@@ -42,15 +50,15 @@ def test_a_device_that_is_not_there(name, bare):
         resolve_device(name)
 
 
-@pytest.mark.parametrize("name", ["cuda:2", "cuda:-1", "cuda:x"])
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:99"])
 def test_a_gpu_that_is_not_there(name, two_gpus):
     with pytest.raises(MertoolError, match=f"device '{name}' is not there"):
         resolve_device(name)
 
 
-@pytest.mark.parametrize("name", ["gpu", "CUDA", "", "cpu:x", "cpu0"])
+@pytest.mark.parametrize("name", ["gpu", "CUDA", "", "cpu:x", "cpu0", "cuda:-1", "cuda:x", "cuda:", "mps:1", "auto:0"])
 def test_an_unknown_device(name, bare):
-    with pytest.raises(MertoolError, match=f"device '{name}'"):
+    with pytest.raises(MertoolError, match=f"unknown device '{name}': valid: auto, cpu, cuda, cuda:N, mps"):
         resolve_device(name)
 
 
@@ -115,3 +123,30 @@ def test_seeded_torch_repeats_its_draws_and_leaves_the_global_state():
     with seeded_torch(3):
         torch.rand(5)
     assert torch.equal(torch.rand(2), expected)
+
+
+def missing_operator(a, b):
+    raise NotImplementedError("no such operator in this build")
+
+
+@pytest.mark.parametrize(
+    ("multiply", "exact"),
+    [
+        (torch.matmul, True),
+        (lambda a, b: (a.bfloat16() @ b.bfloat16()).float(), False),
+        (lambda a, b: a.bfloat16().float() @ b.bfloat16().float(), False),  # as units that round their inputs do
+        (lambda a, b: a @ b if a.shape[1] < a.shape[2] else 1.01 * a @ b, False),  # of a gradient alone
+        (missing_operator, False),
+    ],
+)
+def test_products_are_tried_for_the_accuracy_of_float32(multiply, exact):
+    assert multiplies_exactly(multiply) is exact
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_onednn_multiplies_only_where_it_is_exact(exact, monkeypatch):
+    monkeypatch.setattr("mertool.devices.multiplies_exactly", lambda _: exact)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with onednn_matmul():
+        assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if exact else before)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before

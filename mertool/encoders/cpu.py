@@ -49,7 +49,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
-        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, attr="none", scalars=[], algorithm="")
 
 
 class PackedConv1d(nn.Module):
@@ -109,7 +109,7 @@ class ChannelsLastGroupNorm(nn.Module):
         weight, bias = norm.weight.float(), norm.bias.float()
         # Batch norm with the frames of one clip as its batch is group norm over time of one channel per group.
         clips = [
-            functional.batch_norm(frames, None, None, weight, bias, training=True, eps=norm.eps)
+            functional.batch_norm(frames, None, None, weight=weight, bias=bias, training=True, eps=norm.eps)
             for frames in inputs.transpose(1, 2)
         ]
         return (clips[0][None] if len(clips) == 1 else torch.stack(clips)).transpose(1, 2)
@@ -142,7 +142,7 @@ def _is_grouped(conv: Any) -> bool:
 
 
 def _prepare_norm(layer: Any) -> bool:
-    """Whether the norm after the convolution over the waveform is fast on frames (B, T, C); a group norm is made so."""
+    """Return True if the norm after the first convolution is fast on frames (B, T, C); a group norm is made so."""
     norm = getattr(layer, "layer_norm", None)
     if isinstance(norm, MaskedGroupNorm):
         layer.layer_norm = ChannelsLastGroupNorm(norm)

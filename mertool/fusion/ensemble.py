@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
+from mertool.devices import onednn_matmul
 from mertool.fusion.heads import FusionHead, HeadSpec
 from mertool.fusion.modality_features import ModalityFeatures
 from mertool.fusion.trainer import EnsembleMember, FusionTraining, TrainedMember, train_stack
@@ -130,34 +131,3 @@ def _thread_pool(stacks: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def onednn_matmul() -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices where it proves exact. The setting is that of the whole process.
-
-    Torch uses MKL for them, which is slow on processors that are not Intel's, unless they may be rounded to bfloat16.
-    oneDNN rounds only on processors with bfloat16 units; on others it multiplies in float32, twice as fast as MKL.
-    """
-    mkldnn: Any = torch.backends.mkldnn
-    precision = mkldnn.matmul.fp32_precision
-    try:
-        mkldnn.matmul.fp32_precision = "bf16"
-        if not _is_exact():
-            mkldnn.matmul.fp32_precision = precision
-        yield
-    finally:
-        mkldnn.matmul.fp32_precision = precision
-
-
-def _is_exact() -> bool:
-    """Return whether batched products have the accuracy of float32, forwards and as gradients."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(4, 32, 512, generator=generator)
-    weights = torch.randn(4, 512, 128, generator=generator)
-    pairs = ((values, weights), (values.mT, values @ weights), (values @ weights, weights.mT))
-    errors = [
-        (torch.bmm(a, b).double() - a.double() @ b.double()).abs().max() / (a.norm(dim=-1).max() * b.norm(dim=-2).max())
-        for a, b in pairs
-    ]
-    return max(map(float, errors)) < 1e-5  # rounding to bfloat16 errs by 3e-4

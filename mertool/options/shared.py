@@ -10,7 +10,20 @@ from mertool.options.option import option
 
 MAX_FOLDS = 1000  # each is a training of its own; corpora have fewer speakers
 TRAINING = "Training"  # heading of the help
+DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def parse_device(name: str) -> tuple[str, int | None]:
+    """Return the kind of a device and its number, if it has one; raises MertoolError for another name.
+
+    >>> parse_device("cuda:1")
+    ('cuda', 1)
+    """
+    kind, colon, number = name.partition(":")
+    if kind not in DEVICES or (colon and (kind in ("auto", "mps") or not number.isdecimal())):
+        raise MertoolError(f"unknown device '{name}': valid: auto, cpu, cuda, cuda:N, mps")
+    return kind, int(number) if number else None
 
 
 def device() -> Any:
