@@ -9,6 +9,7 @@ import torch
 
 from mertool.adapters import methods as peft_methods
 from mertool.encoders.base import Encoder
+from mertool.errors import MertoolError
 
 
 @dataclass
@@ -36,7 +37,10 @@ class MultiAdapterEncoder:
     ) -> "MultiAdapterEncoder":
         """Add all adapters of the folder `adapters` to a loaded encoder; `final` is active."""
         encoder.model = peft_methods.load_adapters(encoder.model, adapters).to(device)
-        offsets = {name: offset.to(device) for name, offset in peft_methods.load_mean_offsets(adapters).items()}
+        shape = (encoder.num_layers + 1, encoder.channels)
+        offsets = {name: offset.to(device) for name, offset in peft_methods.load_mean_offsets(adapters, shape).items()}
+        if unknown := set((adapter_of_clip or {}).values()) - offsets.keys():
+            raise MertoolError(f"{adapters} lacks the adapters {', '.join(sorted(unknown))}: make them again")
         return cls(encoder, offsets, adapter_of_clip or {})
 
     def adapter_of(self, clip_id: str) -> str:

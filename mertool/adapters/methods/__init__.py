@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from mertool import registry
+from mertool.adapters.methods._saved import SavedAdapter
 from mertool.encoders.hidden_states import FUNCTIONAL_ATTENTION_CLASSES
 from mertool.errors import MertoolError
 from mertool.files import write_atomic
@@ -61,41 +62,30 @@ def load_adapters(model: nn.Module, folder: Path) -> Any:
     Returns a PeftModel. Raises MertoolError for damaged adapters and those of another encoder.
     """
     import peft
-    from safetensors import SafetensorError
 
-    for method in registry.choices(PACKAGE):
-        # Importing a method of ours makes it known to PEFT.
-        registry.load(PACKAGE, "PEFT method", method)
-    folders = {path.name: path for path in _adapter_folders(folder)}
-    if FINAL not in folders:
+    adapters = {path.name: SavedAdapter.read(path) for path in _adapter_folders(folder)}
+    if FINAL not in adapters:
         raise MertoolError(f"{folder} holds no adapter: it is not what `mertool finetune` writes")
+    modules = dict(model.named_modules())
+    unfit = [name for name, adapter in adapters.items() if not modules.keys() >= set(adapter.config.target_modules)]
     try:
-        peft_model = peft.PeftModel.from_pretrained(model, str(folders[FINAL]), adapter_name=FINAL)
-        for name in sorted(folders.keys() - {FINAL}):
-            peft_model.load_adapter(str(folders[name]), adapter_name=name)
-        unfit = [name for name, path in folders.items() if not _fits(peft_model, path, name)]
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        if not unfit:
+            peft_model = peft.get_peft_model(model, adapters[FINAL].config, adapter_name=FINAL)
+            for name in sorted(adapters.keys() - {FINAL}):
+                peft_model.add_adapter(name, adapters[name].config)
+            unfit = [name for name, adapter in adapters.items() if not adapter.load_into(peft_model, name)]
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # of targets that a method cannot be put on
         raise MertoolError(f"the adapters in {folder} are damaged ({type(error).__name__}): make them again") from error
     if unfit:
         raise MertoolError(
             f"the adapters {', '.join(unfit)} in {folder} do not fit this encoder: give the one they were made for"
         )
-    peft_model.set_adapter(FINAL)
+    peft_model.set_adapter(FINAL, inference_mode=True)
     return peft_model.eval()
 
 
 def _adapter_folders(folder: Path) -> list[Path]:
     return [path.parent for path in sorted(folder.glob("*/adapter_config.json"))]
-
-
-def _fits(peft_model: Any, folder: Path, name: str) -> bool:
-    """Return whether the file has exactly the tensors of the adapter; PEFT only warns about missing ones."""
-    import peft
-    from safetensors import safe_open
-
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        saved = set(file.keys())
-    return saved == set(peft.get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False))
 
 
 def save_adapter(peft_model: Any, folder: Path, name: str) -> None:
@@ -115,8 +105,11 @@ def save_mean_offset(folder: Path, offset: torch.Tensor) -> None:
     write_atomic(folder / f"{MEAN_OFFSET}.safetensors", content)
 
 
-def load_mean_offsets(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the mean offset (layers + 1, D) of every adapter in `folder`, by the adapter's name."""
+def load_mean_offsets(folder: Path, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Return the mean offset of every adapter in `folder`, by the adapter's name.
+
+    `shape` is (layers + 1, D) of the encoder. Raises MertoolError for a missing or damaged file.
+    """
     offsets = {}
     for adapter in _adapter_folders(folder):
         file = adapter / f"{MEAN_OFFSET}.safetensors"
@@ -125,7 +118,12 @@ def load_mean_offsets(folder: Path) -> dict[str, torch.Tensor]:
                 f"{adapter} has no {file.name}, it was made by an older version: make the adapters again with "
                 "`mertool finetune`"
             )
-        offsets[adapter.name] = load_tensors(file)[MEAN_OFFSET]
+        offset = load_tensors(file).get(MEAN_OFFSET)
+        if offset is None or offset.shape != shape or offset.dtype != torch.float32 or not offset.isfinite().all():
+            raise MertoolError(
+                f"{file} is damaged: it must hold finite values of shape {shape}. Make the adapters again"
+            )
+        offsets[adapter.name] = offset
     return offsets
 
 
