@@ -14,6 +14,7 @@ from mertool.cli.options import add_command
 from mertool.cli.progress import progress
 from mertool.cli.source import read_source
 from mertool.errors import count_of
+from mertool.files import check_writable
 from mertool.options.extract import ExtractOptions
 from mertool.runs import Run
 
@@ -36,6 +37,7 @@ def extract(
 ) -> None:
     """Extract features of one modality, or estimate how long that takes."""
     manifest = read_source(source)
+    check_writable(output)
     if options.adapter:
         Run.read(options.adapter, "finetune")
     if options.aligner:

@@ -12,6 +12,7 @@ import typer
 from mertool.cli.config import config_reader
 from mertool.cli.console import printed_warnings
 from mertool.cli.help import HelpCommand
+from mertool.cli.preflight import check_before_torch
 from mertool.errors import MertoolError
 from mertool.options import Option, Options, options_of
 
@@ -52,7 +53,9 @@ def _expand(function: Command, name: str, fixed: dict[str, Any]) -> Command:
     def run(**values: Any) -> None:
         values.pop("config")
         chosen = {option.name: _read(option, values.pop(option.name)) for option in options}
-        function(**{argument: stage(**chosen, **fixed)}, **values)
+        options_of_stage = stage(**chosen, **fixed)
+        check_before_torch(options_of_stage, values.get("output"))
+        function(**{argument: options_of_stage}, **values)
 
     parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
