@@ -140,6 +140,15 @@ def test_nothing_that_runs_foreign_code(file):
     assert not keywords & {("shell", "True"), ("trust_remote_code", "True"), ("allow_pickle", "True")}
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_models_are_loaded_without_code_of_their_own(file):
+    """Without the argument transformers asks on standard input whether to run it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained"):
+            arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert arguments.get("trust_remote_code") == "False", ast.unparse(node)
+
+
 def test_pickle_is_imported_by_the_restricted_unpickler_alone():
     using = {file.relative_to(ROOT).as_posix() for file in FILES if "pickle" in imports_of(file)}
     assert using == {"interop/mertools.py"}
@@ -176,6 +185,18 @@ def test_help_starts_without_heavy_libraries(arguments, tmp_path):
         ("finetune clips.csv --layers 1 --method lorra -o run", "did you mean 'lora'?"),
         ("finetune clips.csv --probe no -o run", "no is not a run"),
         ("extract audio clips.csv -o a.h5 --adapter no", "no is not a run"),
+        ("extract audio clips.csv -o a.h5 --encoder hubert-bse", "did you mean 'hubert-base'?"),
+        ("extract audio clips.csv -o a.h5 --encoder bert-base", "encoder 'bert-base' is for text: for audio take"),
+        ("extract video clips.csv -o a.h5 --encoder ./no", "encoder folder ./no does not exist"),
+        ("extract text clips.csv -o a.h5 --asr whisper-bse", "did you mean 'whisper-base'?"),
+        ("extract audio clips.csv -o clips.csv/a.h5", "clips.csv is a file, not a folder"),
+        ("extract faces clips.csv -o .", "cannot write .: it is a folder"),
+        ("extract audio clips.csv -o a.h5 --device mps:0", "unknown device 'mps:0'"),
+        ("finetune clips.csv --layers 1 --encoder no -o run", "unknown encoder 'no': valid: hubert-large-zh"),
+        ("finetune clips.csv --layers 1 -o clips.csv/run", "clips.csv is a file, not a folder"),
+        ("fuse a.h5 -m clips.csv -o clips.csv/run", "clips.csv is a file, not a folder"),
+        ("probe-layers a.h5 -m clips.csv -o run --device gpu", "unknown device 'gpu'"),
+        ("align --audio a.h5 --video v.h5 -o clips.csv/run", "clips.csv is a file, not a folder"),
         ("predict no clips.csv -o p.csv", "no is not a run"),
     ],
 )

@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mertool.encoders.checkpoints import CONFIGURATION, SAFE_WEIGHTS
+from mertool.encoders.checkpoint_files import checkpoint_files
+from mertool.errors import MertoolError
 from mertool.files import digest_json
 
 COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the bundle
@@ -24,8 +25,11 @@ def encoder_folder(digest: str) -> str:
 
 def encoder_files(folder: Path) -> list[Path]:
     """Return the files that make up a model folder with safetensors weights; none for other weights."""
-    weights = [path for pattern in SAFE_WEIGHTS for path in folder.glob(pattern)]
-    return sorted([*weights, *(path for pattern in CONFIGURATION for path in folder.glob(pattern))] if weights else [])
+    try:
+        files = checkpoint_files(folder)
+    except MertoolError:  # the encoder is named by its digest, and whoever needs it is told what is wrong
+        return []
+    return [] if any(file.suffix == ".bin" for file in files) else sorted(files)
 
 
 def file_digest(path: Path) -> str:

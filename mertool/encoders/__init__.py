@@ -4,6 +4,7 @@ table           the checkpoints with a short name
 families/       one file per family, which loads checkpoints of some model types as an `Encoder`
 base            `Encoder`, the interface that extraction and training use
 checkpoints     finding a checkpoint by table name, hub id or folder
+checkpoint_files  which files of its folder are loaded
 loading         loading it
 hidden_states   reading the outputs of transformer blocks by hooks
 cpu             layers that compute faster on a CPU
@@ -15,6 +16,8 @@ The names below need no torch until an encoder is loaded.
 
 from mertool.encoders.checkpoints import (
     CheckpointRef,
+    check_encoder,
+    check_recogniser,
     count_layers,
     resolve_encoder,
     resolve_recogniser,
@@ -28,6 +31,8 @@ __all__ = [
     "ENCODERS",
     "CheckpointRef",
     "EncoderSpec",
+    "check_encoder",
+    "check_recogniser",
     "count_layers",
     "load_encoder",
     "load_recogniser",

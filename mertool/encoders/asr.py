@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from mertool.devices import to_device
-from mertool.encoders.pretrained import load_pretrained
-from mertool.encoders.whisper_tokens import WhisperTokens, find_tokens, load_tokenizer
+from mertool.encoders.pretrained import load_config, load_feature_extractor, load_pretrained
+from mertool.encoders.whisper_tokens import WhisperTokens, find_tokens, load_whisper_tokenizer
 from mertool.features import SAMPLE_RATE
 
 # Seconds of windows run at once, by device; each window counts in full.
@@ -58,12 +58,12 @@ class DecodedWindow:
 
     @property
     def is_silent(self) -> bool:
-        """Whether there is no speech: no speech is likely, and the text is not."""
+        """True if there is no speech: no speech is likely, and the text is not."""
         return self.no_speech > NO_SPEECH_THRESHOLD and self.mean_log_probability < LOG_PROBABILITY_THRESHOLD
 
     @property
     def needs_fallback(self) -> bool:
-        """Whether it is decoded again by sampling: the text is unlikely, or repeats itself."""
+        """True if it is decoded again by sampling: the text is unlikely, or repeats itself."""
         if self.is_silent or math.isnan(self.mean_log_probability):
             return False
         repeats = compression_ratio(self.tokens) > COMPRESSION_RATIO_THRESHOLD
@@ -81,11 +81,11 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype, language: st
 
     Raises ValueError if the folder has no Whisper or no tokenizer of one, MertoolError for an unknown language.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if config.model_type != "whisper":
         raise ValueError(f"a Whisper is needed to recognise speech, and this is a model of type {config.model_type}")
-    tokenizer = load_tokenizer(folder)
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    tokenizer = load_whisper_tokenizer(folder)
+    extractor = load_feature_extractor(folder)
     model: Any = load_pretrained(WhisperForConditionalGeneration, folder, device=device, dtype=dtype, config=config)
     tokens = find_tokens(tokenizer.get_vocab(), model, language)
     model.generation_config = tokens.generation_config()

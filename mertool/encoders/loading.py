@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mertool.encoders.checkpoint_files import loadable_view
 from mertool.encoders.checkpoints import CheckpointRef
 from mertool.encoders.table import DEFAULT_ENCODERS
 from mertool.errors import MertoolError, check_choice
@@ -23,6 +24,7 @@ def load_encoder(
     check_choice("modality", modality, DEFAULT_ENCODERS)
     family = checkpoint.family(modality).module()
     encoder: Encoder = _load(family.load, checkpoint, f"an encoder for {modality}", device=device, dtype=dtype)
+    encoder.model.name_or_path = str(checkpoint.folder)  # PEFT writes it into adapters, so not the view of the folder
     return encoder
 
 
@@ -36,13 +38,21 @@ def load_recogniser(checkpoint: CheckpointRef, *, device: "torch.device", dtype:
 
 def _load(load: Callable[..., Any], checkpoint: CheckpointRef, kind: str, **options: Any) -> Any:
     _quieten_transformers()
-    try:
-        return load(checkpoint.folder, **options)
-    except _loading_errors() as error:
-        if type(error).__name__ == "OutOfMemoryError":  # a RuntimeError too, but the folder is not at fault
-            raise
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MertoolError(f"{checkpoint.folder} cannot be loaded as {kind}: {first_line}") from error
+    with loadable_view(checkpoint.folder) as view:
+        try:
+            return load(view, **options)
+        except Exception as error:  # a folder that is damaged, foreign or hostile makes transformers raise anything
+            if type(error).__name__ == "OutOfMemoryError":  # the folder is not at fault
+                raise
+            reason = _describe(error).replace(str(view), str(checkpoint.folder))
+            raise MertoolError(f"{checkpoint.folder} cannot be loaded as {kind}: {reason}") from error
+
+
+def _describe(error: Exception) -> str:
+    """Return the first line of a message, with the type of the error where the message alone would not tell."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    is_told = isinstance(error, MertoolError | OSError | ValueError | ImportError | RuntimeError) and first_line
+    return first_line if is_told else f"{type(error).__name__} {first_line}".strip()
 
 
 def _quieten_transformers() -> None:
@@ -53,10 +63,3 @@ def _quieten_transformers() -> None:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", module="transformers")  # deprecations between it and PEFT
     warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")  # WavLM's call of torch
-
-
-def _loading_errors() -> tuple[type[Exception], ...]:
-    """Return what loading a damaged or foreign model folder raises."""
-    from safetensors import SafetensorError
-
-    return (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
+from mertool.encoders.pretrained import load_tokenizer
 from mertool.errors import check_choice
 
 REQUIRED_TOKENS = ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")
@@ -62,10 +63,10 @@ class WhisperTokens:
         return GenerationConfig(**settings)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_whisper_tokenizer(folder: Path) -> Any:
     """Load the tokenizer in `folder`; raises ValueError if it is not a Whisper's."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError("there is no tokenizer beside this Whisper (tokenizer.json, or vocab.json)") from error
     # Newer versions of transformers make an empty tokenizer where there is no file of one.

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from mertool.encoders.batch_invariance import find_norm_over_time, is_batch_invariant
+from mertool.encoders.masked_group_norm import MaskedGroupNorm
 from mertool.errors import ClipError
 
 SECOND = 16_000
@@ -13,7 +16,10 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, round(seconds * SECOND)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["hubert", "hubert_group", "wav2vec2", "wavlm", "wavlm_group", "data2vec", "whisper"])
+@pytest.mark.parametrize(
+    "name",
+    ["hubert", "hubert_group", "hubert_batch_norm", "wav2vec2", "wavlm", "wavlm_group", "data2vec", "whisper"],
+)
 def test_speech_in_a_batch_equals_alone(name, load_tiny):
     encoder = load_tiny(name, "audio")
     layers = tuple(range(encoder.num_layers + 1))
@@ -22,6 +28,53 @@ def test_speech_in_a_batch_equals_alone(name, load_tiny):
         alone = encoder.encode([wave], layers)[0]
         assert together.shape == alone.shape
         assert torch.linalg.norm(together - alone) <= 1e-4 * torch.linalg.norm(alone)
+
+
+def test_padding_is_used_where_it_changes_nothing(load_tiny):
+    names = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group"]
+    assert all(load_tiny(name, "audio").supports_padding for name in names)
+    assert all(load_tiny(name, "text").supports_padding for name in ("bert", "roberta", "llama"))
+
+
+@pytest.mark.parametrize("by_layers", [True, False])
+def test_batch_norm_over_time_refuses_padding(by_layers, load_tiny, monkeypatch):
+    """By the layers of the model, and where these are unknown by the test at load."""
+    unknown = "mertool.encoders.families.wav2vec2." + ("_is_batch_invariant" if by_layers else "find_norm_over_time")
+    monkeypatch.setattr(unknown, (lambda _: True) if by_layers else (lambda _: None))
+    encoder = load_tiny("hubert_batch_norm", "audio")
+    assert not encoder.supports_padding
+    encoder.supports_padding = True  # which shows that there was a reason
+    waves = [noise(0.3), noise(0.8, 1)]
+    assert not torch.allclose(encoder.encode(waves, (4,))[0], encoder.encode(waves[:1], (4,))[0], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [(nn.BatchNorm1d(4), "1"), (nn.InstanceNorm1d(4), "1"), (nn.GroupNorm(2, 4), "1"), (nn.LayerNorm(4), None)],
+)
+def test_norms_with_statistics_over_time_are_found(layer, name):
+    masked = MaskedGroupNorm(nn.GroupNorm(4, 4), kernel=10, stride=5)
+    assert find_norm_over_time(nn.Sequential(masked, layer)) == name
+
+
+def test_a_text_model_that_ignores_its_mask_gets_texts_of_equal_length(load_tiny, monkeypatch):
+    encoder = load_tiny("bert", "text")
+    shorter, longer = encoder.tokens_for_test(3), encoder.tokens_for_test(8)
+    assert is_batch_invariant(encoder, shorter, longer, dtype=torch.float32)
+    forward = encoder.model.forward
+    monkeypatch.setattr(encoder.model, "forward", lambda input_ids, attention_mask: forward(input_ids=input_ids))
+    assert not is_batch_invariant(encoder, shorter, longer, dtype=torch.float32)
+    encoder.supports_padding = False
+    together = encoder.encode_prepared([longer, shorter, longer], (1, 3))
+    for states, prepared in zip(together, (longer, shorter, longer), strict=True):
+        torch.testing.assert_close(states, encoder.encode_prepared([prepared], (1, 3))[0])
+
+
+def test_a_model_of_nan_gets_no_padding(load_tiny):
+    encoder = load_tiny("bert", "text")
+    with torch.no_grad():
+        encoder.model.embeddings.LayerNorm.bias.fill_(torch.nan)
+    assert not is_batch_invariant(encoder, encoder.tokens_for_test(3), encoder.tokens_for_test(8), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "llama"])

@@ -56,8 +56,8 @@ def family_for(model_type: str, modality: str) -> EncoderFamily:
     of_modality = [family for family in named if family.modality == modality]
     if named and not of_modality:
         raise MertoolError(f"a model of type '{model_type}' ({named[0].name}) encodes {named[0].modality}")
-    others = [family for family in known_families().values() if family.modality == modality and family.other_types]
-    if not of_modality + others:
+    fallbacks = [family for family in known_families().values() if family.modality == modality and family.other_types]
+    if not of_modality + fallbacks:
         valid = sorted(kind for family in known_families().values() for kind in family.model_types)
         raise MertoolError(f"no encoder family loads models of type '{model_type}': valid: {', '.join(valid)}")
-    return (of_modality + others)[0]
+    return (of_modality + fallbacks)[0]

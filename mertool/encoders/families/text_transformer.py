@@ -6,27 +6,35 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from mertool.devices import to_device
 from mertool.encoders.base import Encoder
+from mertool.encoders.batch_invariance import group_by_length, is_batch_invariant
 from mertool.encoders.hidden_states import capture_hidden_states, stack_layers
-from mertool.encoders.pretrained import load_pretrained
-from mertool.errors import ClipError
+from mertool.encoders.pretrained import load_pretrained, load_tokenizer
+from mertool.errors import ClipError, MertoolError
 
 MODALITY = "text"
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "qwen2", "llama")
 OTHER_TYPES = True
 MAX_TOKENS = 512
+TEST_LENGTHS = (5, 9)  # tokens of the two texts that are encoded at load, to see whether padding changes values
 
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "TextEncoder":
     """Load the encoder in `folder`; raises ValueError if there is no tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
+    except MertoolError:
+        raise
     except Exception as error:  # tokenizers raise anything where their files are not there
         raise ValueError(f"it has no tokenizer that can be loaded ({type(error).__name__})") from error
-    return TextEncoder(load_pretrained(AutoModel, folder, device=device, dtype=dtype), tokenizer, device=device)
+    encoder = TextEncoder(load_pretrained(AutoModel, folder, device=device, dtype=dtype), tokenizer, device=device)
+    # A model without an attention mask, or with one that it does not use, would see the padding.
+    shorter, longer = (encoder.tokens_for_test(count) for count in TEST_LENGTHS)
+    encoder.supports_padding = is_batch_invariant(encoder, shorter, longer, dtype=dtype)
+    return encoder
 
 
 class TextEncoder(Encoder):
@@ -34,6 +42,7 @@ class TextEncoder(Encoder):
 
     tokenizer: of transformers.
     max_tokens: longer texts are cut, and counted in `truncated`.
+    supports_padding: whether texts of different lengths may share a forward pass.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, device: torch.device):
@@ -45,6 +54,7 @@ class TextEncoder(Encoder):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
+        self.supports_padding = True
         positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
         # RoBERTa counts positions from padding_idx + 1, so two of its positions are never used.
         self.max_tokens = min(MAX_TOKENS, positions - 2 if "roberta" in config.model_type else positions)
@@ -65,11 +75,26 @@ class TextEncoder(Encoder):
         """Return the number of tokens, special ones included."""
         return float(len(prepared[0]))
 
-    @torch.inference_mode()
     def encode_prepared(
         self, prepared: Sequence[tuple[torch.Tensor, torch.Tensor]], layers: Sequence[int]
     ) -> list[torch.Tensor]:
         """Return (L, T, D) for each prepared text."""
+        lengths = [len(ids) for ids, _ in prepared]
+        states: dict[int, torch.Tensor] = {}
+        for group in group_by_length(lengths, supports_padding=self.supports_padding):
+            states.update(zip(group, self._forward([prepared[index] for index in group], layers), strict=True))
+        return [states[index] for index in range(len(prepared))]
+
+    def tokens_for_test(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a prepared text of the last `count` tokens of the vocabulary; padding is among the first."""
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        ids = torch.arange(vocabulary - min(count, self.max_tokens), vocabulary)
+        return ids, torch.ones(len(ids), dtype=torch.bool)
+
+    @torch.inference_mode()
+    def _forward(
+        self, prepared: Sequence[tuple[torch.Tensor, torch.Tensor]], layers: Sequence[int]
+    ) -> list[torch.Tensor]:
         ids, text_masks = zip(*prepared, strict=True)
         padding = self.tokenizer.pad_token_id or 0
         padded = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=padding)

@@ -4,19 +4,19 @@ The vector of a frame is the class token of a layer, or the mean over patches in
 prepared here, because the pixels of transformers' image processors depend on which backends are installed.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModel, CLIPVisionModel, SiglipVisionModel
+from transformers import AutoModel, CLIPVisionModel, SiglipVisionModel
 
 from mertool.devices import to_device
 from mertool.encoders.base import Encoder
+from mertool.encoders.checkpoint_files import read_json
 from mertool.encoders.hidden_states import capture_hidden_states, stack_layers
-from mertool.encoders.pretrained import load_pretrained
+from mertool.encoders.pretrained import load_config, load_pretrained
 
 MODALITY = "video"
 MODEL_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "vit", "dinov2")
@@ -30,13 +30,13 @@ DEFAULT_MEAN = DEFAULT_STD = (0.5, 0.5, 0.5)
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "ImageEncoder":
     """Load the encoder in `folder`, of a CLIP or SigLIP the vision tower; raises ValueError if it takes no images."""
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if not hasattr(getattr(config, "vision_config", config), "image_size"):
         raise ValueError(f"{config.model_type} does not take images")
     model_class = VISION_TOWERS.get(config.model_type, AutoModel)
     model = load_pretrained(model_class, folder, device=device, dtype=dtype)
     file = folder / "preprocessor_config.json"
-    preprocessor = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    preprocessor = read_json(file) if file.exists() else {}
     return ImageEncoder(model, preprocessor=preprocessor, device=device, dtype=dtype)
 
 

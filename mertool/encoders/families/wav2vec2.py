@@ -1,24 +1,25 @@
 """Encoders of waveforms: HuBERT, wav2vec 2.0, WavLM, data2vec-audio and others that AutoModel loads.
 
 The models of MASKABLE_TYPES are padded with an attention mask, those with group norm over time get statistics over the
-valid frames of each clip. Padding would leak into the others (data2vec stacks its positional convolutions), so their
-batches hold clips of equal length only.
+valid frames of each clip. Padding would leak into the others: data2vec stacks its positional convolutions, and some
+HuBERTs (mHuBERT-147) have batch norm before theirs. Their forward passes take clips of equal length only. Whether a
+model is one of these is read off its layers, and tested at load.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoModel
 
 from mertool.devices import to_device
 from mertool.encoders.base import MAX_WINDOW_SECONDS, Encoder
+from mertool.encoders.batch_invariance import find_norm_over_time, group_by_length, is_batch_invariant
 from mertool.encoders.hidden_states import capture_hidden_states, remove_weight_norm, stack_layers
 from mertool.encoders.masked_group_norm import MaskedGroupNorm
-from mertool.encoders.pretrained import load_pretrained
+from mertool.encoders.pretrained import load_config, load_feature_extractor, load_pretrained
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
@@ -29,11 +30,15 @@ MASKABLE_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat")
 # Padded seconds in one forward pass, however large the batch: one film must not need the memory of a film.
 MAX_SECONDS_PER_FORWARD = {"cpu": 60}
 MAX_SECONDS_PER_FORWARD_ON_GPU = 640
+TEST_SECONDS = (
+    0.1,
+    0.2,
+)  # lengths of the two waveforms that are encoded at load, to see whether padding changes values
 
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "Wav2Vec2FamilyEncoder":
     """Load the encoder in `folder`; raises ValueError if it does not take a waveform."""
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     # Masking and layer drop are switched on by our training only, also when the model is in training mode.
     for name, value in {"apply_spec_augment": False, "layerdrop": 0.0}.items():
         if hasattr(config, name):
@@ -44,41 +49,39 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "Wav2Vec2
         raise ValueError(f"{config.model_type} does not take a waveform")
     remove_weight_norm(model)
     has_layer_norm = getattr(config, "feat_extract_norm", "") == "layer"
-    supports_padding = config.model_type in MASKABLE_TYPES
-    return Wav2Vec2FamilyEncoder(
-        model.to(dtype),
+    is_maskable = config.model_type in MASKABLE_TYPES
+    encoder = Wav2Vec2FamilyEncoder(
+        model,
         device=device,
-        dtype=dtype,
-        supports_padding=supports_padding,
-        masked_norm=_mask_group_norm(model) if supports_padding and not has_layer_norm else None,
-        do_normalize=_do_normalize(folder, default=supports_padding and has_layer_norm),
+        masked_norm=_mask_group_norm(model) if is_maskable and not has_layer_norm else None,
+        do_normalize=_do_normalize(folder, default=is_maskable and has_layer_norm),
     )
+    encoder.supports_padding = is_maskable and find_norm_over_time(model) is None and _is_batch_invariant(encoder)
+    encoder.convert(dtype)
+    return encoder
 
 
 class Wav2Vec2FamilyEncoder(Encoder):
     """A convolutional front end on the waveform, and a transformer on its frames (20 ms each).
 
-    supports_padding: whether clips of different lengths may share a batch.
+    supports_padding: whether clips of different lengths may share a forward pass.
     masked_norm: the group norm of the front end, to be told the lengths of each batch; None without group norm.
     do_normalize: whether the model was trained on waveforms of zero mean and unit variance.
+    dtype: of the weights, float32 until `convert` changes it.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        supports_padding: bool,
-        masked_norm: MaskedGroupNorm | None,
-        do_normalize: bool,
-    ):
+    def __init__(self, model: Any, *, device: torch.device, masked_norm: MaskedGroupNorm | None, do_normalize: bool):
         config = model.config
         super().__init__(
             model, num_layers=int(config.num_hidden_layers), channels=int(config.hidden_size), device=device
         )
+        self.masked_norm, self.do_normalize = masked_norm, do_normalize
+        self.supports_padding, self.dtype = True, torch.float32
+
+    def convert(self, dtype: torch.dtype) -> None:
+        """Round the weights to `dtype`, in which the model then computes."""
+        self.model.to(dtype)
         self.dtype = dtype
-        self.supports_padding, self.masked_norm, self.do_normalize = supports_padding, masked_norm, do_normalize
 
     def num_frames(self, samples: int) -> int:
         """Return the number of frames (20 ms each) of a waveform of that many samples."""
@@ -109,12 +112,9 @@ class Wav2Vec2FamilyEncoder(Encoder):
 
     def _encode_windows(self, windows: list[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:
         """Return (L, T, D) for each window, in as many forward passes as their lengths and the device need."""
-        groups: dict[int, list[int]] = defaultdict(list)
-        for index, window in enumerate(windows):
-            groups[0 if self.supports_padding else len(window)].append(index)
         states: dict[int, torch.Tensor] = {}
         max_seconds = MAX_SECONDS_PER_FORWARD.get(self.device.type, MAX_SECONDS_PER_FORWARD_ON_GPU)
-        for group in groups.values():
+        for group in group_by_length(map(len, windows), supports_padding=self.supports_padding):
             longest = max(len(windows[index]) for index in group) / SAMPLE_RATE
             size = max(1, int(max_seconds / longest))
             for start in range(0, len(group), size):
@@ -149,8 +149,16 @@ def _mask_group_norm(model: Any) -> MaskedGroupNorm:
     return layer.layer_norm
 
 
+def _is_batch_invariant(encoder: Wav2Vec2FamilyEncoder) -> bool:
+    """Return True if padding does not change the hidden states of noise; tested in float32, where rounding is small."""
+    generator = np.random.default_rng(0)
+    waves = [generator.normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32) for seconds in TEST_SECONDS]
+    shorter, longer = map(encoder.prepare, waves)
+    return is_batch_invariant(encoder, shorter, longer, dtype=torch.float32)
+
+
 def _do_normalize(folder: Path, *, default: bool) -> bool:
     try:
-        return bool(AutoFeatureExtractor.from_pretrained(folder).do_normalize)
-    except (OSError, ValueError, AttributeError):
+        return bool(load_feature_extractor(folder).do_normalize)
+    except (OSError, ValueError, AttributeError):  # there is none, or one of another kind
         return default

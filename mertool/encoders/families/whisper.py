@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from transformers import AutoModel
 
 from mertool.devices import to_device
 from mertool.encoders.base import MAX_WINDOW_SECONDS, Encoder
 from mertool.encoders.hidden_states import capture_hidden_states, stack_layers
-from mertool.encoders.pretrained import load_pretrained
+from mertool.encoders.pretrained import load_config, load_feature_extractor, load_pretrained
 from mertool.features import SAMPLE_RATE
 
 MODALITY = "audio"
@@ -21,10 +21,10 @@ SAMPLES_PER_FRAME = 320  # 20 ms
 
 def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "WhisperEncoder":
     """Load the encoder of the Whisper in `folder`."""
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     config.encoder_layerdrop = 0.0
     model = load_pretrained(AutoModel, folder, device=device, dtype=dtype, config=config).get_encoder()
-    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    extractor = load_feature_extractor(folder)
     return WhisperEncoder(model, extractor=extractor, device=device, dtype=dtype)
 
 

@@ -1,0 +1,113 @@
+"""The files of a checkpoint's folder that are loaded, and a view of the folder that has these files alone.
+
+transformers looks for many files in a folder: weights under several names, adapters, distributed checkpoints (which
+are pickles), Python code. A model is loaded from the view, so nothing is read that the digest does not name, and no
+setting in config.json chooses code.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mertool.errors import MertoolError
+
+CONFIG = "config.json"
+CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes", "*.tiktoken")
+SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# Checkpoints without safetensors, chinese-hubert among them: torch reads these with weights_only.
+TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER = "adapter_config.json"
+# Settings that choose kernels, which transformers would fetch from a hub and run. mertool chooses its own.
+IGNORED_SETTINGS = (
+    *(f"{prefix}{kind}_implementation" for prefix in ("", "_") for kind in ("attn", "experts")),
+    *(f"_{kind}_implementation_{suffix}" for kind in ("attn", "experts") for suffix in ("internal", "autoset")),
+    *("use_kernels", "kernel_config", "fusion_config"),
+)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object; raises MertoolError for anything else."""
+    try:
+        if file.exists() and not file.is_file():  # opening a pipe would wait for a writer that never comes
+            raise OSError("not a file")
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON object is needed, not a {type(content).__name__}")
+    except RecursionError as error:
+        raise MertoolError(f"{file} cannot be read (its JSON is nested too deeply)") from error
+    except (OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MertoolError(f"{file} cannot be read ({reason})") from error
+    return content
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return all files of a checkpoint that are loaded: configuration, vocabulary and weights.
+
+    Raises MertoolError where a file is missing, or where the folder has an adapter beside the model.
+    """
+    if (folder / ADAPTER).exists():
+        raise MertoolError(
+            f"{folder} holds an adapter ({ADAPTER}) beside the model: merge it into the model with PEFT's "
+            "`merge_and_unload`, or give a folder without it"
+        )
+    found = [file for pattern in CONFIGURATION for file in folder.glob(pattern) if file.is_file()]
+    return list(dict.fromkeys(found + weight_files(folder)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the file of weights that is loaded, or its shards, by the order in which transformers looks for them.
+
+    Raises MertoolError if there is none, or if a shard is missing.
+    """
+    # A configuration may name another file of safetensors.
+    named = read_json(folder / CONFIG).get("transformers_weights") if (folder / CONFIG).exists() else None
+    names = SAFE_WEIGHTS + TORCH_WEIGHTS if named is None else (_plain_name(named, folder / CONFIG),)
+    chosen = next((folder / name for name in names if (folder / name).is_file()), None)
+    if chosen is None:
+        raise MertoolError(f"{folder} has no weights: one of {', '.join(names)} is needed")
+    if chosen.suffix != ".json":
+        return [chosen]
+    shards = read_json(chosen).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise MertoolError(f"{chosen} names no shards: get the checkpoint again")
+    files = [folder / name for name in sorted({_plain_name(shard, chosen) for shard in shards.values()})]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise MertoolError(f"{folder} lacks the shard {missing[0]} that {chosen.name} names: get the checkpoint again")
+    return files
+
+
+def _plain_name(name: Any, source: Path) -> str:
+    """Return the name of a file in the folder of `source`, which names it; raises MertoolError for another path."""
+    if (
+        not isinstance(name, str)
+        or Path(name).name != name
+        or Path(name).suffix not in (".safetensors", ".bin", ".json")
+    ):
+        raise MertoolError(f"{source} names the weights {str(name)[:80]!r}: names of files beside it are valid")
+    return name
+
+
+@contextmanager
+def loadable_view(folder: Path) -> Iterator[Path]:
+    """Make a temporary folder of links to the files that are loaded, with a config.json that chooses no kernels."""
+    with TemporaryDirectory(prefix="mertool-") as temporary:
+        view = Path(temporary)
+        for file in checkpoint_files(folder):
+            (view / file.name).symlink_to(file.resolve())
+        (view / CONFIG).unlink()
+        config = _without_ignored_settings(read_json(folder / CONFIG))
+        (view / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        yield view
+
+
+def _without_ignored_settings(value: Any) -> Any:
+    """Copy a configuration without IGNORED_SETTINGS, those of its parts included."""
+    if isinstance(value, list):
+        return [_without_ignored_settings(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_ignored_settings(item) for name, item in value.items() if name not in IGNORED_SETTINGS}
+    return value
