@@ -15,16 +15,20 @@ from typing import Any
 from mertool.errors import MertoolError
 
 CONFIG = "config.json"
+# These are copied to the view without IGNORED_SETTINGS; all other files are linked.
+CLEANED = (CONFIG, "tokenizer_config.json")
 CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes", "*.tiktoken")
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Checkpoints without safetensors, chinese-hubert among them: torch reads these with weights_only.
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
-# Settings that choose kernels, which transformers would fetch from a hub and run. mertool chooses its own.
+# Settings that choose kernels or weights which transformers would fetch from a hub, and names of files, which may lie
+# anywhere: transformers knows the names of the files beside config.json without them.
 IGNORED_SETTINGS = (
     *(f"{prefix}{kind}_implementation" for prefix in ("", "_") for kind in ("attn", "experts")),
     *(f"_{kind}_implementation_{suffix}" for kind in ("attn", "experts") for suffix in ("internal", "autoset")),
-    *("use_kernels", "kernel_config", "fusion_config"),
+    *("use_kernels", "kernel_config", "fusion_config", "use_pretrained_backbone"),
+    *("vocab_file", "merges_file", "tokenizer_file", "added_tokens_file", "special_tokens_map_file"),
 )
 
 
@@ -93,14 +97,15 @@ def _plain_name(name: Any, source: Path) -> str:
 
 @contextmanager
 def loadable_view(folder: Path) -> Iterator[Path]:
-    """Make a temporary folder of links to the files that are loaded, with a config.json that chooses no kernels."""
+    """Make a temporary folder of links to the files that are loaded, with configurations that choose no kernels."""
     with TemporaryDirectory(prefix="mertool-") as temporary:
         view = Path(temporary)
         for file in checkpoint_files(folder):
-            (view / file.name).symlink_to(file.resolve())
-        (view / CONFIG).unlink()
-        config = _without_ignored_settings(read_json(folder / CONFIG))
-        (view / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            if file.name in CLEANED:
+                cleaned = _without_ignored_settings(read_json(file))
+                (view / file.name).write_text(json.dumps(cleaned), encoding="utf-8")
+            else:
+                (view / file.name).symlink_to(file.resolve())
         yield view
 
 
@@ -109,5 +114,8 @@ def _without_ignored_settings(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_ignored_settings(item) for item in value]
     if isinstance(value, dict):
-        return {name: _without_ignored_settings(item) for name, item in value.items() if name not in IGNORED_SETTINGS}
+        settings = {name: item for name, item in value.items() if name not in IGNORED_SETTINGS}
+        if isinstance(names := settings.get("fast_tokenizer_files"), list):
+            settings["fast_tokenizer_files"] = [name for name in names if Path(str(name)).name == name]
+        return {name: _without_ignored_settings(item) for name, item in settings.items()}
     return value

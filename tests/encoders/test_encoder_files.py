@@ -200,3 +200,21 @@ def test_settings_of_the_wrong_type_are_one_line(settings, folder):
         load(folder)
     assert "\n" not in str(error.value)
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("setting", ["fast_tokenizer_files", "vocab_file", "tokenizer_file"])
+def test_no_vocabulary_from_elsewhere(setting, tiny_encoders, tmp_path):
+    """A tokenizer that knows one word more lies outside, where the digest does not see it."""
+    folder = shutil.copytree(tiny_encoders["bert"], tmp_path / "model")
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    words = vocabulary["model"]["vocab"]
+    assert "elsewhere" not in words
+    vocabulary["model"]["vocab"] = {**words, "elsewhere": len(words)}
+    elsewhere = tmp_path / "tokenizer.4.0.0.json"
+    elsewhere.write_text(json.dumps(vocabulary))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    value = [str(elsewhere)] if setting == "fast_tokenizer_files" else str(elsewhere)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, setting: value}))
+    checkpoint = resolve_encoder(str(folder), "text")
+    encoder = load_encoder(checkpoint, "text", device=torch.device("cpu"), dtype=torch.float32)
+    assert "elsewhere" not in encoder.tokenizer.get_vocab()
