@@ -58,8 +58,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
             f"{folder} holds an adapter ({ADAPTER}) beside the model: merge it into the model with PEFT's "
             "`merge_and_unload`, or give a folder without it"
         )
-    found = [file for pattern in CONFIGURATION for file in folder.glob(pattern) if file.is_file()]
-    return list(dict.fromkeys(found + weight_files(folder)))
+    configuration = [file for pattern in CONFIGURATION for file in folder.glob(pattern) if file.is_file()]
+    return list(dict.fromkeys(configuration + weight_files(folder)))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer
 
 from mertool.errors import MertoolError
 
 # Modules that no hidden state depends on; many checkpoints do not have them.
 UNUSED_MODULES = ("pooler", "masked_spec_embed", "mask_token")
-# The name of the argument of `from_pretrained` for the number format of the weights.
-DTYPE_ARGUMENT = "torch_dtype" if transformers.__version__ < "4.56" else "dtype"
 
 
 @contextmanager
@@ -60,9 +57,13 @@ def load_pretrained(model_class: Any, folder: Path, *, device: torch.device, dty
     """
     if device.type == "cpu":
         options.setdefault("attn_implementation", "eager")
-    options[DTYPE_ARGUMENT] = dtype
     model, info = model_class.from_pretrained(
-        folder, output_loading_info=True, trust_remote_code=False, weights_only=True, **options
+        folder,
+        torch_dtype=dtype,  # `dtype` in newer versions of transformers, which know this name too
+        output_loading_info=True,
+        trust_remote_code=False,
+        weights_only=True,  # of pytorch_model.bin, which is a pickle
+        **options,
     )
     missing = sorted(name for name in info["missing_keys"] if not any(unused in name for unused in UNUSED_MODULES))
     if missing:

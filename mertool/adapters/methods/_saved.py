@@ -85,8 +85,8 @@ def _size(module: Any, saved: dict[str, Any], targets: list[str]) -> int | None:
     """Return the size in a saved configuration: the setting that equals the size whatever it is, as LoRA's `r`."""
     if module.SIZE is None:
         return None
-    one, two = (_as_json(module.config(targets, size)) for size in (1, 2))
-    sizes = [saved.get(name) for name in one if (one[name], two[name]) == (1, 2)]
+    smallest, next_size = (_as_json(module.config(targets, size)) for size in (1, 2))
+    sizes = [saved.get(name) for name in smallest if (smallest[name], next_size[name]) == (1, 2)]
     return sizes[0] if sizes and type(sizes[0]) is int else None
 
 
