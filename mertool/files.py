@@ -152,6 +152,9 @@ def digest_json(value: Any) -> str:
 
 def content_digest(paths: list[Path]) -> str:
     """SHA-256 over names and whole contents of several files; read once as long as they do not change."""
+    if irregular := [path for path in paths if not path.is_file()]:
+        # Opening a pipe would wait for a writer that never comes.
+        raise MertoolError(f"{irregular[0]} is missing or not a regular file: copy it anew, or make it again")
     ordered = sorted(paths, key=lambda p: p.name)
     return _content_digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in ordered))
 

@@ -1,17 +1,19 @@
 """The visual encoder that `align` trains: from the face features of frames to one vector in the acoustic space."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from mertool.encoders.checkpoint_files import read_json
 from mertool.errors import MertoolError
 from mertool.runs import load_tensors
 
 HEADS = 4
 MAX_FRAMES = 64  # of a clip; of a longer one so many are taken at equal distances
+FRAMES_LIMIT = 100_000  # largest valid value of `frames` in a file
 MAX_WAVELENGTH = 10_000.0  # of the position encoding, in frames (Vaswani et al., 2017)
 
 
@@ -69,16 +71,28 @@ class Aligner(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> "Aligner":
-        """Load the aligner of a run of `align`, or the copy of one in a bundle."""
-        info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        """Load the aligner of a run of `align`, or of a bundle; raises MertoolError for anything else."""
+        sizes, tensors = read_json(folder / "run.json").get("sizes"), load_tensors(folder / "aligner.safetensors")
         try:
-            aligner = cls(**info["sizes"])
-            aligner.load_state_dict(load_tensors(folder / "aligner.safetensors"))
-        except (KeyError, TypeError, RuntimeError) as error:
+            # Compared before a model is made: sizes that are wrong might need all memory.
+            if sizes != {**_sizes_of(tensors), "frames": sizes["frames"]} or not 0 < sizes["frames"] <= FRAMES_LIMIT:
+                raise ValueError("sizes that are not those of the tensors")
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise ValueError("values that are not finite")
+            aligner = cls(**sizes)
+            aligner.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
             raise MertoolError(
                 f"{folder} holds no aligner of this version of mertool: run `mertool align` again"
             ) from error
         return aligner.eval()
+
+
+def _sizes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return the sizes of the aligner that has these tensors, all but `frames`."""
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("temporal.layers.")}
+    width, channels = tensors["frame.0.weight"].shape
+    return {"channels": channels, "width": width, "blocks": len(blocks), "acoustic": tensors["project.weight"].shape[0]}
 
 
 def uniform_frame_indices(count: int, max_frames: int) -> np.ndarray:

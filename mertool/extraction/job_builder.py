@@ -145,17 +145,28 @@ def _with_encoder(job: ExtractionJob, output: Path, frames: Path | None, *, opti
 def _default_encoder(options: ExtractOptions, aligner: Run | None) -> str:
     """The encoder that the adapter or the aligner was trained on, else the default of the encoder table."""
     if options.adapter:
-        return str(Run.read(options.adapter, "finetune", "encoder").info["encoder"]["checkpoint"])
+        return str(_read_finetune_run(options.adapter).info["encoder"]["checkpoint"])
     if aligner:
         return str(aligner.info["origin"]["encoder"]["checkpoint"])
     return encoders.DEFAULT_ENCODERS[options.modality]
+
+
+def _read_finetune_run(folder: Path) -> Run:
+    """Read a finetune run; raises MertoolError if what run.json says of its encoder and its adapters makes no sense."""
+    run = Run.read(folder, "finetune", "encoder", "adapter_of_clip")
+    encoder, adapter_of_clip = run.info["encoder"], run.info["adapter_of_clip"]
+    names = [encoder.get(key) for key in ("name", "checkpoint", "weights")] if isinstance(encoder, dict) else [None]
+    names += adapter_of_clip.values() if isinstance(adapter_of_clip, dict) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise MertoolError(f"{folder}/run.json is damaged (encoder, adapter_of_clip): run `mertool finetune` again")
+    return run
 
 
 def _read_adapter(folder: Path | None, checkpoint: encoders.CheckpointRef) -> Run | None:
     """The finetune run in `folder`, checked against the encoder."""
     if folder is None:
         return None
-    run = Run.read(folder, "finetune", "encoder", "adapter_of_clip")
+    run = _read_finetune_run(folder)
     if not run.is_complete:
         raise MertoolError(f"{folder} is damaged, a file of it is missing or cut: run `mertool finetune` again")
     trained_on, weights = run.info["encoder"], checkpoint.digest()

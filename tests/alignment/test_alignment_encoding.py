@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mertool.alignment.encoding import encode_clips, pad_frames
 from mertool.encoders.aligner import Aligner, uniform_frame_indices
@@ -93,7 +94,44 @@ def test_cached_gradients_are_of_the_same_dropout(make_aligner, frames, monkeypa
         torch.testing.assert_close(cached_gradient, direct_gradient)
 
 
-def test_an_aligner_of_another_version_is_refused(tmp_path):
+def test_an_aligner_of_another_version_is_refused(make_aligner, tmp_path):
+    save_file(make_aligner().state_dict(), tmp_path / "aligner.safetensors")
     (tmp_path / "run.json").write_text(json.dumps({"sizes": {"channels": 6, "width": 16, "acoustic": 5}}))
     with pytest.raises(MertoolError, match="run `mertool align` again"):
+        Aligner.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda info: info["sizes"].update(width=10**9),
+        lambda info: info["sizes"].update(blocks=10**9),
+        lambda info: info["sizes"].update(frames=0),
+        lambda info: info["sizes"].update(frames="many"),
+        lambda info: info["sizes"].update(frames=None),
+        lambda info: info["sizes"].update(more=1),
+        lambda info: info["sizes"].pop("acoustic"),
+        lambda info: info.update(sizes=[1]),
+        lambda info: info.pop("sizes"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_tensors_are_refused(change, make_aligner, tmp_path):
+    """Before a model of these sizes is made, for which there may be no memory."""
+    aligner = make_aligner()
+    save_file(aligner.state_dict(), tmp_path / "aligner.safetensors")
+    info = {"sizes": dict(aligner.sizes)}
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    assert Aligner.load(tmp_path).sizes == aligner.sizes
+    change(info)
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    with pytest.raises(MertoolError, match="holds no aligner of this version of mertool"):
+        Aligner.load(tmp_path)
+
+
+def test_an_aligner_of_infinite_values_is_refused(make_aligner, tmp_path):
+    aligner = make_aligner()
+    aligner.set_statistics(np.full(6, np.inf, np.float32), np.ones(6, np.float32))
+    save_file(aligner.state_dict(), tmp_path / "aligner.safetensors")
+    (tmp_path / "run.json").write_text(json.dumps({"sizes": aligner.sizes}))
+    with pytest.raises(MertoolError, match="holds no aligner of this version of mertool"):
         Aligner.load(tmp_path)
