@@ -87,7 +87,7 @@ FORMS = {
     with_preprocessor_type: ("hubert_group", "audio", False),
     with_preprocessor_code_in_config: ("hubert_group", "audio", True),
     with_tokenizer_code: ("bert", "text", True),
-    with_tokenizer_list: ("bert", "text", False),
+    with_tokenizer_list: ("bert", "text", True),
     with_kernels: ("hubert_group", "audio", True),
     with_kernels_by_part: ("bert", "text", True),
     with_generation_code: ("asr", "asr", True),
