@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mertool.encoders.checkpoint_files import read_json
 from mertool.errors import MertoolError
 from mertool.runs import load_tensors
+from mertool.untrusted import read_json_object
 
 HEADS = 4
 MAX_FRAMES = 64  # of a clip; of a longer one so many are taken at equal distances
@@ -72,7 +72,8 @@ class Aligner(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> "Aligner":
         """Load the aligner of a run of `align`, or of a bundle; raises MertoolError for anything else."""
-        sizes, tensors = read_json(folder / "run.json").get("sizes"), load_tensors(folder / "aligner.safetensors")
+        sizes = read_json_object(folder / "run.json", "run `mertool align` again").get("sizes")
+        tensors = load_tensors(folder / "aligner.safetensors")
         try:
             # Compared before a model is made: sizes that are wrong might need all memory.
             if sizes != {**_sizes_of(tensors), "frames": sizes["frames"]} or not 0 < sizes["frames"] <= FRAMES_LIMIT:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mertool.errors import MertoolError
+from mertool.untrusted import read_bytes
 
 CONFIG = "config.json"
 # These are copied to the view without IGNORED_SETTINGS; all other files are linked.
@@ -22,6 +23,7 @@ SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Checkpoints without safetensors, chinese-hubert among them: torch reads these with weights_only.
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
+REMEDY = "get the model folder again"
 # Settings that choose kernels or weights which transformers would fetch from a hub, and names of files, which may lie
 # anywhere: transformers knows the names of the files beside config.json without them.
 IGNORED_SETTINGS = (
@@ -33,19 +35,19 @@ IGNORED_SETTINGS = (
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; raises MertoolError for anything else."""
+    """Read a JSON object of a model folder; raises MertoolError for anything else.
+
+    Less strict than `untrusted.read_json`, because configurations of models may hold infinite numbers.
+    """
+    content = read_bytes(file, REMEDY)
     try:
-        if file.exists() and not file.is_file():  # opening a pipe would wait for a writer that never comes
-            raise OSError("not a file")
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"a JSON object is needed, not a {type(content).__name__}")
-    except RecursionError as error:
-        raise MertoolError(f"{file} cannot be read (its JSON is nested too deeply)") from error
-    except (OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MertoolError(f"{file} cannot be read ({reason})") from error
-    return content
+        value = json.loads(content)
+    except (ValueError, MemoryError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise MertoolError(f"{file} cannot be read ({reason}): {REMEDY}") from error
+    if not isinstance(value, dict):
+        raise MertoolError(f"{file} cannot be read (it holds no JSON object): {REMEDY}")
+    return value
 
 
 def checkpoint_files(folder: Path) -> list[Path]:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from mertool import registry
-from mertool.encoders.checkpoint_files import read_json
 from mertool.errors import MertoolError
 from mertool.runs import load_tensors
+from mertool.untrusted import read_json_object
 
 PACKAGE = "adapters.methods"
+REMEDY = "make the adapters again with `mertool finetune`"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Settings that say where an adapter comes from, and not what it computes.
 PROVENANCE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
@@ -44,7 +45,7 @@ class SavedAdapter:
         for name, tensor in tensors.items():
             if tensor.dtype not in DTYPES or not tensor.isfinite().all():
                 raise MertoolError(f"{folder / WEIGHTS} is damaged: {name} has values that are no finite numbers")
-        saved = read_json(folder / CONFIG)
+        saved = read_json_object(folder / CONFIG, REMEDY)
         targets = saved.get("target_modules")
         if not isinstance(targets, list) or not targets or not all(isinstance(name, str) and name for name in targets):
             raise MertoolError(f"{folder / CONFIG} is damaged: target_modules must be a list of names")
