@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class Aligner(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> "Aligner":
         """Load the aligner of a run of `align`, or of a bundle; raises MertoolError for anything else."""
-        sizes = read_json_object(folder / "run.json", "run `mertool align` again").get("sizes")
+        sizes: Any = read_json_object(folder / "run.json", "run `mertool align` again").get("sizes")
         tensors = load_tensors(folder / "aligner.safetensors")
         try:
             # Compared before a model is made: sizes that are wrong might need all memory.
