@@ -570,7 +570,7 @@ def test_an_adapter_without_its_mean_offset_is_refused(finetune_run, tmp_path):
     shutil.copytree(finetune_run / "adapters", tmp_path / "adapters")
     (tmp_path / "adapters" / "fold1" / "mean_offset.safetensors").unlink()
     with pytest.raises(MertoolError, match=r"fold1 has no mean_offset.safetensors, it was made by an older version"):
-        load_mean_offsets(tmp_path / "adapters", (9, 32))
+        load_mean_offsets(tmp_path / "adapters", (9, 96))
 
 
 def test_extraction_reports_which_adapters_it_used(

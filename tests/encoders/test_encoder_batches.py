@@ -36,6 +36,17 @@ def test_padding_is_used_where_it_changes_nothing(load_tiny):
     assert all(load_tiny(name, "text").supports_padding for name in ("bert", "roberta", "llama"))
 
 
+@pytest.mark.parametrize("name", ["hubert_group", "wavlm_group"])
+def test_the_lengths_of_a_batch_do_not_outlive_it(name, load_tiny):
+    """finetune calls the front end by itself; the test of padding at load is a batch, too."""
+    encoder = load_tiny(name, "audio")
+    wave = torch.from_numpy(noise(0.5))[None]
+    fresh = encoder.model.feature_extractor(wave)
+    encoder.encode([noise(0.3), noise(0.8, 1)], (1,))
+    assert torch.equal(encoder.model.feature_extractor(wave), fresh)
+    assert encoder.masked_norm.lengths is None
+
+
 @pytest.mark.parametrize("by_layers", [True, False])
 def test_batch_norm_over_time_refuses_padding(by_layers, load_tiny, monkeypatch):
     """By the layers of the model, and where these are unknown by the test at load."""

@@ -129,8 +129,12 @@ class Wav2Vec2FamilyEncoder(Encoder):
         options = {} if mask.all() else {"attention_mask": to_device(mask, self.device)}
         if self.masked_norm is not None:
             self.masked_norm.set_lengths([len(window) for window in windows], padded.shape[1])
-        with capture_hidden_states(self.blocks, layers) as states:
-            self.model(to_device(padded, self.device).to(self.dtype), **options)
+        try:
+            with capture_hidden_states(self.blocks, layers) as states:
+                self.model(to_device(padded, self.device).to(self.dtype), **options)
+        finally:
+            if self.masked_norm is not None:
+                self.masked_norm.lengths = None  # training calls the front end by itself, on clips of other lengths
         stacked = stack_layers(states, layers)
         return [stacked[:, row, : self.num_frames(len(window))] for row, window in enumerate(windows)]
 
