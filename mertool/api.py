@@ -143,7 +143,8 @@ def evaluate(
 
     given = _make_options(EvaluateOptions, options)
     paths = list(map(Path, _as_list(predictions)))
-    return run_stage(paths, read_truth(Path(labels), paths), Path(output) if output else None, given)
+    truth = read_truth(Path(labels), paths, given.classes)
+    return run_stage(paths, truth, Path(output) if output else None, given)
 
 
 def _make_options(kind: type[StageOptions], given: dict[str, Any]) -> StageOptions:

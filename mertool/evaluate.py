@@ -3,7 +3,7 @@ bundle without a modality or in noise."""
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,16 @@ import numpy as np
 from mertool.errors import MertoolError
 from mertool.files import check_writable, write_atomic
 from mertool.interop.labels import is_manifest, label_clips
-from mertool.manifest import Clip, Manifest
-from mertool.metrics import calibration_error, confusion_matrix, mcnemar, paired_bootstrap, per_class_scores, score_json
+from mertool.manifest import EMOTIONS, Clip, Manifest, canonical_label
+from mertool.metrics import (
+    averaged_classes,
+    calibration_error,
+    confusion_matrix,
+    mcnemar,
+    paired_bootstrap,
+    per_class_scores,
+    score_json,
+)
 from mertool.options.evaluate import EvaluateOptions
 from mertool.predictions import Predictions, feature_cache_folder
 
@@ -48,8 +56,12 @@ class EvaluatedClips:
         )
 
     def scores(self, predicted: np.ndarray) -> dict[str, Any]:
-        """Scores of predicted class indices (N,), with intervals."""
-        return score_json(self.labels, predicted, len(self.classes), seed=self.seed, groups=self.speakers)
+        """Scores of predicted class indices (N,), with intervals, and the classes that they average over."""
+        matrix = confusion_matrix(self.labels, predicted, len(self.classes))
+        return {
+            **score_json(self.labels, predicted, len(self.classes), seed=self.seed, groups=self.speakers),
+            "averaged_classes": averaged_classes(matrix, self.classes),
+        }
 
     def gain(self, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
         """Paired bootstrap of the difference in weighted F1 of two systems' class indices (N,)."""
@@ -103,15 +115,27 @@ def evaluate(
             predicted, evaluated, path=predictions[0], manifest=manifest, options=options, on_progress=on_progress
         )
     if output:
-        _write(output, result)
+        result["plots"] = _plot(output, result)
+        write_atomic(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
 
 
-def read_truth(labels: Path, predictions: Sequence[Path]) -> Manifest:
+def read_truth(labels: Path, predictions: Sequence[Path], classes: tuple[str, ...] | None = None) -> Manifest:
     """Return the true labels of a manifest, or of any file that `mertool manifest --labels` reads.
 
-    The latter names clips in its own way, so it is joined to the clips that are predicted.
+    The latter names clips in its own way, so it is joined to the clips that are predicted. `classes` names labels that
+    are numbers, in index order.
     """
+    manifest = _read_labels(labels, predictions)
+    if classes is None:
+        return manifest
+    if unknown := manifest.describe_unknown_labels(classes):
+        raise MertoolError(f"{labels}: {unknown}; name another set with --classes a,b,c")
+    named = (replace(c, label=canonical_label(c.label, classes)) if c.label else c for c in manifest.clips)
+    return replace(manifest, clips=tuple(named))
+
+
+def _read_labels(labels: Path, predictions: Sequence[Path]) -> Manifest:
     if not labels.exists() or is_manifest(labels):
         return Manifest.read(labels)
     clips: dict[str, Clip] = {}
@@ -138,7 +162,8 @@ def _select_clips(
     classes = systems[0].classes
     if any(system.classes != classes for system in systems):
         raise MertoolError(f"{paths[0]} and {paths[1]} predict different classes: compare predictions of the same ones")
-    labels, speakers = manifest.known_labels(classes), manifest.speakers()
+    # Corpora number the six emotions in different orders, so numbers are refused unless --classes names them.
+    labels, speakers = manifest.known_labels(EMOTIONS if classes == EMOTIONS else classes), manifest.speakers()
     if not labels:
         raise MertoolError(f"{manifest.source} has no labels: build it with `mertool manifest FOLDER --labels CSV`")
     shared = set(labels).intersection(*(system.clips for system in systems))
@@ -206,25 +231,45 @@ def _score_conditions(
         predicted, missing=options.missing, noise=options.noise, seed=options.seed, on_progress=on_progress
     )
     rows = []
-    for name, probabilities in conditions:
+    for condition in conditions:
+        probabilities = condition.probabilities
+        row = {"condition": condition.name, "clips": len(probabilities), "not_scored": condition.excluded}
+        if not probabilities:
+            raise MertoolError(f"{condition.name}: no clip is left to score ({', '.join(condition.excluded)})")
         subset = evaluated.select(list(probabilities))
         guesses = np.array([row.argmax() for row in probabilities.values()])
         guesses_as_is = np.array([predicted[clip].argmax() for clip in probabilities])
         scores = {**subset.scores(guesses), "difference": subset.gain(guesses_as_is, guesses)}
-        rows.append({"condition": name, "clips": len(probabilities), **scores})
+        rows.append({**row, **scores})
     return rows
 
 
-def _write(output: Path, result: dict[str, Any]) -> None:
+def _plot(output: Path, result: dict[str, Any]) -> list[str]:
+    """Draw the pictures of each system, titled by its file, and of the conditions; return the PNG files."""
     from mertool.plots import plot_confusion_matrix, plot_reliability, plot_score_bars
 
-    write_atomic(output, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    first, classes = result["systems"][0], tuple(result["classes"])
-    plot_confusion_matrix(output.with_name(output.stem + "-confusion"), np.array(first["confusion"]), classes)
-    calibration = first["calibration"]
-    plot_reliability(output.with_name(output.stem + "-reliability"), calibration["bins"], calibration["ece"])
-    if "robustness" in result:
-        bars = {row["condition"]: tuple(row["waf"].values()) for row in result["robustness"]}
-        plot_score_bars(
-            output.with_name(output.stem + "-robustness"), bars, title="The same bundle in harder conditions"
+    plots, classes = [], tuple(result["classes"])
+    names = _short_names([Path(system["predictions"]) for system in result["systems"]])
+    for number, (system, name) in enumerate(zip(result["systems"], names, strict=True), start=1):
+        suffix = f"-{number}" if len(names) > 1 else ""
+        confusion, reliability = (
+            output.with_name(f"{output.stem}-{kind}{suffix}.png") for kind in ("confusion", "reliability")
         )
+        plot_confusion_matrix(confusion, np.array(system["confusion"]), classes, name=name)
+        calibration = system["calibration"]
+        plot_reliability(reliability, calibration["bins"], calibration["ece"], name=name)
+        plots += [confusion, reliability]
+    if "robustness" in result:
+        bars = {f"{row['condition']}, {row['clips']} clips": tuple(row["waf"].values()) for row in result["robustness"]}
+        plots.append(output.with_name(f"{output.stem}-robustness.png"))
+        plot_score_bars(plots[-1], bars, title="The same bundle in harder conditions")
+    return list(map(str, plots))
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Return the ends of paths, with as many folders as tell them apart: `a/held_out.csv`, `b/held_out.csv`."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return list(map(str, paths))

@@ -1,5 +1,6 @@
 """The pictures of the stages, each as PNG and SVG, drawn without a screen."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from mertool.files import write_atomic
 
 # The ids inside an SVG are random without a salt, but the same run must give the same file.
 matplotlib.rcParams["svg.hashsalt"] = "mertool"
+matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may hold dollar signs
 BLUE, ORANGE, GREY, YELLOW = "#0072B2", "#D55E00", "#999999", "#F0C000"
 MOST_TICKS = 26
+TITLE_WIDTH = 48  # characters
 Bars = dict[str, tuple[float, float, float]]  # name -> value, low, high
 
 
@@ -99,7 +102,7 @@ def plot_score_bars(
     _save(figure, path)
 
 
-def plot_confusion_matrix(path: Path, matrix: np.ndarray, classes: tuple[str, ...]) -> None:
+def plot_confusion_matrix(path: Path, matrix: np.ndarray, classes: tuple[str, ...], *, name: str = "") -> None:
     """Share of each true class (row) by predicted class (column), the number of clips written in."""
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure, axes = plt.subplots(figsize=(1.6 + 0.7 * len(classes), 1.1 + 0.65 * len(classes)), layout="constrained")
@@ -109,12 +112,13 @@ def plot_confusion_matrix(path: Path, matrix: np.ndarray, classes: tuple[str, ..
         axes.text(column, row, str(int(matrix[row, column])), ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right")
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted", ylabel="true", title="Confusion matrix (clips)")
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(_title(name, "Confusion matrix (clips)"), fontsize=10)
     figure.colorbar(picture, label="share of the true class", shrink=0.8)
     _save(figure, path)
 
 
-def plot_reliability(path: Path, bins: list[dict[str, Any]], error: float) -> None:
+def plot_reliability(path: Path, bins: list[dict[str, Any]], error: float, *, name: str = "") -> None:
     """Accuracy by confidence, as `metrics.calibration_error` bins them, above the number of clips in each bin."""
     figure, (axes, counts) = plt.subplots(2, figsize=(5, 5.6), layout="constrained", sharex=True, height_ratios=[3, 1])
     full = [row for row in bins if row["clips"]]
@@ -124,7 +128,7 @@ def plot_reliability(path: Path, bins: list[dict[str, Any]], error: float) -> No
     means = [[row[name] for row in full] for name in ("confidence", "accuracy")]
     axes.plot(*means, "o", color=ORANGE, ms=4, label="at the bin's mean confidence")
     axes.set(ylabel="share of right guesses", ylim=(-0.02, 1.04), xlim=(0, 1))
-    axes.set_title(f"Reliability: expected calibration error {100 * error:.1f} %", fontsize=10)
+    axes.set_title(_title(name, f"Reliability: expected calibration error {100 * error:.1f} %"), fontsize=10)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False, columnspacing=1)
     counts.bar(places, [row["clips"] for row in bins], width * 0.94, color=GREY)
     counts.set(xlabel="confidence (probability of the guessed class)", ylabel="clips")
@@ -194,6 +198,11 @@ def plot_adaptation(path: Path, layers: list[int], probes: dict[str, Any], *, ti
     cka_axes.set(xlabel="layer", ylabel="linear CKA", ylim=(0, 1), xlim=(min(layers) - 0.6, max(layers) + 0.6))
     _tick_layers(cka_axes, layers)
     _save(figure, path)
+
+
+def _title(name: str, text: str) -> str:
+    """Return a title whose first lines name the file it is of."""
+    return "\n".join([*textwrap.wrap(name, TITLE_WIDTH), text])
 
 
 def _draw_curve(

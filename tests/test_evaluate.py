@@ -214,6 +214,71 @@ def test_intervals_are_over_speakers_where_all_are_known(invoke, tmp_path, write
     assert widths["speakers"] > 2 * widths["clips"]
 
 
+@pytest.mark.parametrize("form", ["name,discrete", "file;emotion", "npz"])
+def test_labels_are_what_manifest_takes(form, invoke, truth, tmp_path):
+    manifest, labels = truth
+    guess = guesses(labels, 0.5, 1)
+    predictions = write_predictions(tmp_path / "p.csv", [f"c{n}" for n in range(70)], guess[:70])
+    if form == "npz":
+        table = tmp_path / "label-6way.npz"
+        corpus = {f"c{n}": {"emo": CLASSES[label], "val": -10} for n, label in enumerate(labels)}
+        np.savez_compressed(table, train_corpus=np.array(corpus, dtype=object))
+    else:
+        delimiter = ";" if ";" in form else ","
+        names = "x/c{}.wav" if "file" in form else "c{}"
+        rows = [names.format(n) + delimiter + CLASSES[label] for n, label in enumerate(labels)]
+        table = tmp_path / "labels.csv"
+        table.write_text("\n".join([form, *rows]) + "\n")
+    found = evaluate(invoke, predictions, "-l", table)
+    assert found["systems"][0]["waf"] == evaluate(invoke, predictions, "-l", manifest)["systems"][0]["waf"]
+    assert (found["clips"], found["labelled_without_prediction"]) == (70, 10)
+
+
+def test_labels_that_are_numbers_need_their_classes(invoke, truth, tmp_path):
+    _, labels = truth
+    predictions = write_predictions(tmp_path / "p.csv", [f"c{n}" for n in range(80)], labels)
+    table = tmp_path / "numbers.csv"
+    # Another order of the same classes.
+    table.write_text("name,label\n" + "".join(f"c{n},{5 - label}\n" for n, label in enumerate(labels)))
+    assert "these are numbers" in str(invoke("evaluate", predictions, "-l", table).exception)
+    found = evaluate(invoke, predictions, "-l", table, "--classes", ",".join(CLASSES[::-1]))
+    assert found["systems"][0]["accuracy"]["value"] == 1.0
+
+
+def test_two_files_have_pictures_of_their_own(invoke, truth, tmp_path, monkeypatch):
+    from mertool import plots
+
+    monkeypatch.setitem(plots.plt.rcParams, "svg.fonttype", "none")
+    manifest, labels = truth
+    paths = []
+    for folder, share in (("a", 0.2), ("b$x$", 0.9)):
+        (tmp_path / folder).mkdir()
+        clips = [f"c{n}" for n in range(80)]
+        paths.append(write_predictions(tmp_path / folder / "p.csv", clips, guesses(labels, share, 1)))
+    result = invoke("evaluate", *paths, "-l", manifest, "-o", tmp_path / "m.json")
+    assert result.exit_code == 0, result.exception
+    drawn = json.loads((tmp_path / "m.json").read_text())["plots"]
+    assert len(drawn) == 4
+    for number, name in enumerate(("a/p.csv", "b$x$/p.csv"), start=1):
+        for kind in ("confusion", "reliability"):
+            assert str(tmp_path / f"m-{kind}-{number}.png") in drawn
+            assert name in (tmp_path / f"m-{kind}-{number}.svg").read_text(encoding="utf-8")
+
+
+def test_what_is_done_with_absent_classes_is_told(invoke, tmp_path, write_manifest):
+    labels, guess = [0, 0, 1, 1], [0, 2, 1, 1]
+    rows = [{"clip": f"c{n}", "path": "x", "label": CLASSES[label]} for n, label in enumerate(labels)]
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    path = write_predictions(tmp_path / "p.csv", [row["clip"] for row in rows], guess)
+    (system,) = evaluate(invoke, path, "-l", manifest)["systems"]
+    assert system["macro_f1"]["value"] == pytest.approx(f1_score(labels, guess, average="macro"))
+    assert system["averaged_classes"]["uar"] == ["neutral", "angry"]
+    assert system["averaged_classes"]["macro_f1"] == ["neutral", "angry", "happy"]
+    assert system["per_class"][2]["recall"] is None
+    printed = " ".join(invoke("evaluate", path, "-l", manifest).stdout.split())
+    assert "macro F1 is over the 3 classes in truth or prediction, UAR over the 2 with clips" in printed
+
+
 # ---------------------------------------------------------------- without a modality, in noise
 
 
@@ -299,6 +364,46 @@ def test_in_noise(robust, invoke, tmp_path, monkeypatch):
     # What was made is used again.
     monkeypatch.setattr(worker, "DecoderPool", lambda *_: pytest.fail("clips were read again"))
     assert evaluate(invoke, *given)["robustness"] == found
+
+
+def test_bad_files_of_noise_are_named_before_the_work(robust, invoke, tmp_path, monkeypatch):
+    import soundfile
+
+    from mertool.bundle.robustness import RobustnessEvaluator
+
+    bundle, path, manifest = robust
+    monkeypatch.setattr(RobustnessEvaluator, "_score", lambda *_, **__: pytest.fail("clips were scored"))
+    soundfile.write(tmp_path / "good.wav", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no audio")
+    result = invoke("evaluate", path, "-l", manifest, "--bundle", bundle, "--noise", tmp_path)
+    assert isinstance(result.exception, MertoolError)
+    assert "2 faults" in str(result.exception)
+    assert "silent.wav: it is digital silence" in str(result.exception)
+    assert "broken.wav" in str(result.exception)
+
+
+def test_clips_that_noise_does_not_reach_are_counted_out(
+    make_bundle, audio_store, text_store, demo_rows, write_manifest, call, invoke, tmp_path
+):
+    """One clip is digital silence with a text, another has no audio file at all."""
+    import soundfile
+
+    soundfile.write(tmp_path / "silence.wav", np.zeros(32_000), 16_000)
+    rows = [demo_rows[name] for name in ("spk01_001", "spk02_003", "spk03_002")]
+    rows.append({**rows[0], "clip": "silence", "path": tmp_path / "silence.wav", "text": "yes"})
+    rows.append({**rows[0], "clip": "words", "path": "", "text": "no"})
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    bundle = make_bundle(tmp_path / "run", [audio_store, text_store])
+    call("predict", bundle, manifest, "-o", tmp_path / "p.csv", "-q")
+    as_is, noisy = evaluate(invoke, tmp_path / "p.csv", "-l", manifest, "--bundle", bundle, "--noise", "babble")[
+        "robustness"
+    ]
+    assert (as_is["clips"], noisy["clips"]) == (5, 3)
+    assert noisy["not_scored"] == {
+        "the audio is digital silence": ["silence"],
+        "noise changes none of its features": ["words"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 import soundfile
 
 from mertool.errors import ClipError, MertoolError
-from mertool.extraction.decoding import decode_audio, decode_faces
+from mertool.extraction.decoding import DecoderLimits, decode_audio, decode_faces, find_noise_faults
 from mertool.faces import blur_frames
 from mertool.manifest import Clip, Manifest
-from mertool.noise import BABBLE_VOICES, BLUR_FACTORS, SNR_RANGE, NoiseCorruption, NoiseMix, add_noise
+from mertool.noise import BABBLE_VOICES, BLUR_FACTORS, SNR_RANGE, NoiseCorruption, NoiseMix, add_noise, check_noise
 
 RATE = 16_000
 
@@ -30,8 +30,8 @@ def reader(sounds):
     return read
 
 
-def mixture(*names, count=1, start=0.0, snr=7.0):
-    return NoiseMix(files=tuple(map(Path, names)), n_voices=count, start=start, snr=snr)
+def mixture(*names, start=0.0, snr=7.0):
+    return NoiseMix(files=tuple(map(Path, names)), start=start, snr=snr)
 
 
 def decibels(clean, noisy):
@@ -50,23 +50,81 @@ def test_the_snr_is_the_requested_one(snr, seconds):
 def test_several_voices_have_the_same_level():
     loud, soft = wave(1, loud=0.5), wave(2, loud=0.01)
     clean = wave(0)
-    both = add_noise(clean, mixture("a", "b", count=2), reader({"a": loud, "b": soft})) - clean
+    both = add_noise(clean, mixture("a", "b"), reader({"a": loud, "b": soft})) - clean
     shares = [abs(np.corrcoef(both, voice)[0, 1]) for voice in (loud, soft)]
     assert shares == pytest.approx([np.sqrt(0.5)] * 2, abs=0.02)
 
 
-def test_files_without_audio_are_skipped():
-    sounds = {"silent": np.zeros(RATE, np.float32), "n": wave(1)}
+def test_noise_that_cannot_be_mixed_in_is_never_passed_over():
+    sounds = {"silent": np.zeros(RATE, np.float32), "nan": np.full(RATE, np.nan, np.float32), "n": wave(1)}
+    for name in ("gone", "silent", "nan"):
+        with pytest.raises(ClipError, match=f"noise cannot be mixed in: {name}"):
+            add_noise(wave(0), mixture("n", name), reader(sounds))
+
+
+def test_a_silent_clip_has_no_snr():
+    with pytest.raises(ClipError, match="silent"):
+        add_noise(np.full(RATE, 0.1, np.float32), mixture("n"), reader({"n": wave(1)}))
+
+
+def test_a_pause_of_the_noise_is_not_mixed_in():
+    """Of ten seconds of noise only the middle one sounds, and the excerpt that was drawn is before it."""
+    noise = np.zeros(10 * RATE, np.float32)
+    noise[5 * RATE : 6 * RATE] = wave(1)
     clean = wave(0)
-    noisy = add_noise(clean, mixture("gone", "silent", "n"), reader(sounds))
-    np.testing.assert_array_equal(noisy, add_noise(clean, mixture("n"), reader(sounds)))
-    with pytest.raises(ClipError, match="unreadable"):
-        add_noise(clean, mixture("gone", "silent"), reader(sounds))
+    assert decibels(clean, add_noise(clean, mixture("n", snr=6.0), reader({"n": noise}))) == pytest.approx(
+        6.0, abs=0.01
+    )
 
 
-def test_silence_stays_silence():
-    silence = np.zeros(RATE, np.float32)
-    np.testing.assert_array_equal(add_noise(silence, mixture("n"), reader({"n": wave(1)})), silence)
+@pytest.mark.parametrize("length", [2, 160, 1600])
+def test_very_short_noise_is_looped(length):
+    clean, noise = wave(0), wave(1)[:length]
+    noisy = add_noise(clean, mixture("n", start=0.9), reader({"n": noise}))
+    added = noisy - clean
+    np.testing.assert_allclose(added[:length], added[length : 2 * length], atol=1e-5)
+    assert decibels(clean, noisy) == pytest.approx(7.0, abs=0.01)
+
+
+def test_a_constant_offset_is_no_noise_and_no_signal():
+    clean = wave(0)
+    expected = add_noise(clean, mixture("n"), reader({"n": wave(1)})) - clean
+    found = add_noise(clean, mixture("n"), reader({"n": wave(1) + 0.5})) - clean
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_files_that_are_no_noise_are_named(tmp_path):
+    good = {"good": wave(1), "short": wave(1)[:20], "faint": 1e-4 * wave(1)}
+    bad = {
+        "zero": np.zeros(RATE, np.float32),
+        "constant": np.full(RATE, 0.5, np.float32),
+        "quieter": 1e-8 * wave(1),
+        "nan": np.where(np.arange(RATE) == 7, np.nan, wave(1)),
+        "inf": np.where(np.arange(RATE) == 7, np.inf, wave(1)),
+    }
+    for name, samples in {**good, **bad}.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples.astype(np.float32), RATE, subtype="FLOAT")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no audio")
+    files = sorted(tmp_path.glob("*.wav"))
+    faults = find_noise_faults(files, DecoderLimits(workers=1))
+    assert {path.stem for path in faults} == {*bad, "broken"}
+    assert "digital silence" in faults[tmp_path / "zero.wav"]
+    assert "NaN or infinite" in faults[tmp_path / "nan.wav"]
+
+
+def test_noise_of_absurd_length_is_refused(monkeypatch):
+    monkeypatch.setattr("mertool.noise.MAX_NOISE_SECONDS", 2.0)
+    check_noise(wave(1, 2.0))
+    with pytest.raises(ClipError, match="longer than"):
+        check_noise(wave(1, 2.1))
+
+
+def test_a_clip_is_never_its_own_noise(corpus, tmp_path):
+    clip = corpus.clips[0]
+    alias = tmp_path / "alias.wav"
+    alias.symlink_to(clip.path)
+    with pytest.raises(MertoolError, match="is the only file of noise"):
+        NoiseCorruption(files=(alias,), speakers=(None,)).audio_settings(clip)
 
 
 def test_a_sum_that_would_clip_is_scaled_down():
@@ -104,7 +162,7 @@ def test_babble_is_of_other_clips_and_other_speakers(corpus):
     speakers = {clip.path: clip.speaker for clip in corpus.clips}
     for clip in corpus.clips:
         drawn = noise.audio_settings(clip)["noise"]
-        assert drawn.n_voices == BABBLE_VOICES
+        assert len(drawn.files) == min(BABBLE_VOICES, 4)
         assert {speakers[path] for path in drawn.files} == {"s1" if clip.speaker == "s0" else "s0"}
 
 
@@ -133,16 +191,14 @@ def test_features_depend_on_the_audio_and_the_seed_but_not_on_paths(corpus, tmp_
 def test_no_folder_and_too_few_clips(tmp_path, corpus):
     with pytest.raises(MertoolError, match=r"--noise .*gone is not a folder: give a folder of audio files, or babble"):
         NoiseCorruption.from_folder(tmp_path / "gone")
-    with pytest.raises(MertoolError, match="too few files for babble"):
-        NoiseCorruption.babble(Manifest(corpus.clips[:1], Path("m.csv")))
+    with pytest.raises(MertoolError, match="too few files with audio"):
+        NoiseCorruption.babble(Manifest(corpus.clips[:1], Path("m.csv"))).without([])
 
 
 def test_the_decoder_mixes_and_blurs(demo, corpus):
     clip = demo / "clips" / "spk01_001.mp4"
     clean = decode_audio(clip, None, None).content
-    noisy = decode_audio(
-        clip, None, None, noise=NoiseMix(files=(corpus.clips[0].path,), n_voices=1, start=0.0, snr=5.0)
-    ).content
+    noisy = decode_audio(clip, None, None, noise=NoiseMix(files=(corpus.clips[0].path,), start=0.0, snr=5.0)).content
     assert decibels(clean, noisy) == pytest.approx(5.0, abs=0.01)
     sharp, soft = (
         decode_faces(clip, None, None, fps=1.0, max_frames=2, blur_factor=blur).content.astype(float) for blur in (1, 4)

@@ -17,12 +17,12 @@ from mertool.bundle.clip_features import ClipFeatureExtractor, transcripts_in
 from mertool.bundle.reader import Bundle
 from mertool.bundle.scoring import score_blocks
 from mertool.encoders import CheckpointRef, resolve_encoder
-from mertool.errors import MertoolError
-from mertool.extraction.decoding import DecoderLimits
+from mertool.errors import MertoolError, combine_errors
+from mertool.extraction.decoding import DecoderLimits, find_noise_faults
 from mertool.extraction.progress import ProgressCallback
 from mertool.extraction.transcripts import read_rows
 from mertool.files import digest_json
-from mertool.manifest import Manifest
+from mertool.manifest import Clip, Manifest
 from mertool.noise import NoiseCorruption
 from mertool.predictions import feature_cache_folder
 from mertool.store import FeatureStore
@@ -30,6 +30,20 @@ from mertool.store import FeatureStore
 TOLERANCE = 1e-3  # between probabilities that two devices compute from the same features
 BABBLE = "babble"
 ClipProbabilities = dict[str, np.ndarray]  # (C,) by clip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """The result of a bundle in one condition.
+
+    name: for people.
+    probabilities: of the clips that have a modality left.
+    excluded: clips that noise did not reach, and so are not scored in it, by reason.
+    """
+
+    name: str
+    probabilities: ClipProbabilities
+    excluded: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +70,15 @@ class RobustnessEvaluator:
         noise: str | None,
         seed: int,
         on_progress: ProgressCallback,
-    ) -> Iterator[tuple[str, ClipProbabilities]]:
-        """Yield each condition and the probabilities of those `predicted` clips that have a modality left in it.
+    ) -> Iterator[Condition]:
+        """Yield the result of each condition.
 
         missing: modalities, each of which is left out in turn. noise: a folder of audio files, or `babble`. Raises
-        MertoolError before the first condition if the bundle does not predict `predicted` from the features.
+        MertoolError before the first condition if a file of noise is none, or if the bundle does not predict
+        `predicted` from the features.
         """
         self._check_missing(missing)
+        corruption = self._read_noise(noise, seed) if noise else None
         clips = list(predicted)
         with ExitStack() as stack:
             stores = [stack.enter_context(FeatureStore(path)) for path in self._cached_stores()]
@@ -74,14 +90,17 @@ class RobustnessEvaluator:
                     f"{self.predictions} is not what {self.bundle.run.folder} makes of "
                     f"{feature_cache_folder(self.predictions)}: run `mertool predict {self.bundle.run.folder}` again"
                 )
-            yield "as is", unchanged
+            yield Condition(name="as is", probabilities=unchanged)
             for modality in missing:
-                yield f"without {modality}", self._score(stores, clips, without=modality)
-            if noise:
-                corruption = self._read_noise(noise, seed)
+                probabilities = self._score(stores, clips, without=modality)
+                yield Condition(name=f"without {modality}", probabilities=probabilities)
+            if corruption:
                 paths = self._extract_noisy(stores, clips, corruption=corruption, on_progress=on_progress)
                 noisy_stores = [stack.enter_context(FeatureStore(path)) for path in paths]
-                yield f"noisy ({noise})", self._score(noisy_stores, clips)
+                excluded = self._clips_without_noise(clips, stores, noisy_stores, corruption=corruption)
+                noisy = [clip for clip in clips if not any(clip in names for names in excluded.values())]
+                probabilities = self._score(noisy_stores, noisy)
+                yield Condition(name=f"noisy ({noise})", probabilities=probabilities, excluded=excluded)
 
     def _check_missing(self, missing: Sequence[str]) -> None:
         folder = self.bundle.run.folder
@@ -114,9 +133,62 @@ class RobustnessEvaluator:
         }
 
     def _read_noise(self, noise: str, seed: int) -> NoiseCorruption:
-        if noise == BABBLE:
-            return NoiseCorruption.babble(self.manifest, seed)
-        return NoiseCorruption.from_folder(Path(noise), seed)
+        """Return the noise. Files of a folder that are none raise MertoolError; babble leaves such clips out."""
+        is_babble = noise == BABBLE
+        corruption = (
+            NoiseCorruption.babble(self.manifest, seed) if is_babble else NoiseCorruption.from_folder(Path(noise), seed)
+        )
+        faults = find_noise_faults(corruption.files, self.limits)
+        if is_babble:
+            return corruption.without(faults)
+        if faults:
+            messages = [f"{path}: {message}" for path, message in faults.items()]
+            raise combine_errors(f"--noise {noise}: remove these files or give others", messages)
+        return corruption
+
+    def _clips_without_noise(
+        self,
+        clips: Sequence[str],
+        clean: Sequence[FeatureStore],
+        noisy: Sequence[FeatureStore],
+        *,
+        corruption: NoiseCorruption,
+    ) -> dict[str, list[str]]:
+        """Return the clips that the noise did not reach, or that lost their audio to a failure, by reason."""
+        clip_of = {clip.clip: clip for clip in self.manifest.clips}
+        silent: set[str] = set()
+        lost: set[str] = set()
+        reached: set[str] = set()
+        for store, noisy_store in zip(clean, noisy, strict=True):
+            if noisy_store.path == store.path:
+                continue
+            if store.recipe.modality == "audio":
+                silent |= {failure.clip for failure in noisy_store.failures() if failure.reason == "silent"}
+                lost |= set(store.ids) - set(noisy_store.ids)
+                reached |= set(noisy_store.ids)
+            elif store.recipe.modality == "video":
+                blurred = {
+                    clip for clip in store.ids if clip in clip_of and self._is_blurred(corruption, clip_of[clip])
+                }
+                reached |= blurred
+            else:
+                digest = str(noisy_store.recipe.media.get("asr"))
+                rows = read_rows(transcripts_in(noisy_store.path.parent, digest))
+                silent |= {clip for clip, row in rows.items() if row.reason == "silent"}
+                reached |= {clip for clip, row in rows.items() if row.reason in ("", "no_text")}
+        reasons: dict[str, list[str]] = {}
+        for clip in clips:
+            if clip in silent:
+                reasons.setdefault("the audio is digital silence", []).append(clip)
+            elif clip in lost:
+                reasons.setdefault("the audio failed in noise", []).append(clip)
+            elif clip not in reached:
+                reasons.setdefault("noise changes none of its features", []).append(clip)
+        return reasons
+
+    @staticmethod
+    def _is_blurred(corruption: NoiseCorruption, clip: Clip) -> bool:
+        return bool(corruption.video_settings(clip)["blur_factor"] > 1)
 
     def _extract_noisy(
         self,

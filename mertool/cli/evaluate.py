@@ -41,7 +41,7 @@ def evaluate(
     from mertool.evaluate import read_truth
     from mertool.predictions import feature_cache_folder
 
-    truth = read_truth(labels, predictions)
+    truth = read_truth(labels, predictions, options.classes)
     tell_notes(truth.notes)
     noisy = feature_cache_folder(predictions[0])
     kept = (lambda: kept_features(noisy)) if options.noise else (lambda: "")
@@ -70,19 +70,25 @@ def print_result(result: dict[str, Any], output: Path | None) -> None:
     if "robustness" in result:
         print_robustness(result["robustness"])
     if output:
-        plots = ["confusion", "reliability", *(["robustness"] if "robustness" in result else [])]
         echo(f"metrics: {output}")
-        echo("plots: " + " ".join(str(output.with_name(f"{output.stem}-{name}.png")) for name in plots))
+        echo("plots: " + " ".join(result["plots"]))
 
 
 def print_classes(system: dict[str, Any], classes: list[str]) -> None:
     """Print precision, recall and F1 of each class, and the confusion matrix."""
     rows = [
-        [row["class"], *(f"{100 * row[name]:.1f}" for name in ("precision", "recall", "f1")), row["clips"], *counts]
+        [row["class"], *(_format_share(row[name]) for name in ("precision", "recall", "f1")), row["clips"], *counts]
         for row, counts in zip(system["per_class"], system["confusion"], strict=True)
     ]
     columns = ["class", "precision", "recall", "F1", "clips", *(f"as {name}" for name in classes)]
     table(system["predictions"], columns, rows)
+    averaged = system["averaged_classes"]
+    if averaged["uar"] != classes:
+        absent = f", in neither: {', '.join(averaged['absent'])}" if averaged["absent"] else ""
+        echo(
+            f"macro F1 is over the {len(averaged['macro_f1'])} classes in truth or prediction, UAR over the "
+            f"{len(averaged['uar'])} with clips{absent}; `-` is not defined"
+        )
 
 
 def print_paired_tests(paired: dict[str, Any]) -> None:
@@ -108,6 +114,13 @@ def print_robustness(conditions: list[dict[str, Any]]) -> None:
     ]
     columns = ["condition", "clips", "weighted F1", "UAR", "weighted F1 against as is, on the same clips"]
     table("The same bundle without a modality and in noise", columns, rows)
+    for row in conditions:
+        for reason, clips in row["not_scored"].items():
+            echo(f"{row['condition']}: not scored, because {reason}: {len(clips)} (first: {clips[0]})")
+
+
+def _format_share(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _format_calibration(system: dict[str, Any]) -> str:

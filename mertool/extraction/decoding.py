@@ -7,7 +7,7 @@ import errno
 import os
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,13 +25,12 @@ from mertool.features import SAMPLE_RATE
 from mertool.manifest import Clip
 from mertool.media_digest import clip_signature
 from mertool.media_stats import MediaStats
-from mertool.noise import NoiseMix, add_noise
+from mertool.noise import MAX_NOISE_SECONDS, NoiseMix, add_noise, check_noise, is_silent
 
 NICENESS = 10  # at a lower priority decoders would starve beside other programs, and clips would time out
 MAX_WORKERS = 8
 MAX_AHEAD = 4  # decoded clips per worker that may wait for the encoder
 MIN_AUDIO_SECONDS = 0.1
-SILENCE_RANGE = 2.0**-20  # -120 dB of full scale: below the noise of any microphone, above rounding errors of decoders
 CLIPS_PER_PROCESS = 500  # a worker is replaced after these, because decoders leak memory
 
 MAX_MEMORY = 16 << 30  # bytes of one worker: three times a day of audio
@@ -89,9 +88,30 @@ def check_audible(waveform: np.ndarray) -> None:
     if seconds < MIN_AUDIO_SECONDS:
         message = f"{1000 * seconds:.0f} ms of audio, less than the {1000 * MIN_AUDIO_SECONDS:.0f} ms of a syllable"
         raise ClipError("too_short", message)
-    # The range, not the level, because some recorders write silence with a constant offset.
-    if np.ptp(waveform) < SILENCE_RANGE:
+    if is_silent(waveform):
         raise ClipError("silent")
+
+
+def decode_noise(path: Path, start: float | None, end: float | None) -> DecodedClip:
+    """Read a file of noise to check it; its samples are not returned. Raises ClipError for one that is no noise."""
+    from mertool.media import load_audio
+
+    # A second more than is allowed, so that no more of a very long file is decoded.
+    samples, stats = load_audio(path, start, MAX_NOISE_SECONDS + 1)
+    check_noise(samples)
+    return DecodedClip(None, **stats.to_dict())
+
+
+def find_noise_faults(files: Sequence[Path], limits: DecoderLimits) -> dict[Path, str]:
+    """Return why files cannot be mixed in as noise, by file; files without a fault are left out."""
+    items = [WorkItem(Clip(clip=str(index), path=path), "") for index, path in enumerate(files)]
+    with DecoderPool(limits) as decoders:
+        faults = {
+            files[int(item.clip.clip)]: result.message
+            for item, result in decoders.read(items, decode_noise)
+            if isinstance(result, ClipError)
+        }
+    return {path: faults[path] for path in files if path in faults}
 
 
 def decode_faces(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mertool.features import MODALITIES
+from mertool.manifest import parse_classes
 from mertool.options import shared
 from mertool.options.option import Options, option
 
@@ -21,6 +22,14 @@ class EvaluateOptions(Options):
         None,
         help="Evaluate with noise at 5 to 10 dB from a folder of audio files, or from other clips (babble).",
         metavar="FOLDER|babble",
+    )
+    classes: tuple[str, ...] | None = option(
+        None,
+        help="Class names, comma-separated; labels that are numbers are indices of these names.",
+        metavar="NAMES",
+        parse=parse_classes,
+        validate=shared.check_classes,
+        default_help="those of the predictions",
     )
     device: str = shared.device()
     workers: int | None = shared.workers()
