@@ -22,10 +22,8 @@ from mertool.files import check_writable, write_atomic
 from mertool.interop.submission import check_candidates, read_candidates, write_submission
 from mertool.manifest import Clip, Manifest
 from mertool.options.predict import SUBMISSIONS, PredictOptions
-from mertool.predictions import Prediction, PredictionsWriter, feature_cache_folder
+from mertool.predictions import Prediction, PredictionsWriter, check_suffix, feature_cache_folder
 from mertool.store import Failure, FeatureStore
-
-SUFFIXES = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +82,7 @@ def predict(
     written to NAME.mer2024.csv. Outputs never replace `inputs`, which are the files that the manifest was read from.
     """
     options = options or PredictOptions()
-    if output.suffix not in SUFFIXES:
-        raise MertoolError(f"-o {output}: give a name that ends in {' or '.join(SUFFIXES)}")
+    check_suffix(output)
     failures = output.with_name(f"{output.stem}.failures.csv")
     submission = output.with_name(f"{output.stem}.{options.submission}.csv") if options.submission else None
     for path in (output, failures, *([submission] if submission else [])):

@@ -18,6 +18,13 @@ from mertool.untrusted import parse_json
 
 PREFIX = "p_"
 MAX_CLASSES = 1000
+SUFFIXES = (".csv", ".jsonl")
+
+
+def check_suffix(output: Path) -> None:
+    """Raise MertoolError if predictions cannot be written to a file of this name."""
+    if output.suffix not in SUFFIXES:
+        raise MertoolError(f"-o {output}: give a name that ends in {' or '.join(SUFFIXES)}")
 
 
 def feature_cache_folder(predictions: Path) -> Path:

@@ -37,11 +37,14 @@ def predict(
     are cached beside the output, so a killed run resumes and a second run is quick. Transcripts come from the
     manifest, from the bundle's own speech recogniser, or from --asr; without any, text counts as missing.
     """
+    # Before the stage is imported, because that takes seconds.
+    from mertool.predictions import check_suffix, feature_cache_folder
+
+    check_suffix(output)
     clips = read_sources(sources)
     tell_notes(clips.notes)
     Run.read(bundle, "fuse")
     from mertool.predict import predict as run_stage
-    from mertool.predictions import feature_cache_folder
 
     with keeping(lambda: kept_features(feature_cache_folder(output))), progress("predict", quiet) as update:
         result = run_stage(bundle, clips, output, options=options, inputs=sources, on_progress=update)

@@ -1,6 +1,7 @@
 """Devices that a machine cannot have are told without torch."""
 
 import importlib.util
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -60,3 +61,17 @@ def test_a_device_that_cannot_be_there(machine, monkeypatch):
             preflight.check_device(name)
     for name in ("auto", "cpu"):
         preflight.check_device(name)
+
+
+def test_a_name_of_predictions_is_refused_before_torch(tmp_path):
+    code = f"""import sys
+from mertool.cli import main
+sys.argv = ["mertool", "predict", {str(tmp_path)!r}, {str(tmp_path)!r}, "-o", "labels.txt"]
+try:
+    main()
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (1, "False")
+    assert "labels.txt: give a name that ends in .csv or .jsonl" in done.stderr
