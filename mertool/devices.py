@@ -67,20 +67,32 @@ def has_onednn_linear() -> bool:
 
 @contextmanager
 def onednn_matmul() -> Iterator[None]:
-    """Let oneDNN multiply float32 matrices where it proves exact. The setting is that of the whole process.
+    """Let oneDNN multiply float32 matrices where it proves exact; a context or the decorator of a function.
+
+    The setting is that of the whole process.
 
     torch uses MKL for them, which is slow on processors that are not Intel's, unless they may be rounded to bfloat16.
     oneDNN rounds only on processors with bfloat16 units; on others it multiplies in float32, twice as fast as MKL.
     """
-    mkldnn: Any = torch.backends.mkldnn
-    precision = mkldnn.matmul.fp32_precision
+    settings: Any = torch.backends.mkldnn.matmul
+    precision = settings.fp32_precision
     try:
-        mkldnn.matmul.fp32_precision = "bf16"
-        if not multiplies_exactly(torch.bmm):
-            mkldnn.matmul.fp32_precision = precision
+        settings.fp32_precision = "bf16" if _onednn_multiplies_exactly() else precision
         yield
     finally:
-        mkldnn.matmul.fp32_precision = precision
+        settings.fp32_precision = precision
+
+
+@cache
+def _onednn_multiplies_exactly() -> bool:
+    """Return True if products keep the accuracy of float32 when torch is allowed to round them to bfloat16."""
+    settings: Any = torch.backends.mkldnn.matmul
+    precision = settings.fp32_precision
+    try:
+        settings.fp32_precision = "bf16"
+        return multiplies_exactly(torch.bmm)
+    finally:
+        settings.fp32_precision = precision
 
 
 def multiplies_exactly(multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> bool:

@@ -145,7 +145,7 @@ def test_products_are_tried_for_the_accuracy_of_float32(multiply, exact):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_onednn_multiplies_only_where_it_is_exact(exact, monkeypatch):
-    monkeypatch.setattr("mertool.devices.multiplies_exactly", lambda _: exact)
+    monkeypatch.setattr("mertool.devices._onednn_multiplies_exactly", lambda: exact)
     before = torch.backends.mkldnn.matmul.fp32_precision
     with onednn_matmul():
         assert torch.backends.mkldnn.matmul.fp32_precision == ("bf16" if exact else before)

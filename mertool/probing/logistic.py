@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mertool.devices import onednn_matmul
 from mertool.probing.lbfgs import LbfgsState, compute_logits
 from mertool.probing.standardize import StandardizedFeatures, standardize
 
@@ -70,6 +71,7 @@ class BatchedLogisticRegression:
     n_classes: int
 
     @classmethod
+    @onednn_matmul()
     def from_features(
         cls, features: torch.Tensor, labels: torch.Tensor, train_masks: torch.Tensor, *, n_classes: int
     ) -> "BatchedLogisticRegression":
@@ -85,6 +87,7 @@ class BatchedLogisticRegression:
             n_classes=n_classes,
         )
 
+    @onednn_matmul()
     def solve(
         self, inverse_penalty: float, start: torch.Tensor | None = None, *, tolerance: float = TOLERANCE
     ) -> LogisticSolution:
