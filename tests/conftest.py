@@ -16,6 +16,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80 in its workers, and tables would wrap
 
 pytest_plugins = ["fixtures.encoders", "fixtures.pipeline", "fixtures.whisper"]
 
