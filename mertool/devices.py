@@ -74,7 +74,7 @@ def onednn_matmul() -> Iterator[None]:
     torch uses MKL for them, which is slow on processors that are not Intel's, unless they may be rounded to bfloat16.
     oneDNN rounds only on processors with bfloat16 units; on others it multiplies in float32, twice as fast as MKL.
     """
-    settings: Any = torch.backends.mkldnn.matmul
+    settings = _float32_matmul_settings()
     precision = settings.fp32_precision
     try:
         settings.fp32_precision = "bf16" if _onednn_multiplies_exactly() else precision
@@ -83,10 +83,16 @@ def onednn_matmul() -> Iterator[None]:
         settings.fp32_precision = precision
 
 
+def _float32_matmul_settings() -> Any:
+    """Return torch's settings of oneDNN's matrix products, which its stubs lack."""
+    mkldnn: Any = torch.backends.mkldnn
+    return mkldnn.matmul
+
+
 @cache
 def _onednn_multiplies_exactly() -> bool:
     """Return True if products keep the accuracy of float32 when torch is allowed to round them to bfloat16."""
-    settings: Any = torch.backends.mkldnn.matmul
+    settings = _float32_matmul_settings()
     precision = settings.fp32_precision
     try:
         settings.fp32_precision = "bf16"
