@@ -194,4 +194,8 @@ def test_torchrun_of_two_processes_trains_what_one_does(stored, make_store, tmp_
             assert len(store) == CLIPS
     for name in ("loss", "development_loss"):
         np.testing.assert_allclose(metrics[0][name], metrics[1][name], rtol=1e-4)
-    assert max(float((value - tensors[1][name]).abs().max()) for name, value in tensors[0].items()) < 1e-4
+    # A softmax does not see a constant added to all its inputs, so the gradient of these biases is rounding noise,
+    # which Adam scales up to whole steps.
+    without_gradient = {"attention.bias", "temporal.layers.0.self_attn.in_proj_bias"}
+    for name in tensors[0].keys() - without_gradient:
+        assert float((tensors[0][name] - tensors[1][name]).abs().max()) < 1e-6, name

@@ -161,7 +161,8 @@ def make_bundle(folder: Path, stores: list[Path]) -> Path:
     members = bundle.EnsembleWeights(
         head="attention", width=128, dropout=0.3, state=state, fold=tuple(range(5)), seed=(0,) * 5
     )
-    with new_run(folder, "fuse", key="bench", options={}, classes=list(EMOTIONS)) as draft:
+    facts = {"classes": list(EMOTIONS), "class_counts": dict.fromkeys(EMOTIONS, 1)}
+    with new_run(folder, "fuse", key="bench", options={}, **facts) as draft:
         bundle.write(draft, specs, groups=[members], correction=bundle.Correction())
     return folder
 
