@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mertool.errors import MertoolError
-from mertool.manifest import AUDIO_SUFFIXES, VIDEO_SUFFIXES, Clip, Manifest
+from mertool.manifest import AUDIO_SUFFIXES, VIDEO_SUFFIXES, Clip, Manifest, printable_id, unused_id
 
 
 def read_sources(sources: Sequence[Path]) -> Manifest:
@@ -32,7 +32,7 @@ def read_sources(sources: Sequence[Path]) -> Manifest:
 def read_source(source: Path) -> Manifest:
     """Return the clips of a manifest CSV or of a folder, or the one clip of a media file."""
     if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES | AUDIO_SUFFIXES:
-        return Manifest((Clip(clip=_printable(source.stem), path=source),), source)
+        return Manifest((Clip(clip=printable_id(source.stem), path=source),), source)
     return Manifest.read(source)
 
 
@@ -48,17 +48,14 @@ def _with_unique_ids(clips: Sequence[Clip]) -> list[Clip]:
     rows_of: defaultdict[str, list[int]] = defaultdict(list)
     for row, clip in enumerate(clips):
         rows_of[clip.clip].append(row)
-    taken = {name for name, rows in rows_of.items() if len(rows) == 1}
+    used = {name for name, rows in rows_of.items() if len(rows) == 1}
     renamed = list(clips)
     for rows in rows_of.values():
         if len(rows) == 1:
             continue
         for row, name in zip(rows, _distinct_names([clips[row] for row in rows]), strict=True):
-            unique, number = name, 1
-            while unique in taken:
-                number += 1
-                unique = f"{name}_{number}"
-            taken.add(unique)
+            unique = unused_id(name, used)
+            used.add(unique)
             renamed[row] = replace(clips[row], clip=unique)
     return renamed
 
@@ -69,12 +66,7 @@ def _distinct_names(clips: list[Clip]) -> list[str]:
     for with_suffix in (False, True):
         parts = [(path if with_suffix else path.with_suffix("")).parts[1:] for path in paths]
         for depth in range(2, max(map(len, parts)) + 1):
-            names = [_printable("__".join(tail[-depth:])) for tail in parts]
+            names = [printable_id("__".join(tail[-depth:])) for tail in parts]
             if len(set(names)) == len(names):
                 return names
-    return [_printable(f"{path.parent.name}__{clip.clip}") for path, clip in zip(paths, clips, strict=True)]
-
-
-def _printable(name: str) -> str:
-    """Return a valid clip id: characters that cannot be printed become `_`."""
-    return "".join(char if char.isprintable() else "_" for char in name).strip() or "_"
+    return [printable_id(f"{path.parent.name}__{clip.clip}") for path, clip in zip(paths, clips, strict=True)]

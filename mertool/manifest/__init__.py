@@ -4,7 +4,7 @@ from mertool.manifest.clips import COLUMNS, SPLITS, Clip
 from mertool.manifest.csv_file import time_faults
 from mertool.manifest.labels import EMOTIONS, canonical_label, describe_unknown_labels, parse_classes
 from mertool.manifest.manifest import Manifest
-from mertool.manifest.names import ClipIndex, clip_id, clip_id_faults
+from mertool.manifest.names import ClipIndex, clip_id, clip_id_faults, printable_id, unused_id
 from mertool.manifest.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 
 __all__ = [
@@ -21,5 +21,7 @@ __all__ = [
     "clip_id_faults",
     "describe_unknown_labels",
     "parse_classes",
+    "printable_id",
     "time_faults",
+    "unused_id",
 ]

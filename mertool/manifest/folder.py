@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mertool.errors import MertoolError, count_of
 from mertool.manifest.clips import Clip
+from mertool.manifest.names import printable_id, unused_id
 from mertool.manifest.suffixes import (
     AUDIO_SUFFIXES,
     KIND_FOLDERS,
@@ -178,11 +179,7 @@ def unique_names(folder: Path, paths: Sequence[Path]) -> list[str]:
             name = _joined_name(folder, path)
             if joined[name] > 1:
                 name += path.suffix
-        printable = "".join(char if char.isprintable() else "_" for char in name) or "_"
-        identifier, number = printable, 1
-        while identifier in assigned:
-            number += 1
-            identifier = f"{printable}_{number}"
+        identifier = unused_id(printable_id(name), assigned)
         assigned.add(identifier)
         ids.append(identifier)
     return ids

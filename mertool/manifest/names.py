@@ -1,7 +1,7 @@
 """Names of clips: what an id may be, and which clip a name in a label table or a list means."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import PurePosixPath
@@ -19,6 +19,20 @@ def clip_id_faults(name: str) -> list[str]:
     if "/" in name or not name.isprintable():
         return [f"clip id {name!r} must be printable and hold no '/'"]
     return []
+
+
+def printable_id(name: str) -> str:
+    """Return `name` as a clip id: characters that cannot be printed become `_`."""
+    return "".join(char if char.isprintable() else "_" for char in name).strip() or "_"
+
+
+def unused_id(name: str, used: Container[str]) -> str:
+    """Return `name`, with the first number from 2 on that makes it differ from all that are used, if it is one."""
+    identifier, number = name, 1
+    while identifier in used:
+        number += 1
+        identifier = f"{name}_{number}"
+    return identifier
 
 
 def clip_id(name: str | None) -> str:
