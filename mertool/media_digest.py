@@ -11,7 +11,6 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
-BLOCK_BYTES = 4 << 20
 DIGEST_BYTES = 16
 SETTLED_NANOSECONDS = 2_000_000_000
 MAX_REMEMBERED = 1 << 18  # digests; babble noise and files of many clips are asked for again and again
@@ -79,8 +78,5 @@ def _remembered_digest(path: Path, stamp: str) -> str:
 
 
 def _content_digest(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()

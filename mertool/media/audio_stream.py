@@ -6,7 +6,7 @@ from typing import NamedTuple
 import av
 
 from mertool.errors import ClipError
-from mertool.media.container import first_line
+from mertool.media.container import default_stream, first_line
 
 # Streams without time stamps: FFmpeg counts packets, and takes everything up to the next frame for one.
 BARE_STREAMS = frozenset({"mp3", "ac3", "eac3", "dts"})
@@ -29,8 +29,7 @@ def default_track(container: "av.container.InputContainer") -> "av.audio.stream.
     streams = container.streams.audio
     if not streams:
         raise ClipError("no_audio")
-    default = [stream for stream in streams if stream.disposition & av.stream.Disposition.default]
-    stream = (default or streams)[0]
+    stream = default_stream(streams)
     if stream.codec_context is None:
         raise ClipError("unreadable", "FFmpeg has no decoder for the codec of the audio stream")
     return stream

@@ -1,19 +1,22 @@
-"""How a media file is opened, the clock of its streams, and the checks that audio and video share.
+"""Opening of media files, the clock of their streams, and the checks that audio and video share.
 
 Files come from strangers, so only containers that hold their own media are opened, and only as files of this machine.
 A playlist names other files or addresses; it is refused whatever its suffix is.
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 
 from mertool.errors import ClipError
 from mertool.media.ogg_chain import FileSlice
 from mertool.media.sample_tables import check_sample_tables
+
+AnyStream = TypeVar("AnyStream", bound="av.stream.Stream")
 
 av.logging.set_level(av.logging.PANIC)
 
@@ -122,6 +125,12 @@ def container_start(container: "av.container.InputContainer") -> float:
 def is_cover_image(stream: "av.stream.Stream") -> bool:
     """Return whether a stream is the cover image of a music file, which is no video."""
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def default_stream(streams: Sequence[AnyStream]) -> AnyStream:
+    """Return the first of some streams that is marked as the default, or else the first one."""
+    default = av.stream.Disposition.default
+    return next((stream for stream in streams if stream.disposition & default), streams[0])
 
 
 def first_line(error: BaseException) -> str:

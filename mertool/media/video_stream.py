@@ -11,7 +11,14 @@ import av
 import numpy as np
 
 from mertool.errors import ClipError
-from mertool.media.container import MAX_PIXELS, container_start, first_line, is_cover_image, open_container
+from mertool.media.container import (
+    MAX_PIXELS,
+    container_start,
+    default_stream,
+    first_line,
+    is_cover_image,
+    open_container,
+)
 from mertool.media.display import check_size
 
 DEFAULT_RATE = Fraction(25)  # frames per second of a stream that states no rate
@@ -144,8 +151,7 @@ def main_video_stream(container: "av.container.InputContainer") -> "av.video.str
     streams = [stream for stream in container.streams.video if not is_cover_image(stream)]
     if not streams:
         raise ClipError("no_video")
-    default = av.stream.Disposition.default
-    return next((stream for stream in streams if stream.disposition & default), streams[0])
+    return default_stream(streams)
 
 
 @contextmanager
