@@ -152,16 +152,7 @@ def _default_encoder(options: ExtractOptions, aligner: Run | None) -> str:
 
 
 def _read_finetune_run(folder: Path) -> Run:
-    """Read a finetune run; raises MertoolError if what run.json says of its encoder and its adapters makes no sense."""
-    run = Run.read(folder, "finetune", "encoder", "adapter_of_clip")
-    encoder, adapter_of_clip = run.info["encoder"], run.info["adapter_of_clip"]
-    names: list[Any] = (
-        [encoder.get(key) for key in ("name", "checkpoint", "weights")] if isinstance(encoder, dict) else [None]
-    )
-    names += list(adapter_of_clip.values()) if isinstance(adapter_of_clip, dict) else [None]
-    if not all(isinstance(name, str) for name in names):
-        raise MertoolError(f"{folder}/run.json is damaged (encoder, adapter_of_clip): run `mertool finetune` again")
-    return run
+    return Run.read(folder, "finetune", "encoder", "adapter_of_clip")
 
 
 def _read_adapter(folder: Path | None, checkpoint: encoders.CheckpointRef) -> Run | None:
