@@ -47,9 +47,9 @@ def probe_layers(store: PathLike, manifest: PathLike, output: PathLike, **option
     from mertool.options.probe_layers import ProbeLayersOptions
     from mertool.probe_layers import probe_layers as run_stage
 
-    given = _make_options(ProbeLayersOptions, options)
+    stage_options = _make_options(ProbeLayersOptions, options)
     run, _ = run_stage(
-        Path(store), Manifest.read(Path(manifest)), Path(output), options=given, progress=_silent_progress
+        Path(store), Manifest.read(Path(manifest)), Path(output), options=stage_options, progress=_silent_progress
     )
     return run
 
@@ -62,9 +62,9 @@ def finetune(source: PathLike, output: PathLike, **options: Any) -> Run:
     from mertool.finetune import compare, finetune
     from mertool.options.finetune import FinetuneOptions
 
-    given = _make_options(FinetuneOptions, options)
-    run_stage = compare if given.compare else finetune
-    run, _ = run_stage(Manifest.read(Path(source)), Path(output), given, progress=_silent_progress)
+    stage_options = _make_options(FinetuneOptions, options)
+    run_stage = compare if stage_options.compare else finetune
+    run, _ = run_stage(Manifest.read(Path(source)), Path(output), stage_options, progress=_silent_progress)
     return run
 
 
@@ -102,9 +102,9 @@ def fuse(stores: Sequence[PathLike], manifest: PathLike, output: PathLike, **opt
     from mertool.fuse import fuse as run_stage
     from mertool.options.fuse import FuseOptions
 
-    given = _make_options(FuseOptions, options)
+    stage_options = _make_options(FuseOptions, options)
     paths = list(map(Path, _as_list(stores)))
-    run, _ = run_stage(paths, Manifest.read(Path(manifest)), Path(output), options=given, progress=_no_steps)
+    run, _ = run_stage(paths, Manifest.read(Path(manifest)), Path(output), options=stage_options, progress=_no_steps)
     return run
 
 
@@ -120,10 +120,10 @@ def predict(
     from mertool.predict import predict as run_stage
     from mertool.predictions import Predictions
 
-    given = _make_options(PredictOptions, options)
+    stage_options = _make_options(PredictOptions, options)
     paths = list(map(Path, _as_list(sources)))
     with _output_file(output) as path:
-        result = run_stage(Path(bundle), read_sources(paths), path, options=given, inputs=paths)
+        result = run_stage(Path(bundle), read_sources(paths), path, options=stage_options, inputs=paths)
         reasons = _describe_failures(result.failures)
         if not result.predicted:
             raise MertoolError(f"no clip could be predicted: {reasons}")
@@ -141,10 +141,10 @@ def evaluate(
     from mertool.evaluate import read_truth
     from mertool.options.evaluate import EvaluateOptions
 
-    given = _make_options(EvaluateOptions, options)
+    stage_options = _make_options(EvaluateOptions, options)
     paths = list(map(Path, _as_list(predictions)))
-    truth = read_truth(Path(labels), paths, given.classes)
-    return run_stage(paths, truth, Path(output) if output else None, given)
+    truth = read_truth(Path(labels), paths, stage_options.classes)
+    return run_stage(paths, truth, Path(output) if output else None, stage_options)
 
 
 def _make_options(kind: type[StageOptions], given: dict[str, Any]) -> StageOptions:

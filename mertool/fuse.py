@@ -70,7 +70,7 @@ class _FuseInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ensembles:
-    """What was trained.
+    """The trained ensembles.
 
     Attributes:
         unimodal: An ensemble of each store by its name; none of a single store.

@@ -1,4 +1,4 @@
-"""How decoder processes are started: never by plain fork, silently, and without the script that the user runs."""
+"""The start of decoder processes: never by plain fork, silently, and without the script that the user runs."""
 
 import multiprocessing
 import os

@@ -48,7 +48,7 @@ class AudioTimeline:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all samples before `last` are there."""
+        """True if all samples before `last` are there."""
         return self._length >= self.last
 
     def add(self, samples: np.ndarray, rate: int, seconds: float | None) -> None:

@@ -1,4 +1,4 @@
-"""What may select, what is held out, and what pseudo-labels may do."""
+"""Cross-validation: selection, held-out clips, and pseudo-labels."""
 
 import numpy as np
 import pytest
