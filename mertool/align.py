@@ -24,7 +24,7 @@ from mertool.alignment.targets import common_clips, load_acoustic_targets, split
 from mertool.alignment.trainer import AlignmentHistory, train
 from mertool.devices import resolve_device, seeded_torch
 from mertool.encoders.aligner import MAX_FRAMES, Aligner
-from mertool.errors import MertoolError, combine_errors
+from mertool.errors import ClipError, MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.files import check_writable
 from mertool.learning.accelerator import make_accelerator
@@ -34,7 +34,7 @@ from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.align import AlignOptions
 from mertool.runs import Run, cache_key, find_reusable_run, new_run
-from mertool.store import ClipFeatures, FeatureStore, StoreWriter, check_store
+from mertool.store import ClipFeatures, Failure, FeatureStore, StoreWriter, check_store
 
 
 def align(
@@ -279,7 +279,10 @@ def _write_aligned_store(aligned: Path, run: Run, video_store: FeatureStore, *, 
         for rows, vectors in encode_stream(aligner, stream, np.array(pending, np.int64), device=device):
             for row, vector in zip(rows.tolist(), vectors.cpu().numpy(), strict=True):
                 clip = video_store.ids[row]
-                writer.add(ClipFeatures(clip, signatures[clip], vector[None], **stats[row].to_dict()))
+                if np.isfinite(vector).all():
+                    writer.add(ClipFeatures(clip, signatures[clip], vector[None], **stats[row].to_dict()))
+                else:
+                    writer.fail(Failure.of(clip, signatures[clip], ClipError("not_finite")))
         for failure in video_store.failures():
             writer.fail(failure)
         writer.finish(video_store.ids)

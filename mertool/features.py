@@ -27,7 +27,8 @@ class Recipe:
         layers: Transformer blocks, counted from 1; 0 is the embedding, the input of block 1.
         pool: `mean` (one vector per layer and clip) or `none` (frames are kept).
         compute_dtype: Number format of the encoder.
-        storage_dtype: Number format of the values in the store.
+        storage_dtype: Number format of the values of a clip in the store; with float16, a clip that has a value beyond
+            its range is kept in float32.
         media: Settings of decoding, such as the sample rate.
         adapter: Digest of the adapter on top of the encoder, or None.
         aligner: Digest of the aligner on top of it, or None.

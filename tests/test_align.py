@@ -66,6 +66,19 @@ def test_the_order_of_the_stores_changes_no_score(aligned, paired, make_store, i
     assert result["held_out"]["video_to_audio"] == aligned[2]["held_out"]["video_to_audio"]
 
 
+def test_a_clip_whose_vector_is_not_finite_is_recorded(paired, make_store, call, tmp_path):
+    """Frames that no audio belongs to train nothing, and may be of any size."""
+    with FeatureStore(paired[1]) as video:
+        frames = {clip: video.frames(clip) for clip in video.ids}
+    frames["huge"] = np.full_like(frames["c1"], 3e38)
+    video_path = make_store(tmp_path / "v.h5", "frames", frames)
+    arguments = ["-o", tmp_path / "run", "--aligned", tmp_path / "aligned.h5", *OPTIONS, "--epochs", 1, "-q"]
+    call("align", "--audio", paired[0], "--video", video_path, *arguments)
+    with FeatureStore(tmp_path / "aligned.h5") as store:
+        assert [(failure.clip, failure.reason) for failure in store.failures()] == [("huge", "not_finite")]
+        assert (len(store), store.validate()) == (len(frames) - 1, [])
+
+
 def test_held_out_clips_are_recorded_and_not_used_in_training(aligned):
     facts = json.loads((aligned[0] / "run.json").read_text())
     assert len(facts["held_out_clips"]) == 12

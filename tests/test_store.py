@@ -261,21 +261,6 @@ def test_the_last_features_of_a_clip_added_twice_win(path):
         np.testing.assert_array_equal(store.read()[0], newest.values.astype(np.float16))
 
 
-def test_a_value_beyond_float16_is_an_error_that_names_the_clip_and_the_option(path):
-    row = features(POOLED, "loud")
-    row.values[0, 0] = 1e5
-    with pytest.raises(MertoolError, match=r"clip 'loud': a value of 1e\+05 .*--storage float32"):
-        write_finished(path, POOLED, [row])
-
-
-def test_float32_storage_keeps_large_values(path):
-    row = features(replace(POOLED, storage_dtype="float32"), "loud")
-    row.values[0, 0] = 1e5
-    write_finished(path, replace(POOLED, storage_dtype="float32"), [row])
-    with FeatureStore(path) as store:
-        assert store.read()[0, 0, 0] == np.float32(1e5)
-
-
 # ---------------------------------------------------------------- refusing
 
 

@@ -1,8 +1,8 @@
 """Data of adaptation: the input of the first adapted block for every clip, and the frames that masks hide.
 
-The frozen prefix is extracted once, like any features, into a frame store of float16 that later runs with the same
-encoder and layers read again. With `from_frontend`, the output of the convolutions is computed instead and kept in
-memory.
+The frozen prefix is extracted once, like any features, into a frame store of float16 (float32 where a value is too
+large) that later runs with the same encoder and layers read again. With `from_frontend`, the output of the convolutions
+is computed instead and kept in memory.
 """
 
 import time

@@ -138,7 +138,7 @@ class AlignmentData:
 
     Attributes:
         stream: Frames of the N clips.
-        targets: Acoustic targets (N, A), float16.
+        targets: Acoustic targets (N, A), float16 or float32.
         split: Rows of the training, development and held-out clips.
         false_negatives: Decides which pairs of clips are no negatives.
     """

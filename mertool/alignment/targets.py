@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mertool.errors import MertoolError
-from mertool.store import FeatureStore
+from mertool.store import FeatureStore, as_stored
 
 MIN_CLIPS = 8
 BLOCK_CLIPS = 256  # clips per read
@@ -56,7 +56,9 @@ def common_clips(audio_store: FeatureStore, video_store: FeatureStore) -> list[s
 
 
 def load_acoustic_targets(audio_store: FeatureStore, clips: list[str], train: np.ndarray) -> np.ndarray:
-    """Return the acoustic targets (N, A) of `clips`, float16: the mean over layers of the standardised pooled states.
+    """Return the acoustic targets (N, A) of `clips`: the mean over layers of the standardised pooled states.
+
+    They are float16, or float32 if that of one clip does not fit; the other clips are rounded to float16 all the same.
 
     Each layer and channel is standardised by the mean and the deviation of the rows `train`. The store is read twice
     in blocks instead of once as a whole: of 115,595 clips with 25 layers, 5.9 GB are read each time and 0.24 GB kept.
@@ -65,7 +67,10 @@ def load_acoustic_targets(audio_store: FeatureStore, clips: list[str], train: np
     mean, inverse_std = _statistics(audio_store, clips, train)
     targets = np.zeros((len(clips), audio_store.channels), np.float16)
     for rows, values in _blocks(audio_store, clips):
-        targets[rows] = ((values - mean) * inverse_std).mean(1)
+        for row, target in zip(rows, ((values - mean) * inverse_std).mean(1), strict=True):
+            stored = as_stored(target, np.dtype(np.float16))
+            targets = targets.astype(np.result_type(targets, stored), copy=False)
+            targets[row] = stored
     return targets
 
 

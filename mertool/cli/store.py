@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet, StoreOutput
-from mertool.cli.console import echo, print_json, warn
+from mertool.cli.console import echo, print_json, printed_warnings, warn
 from mertool.cli.help import CommandGroup, HelpCommand
 from mertool.cli.tables import table
 from mertool.errors import MertoolError, count_of
@@ -51,6 +51,7 @@ def describe_store(path: Path, *, with_failures: bool, with_media: bool) -> dict
             "clips": len(store),
             "layers": format_layers(recipe.layers) + (" summed" if recipe.layer_sum else ""),
             "channels": store.channels,
+            "storage": str(store.dtype),
             "pool": recipe.pool,
             "adapter": bool(recipe.adapter),
             "fingerprint": store.fingerprint,
@@ -62,7 +63,7 @@ def describe_store(path: Path, *, with_failures: bool, with_media: bool) -> dict
 
 def print_stores(contents: list[dict[str, Any]]) -> None:
     """Print a table with one row per store, and the failures where they were read."""
-    columns = ["store", "modality", "encoder", "clips", "layers", "channels", "pool"]
+    columns = ["store", "modality", "encoder", "clips", "layers", "channels", "storage", "pool"]
     rows = []
     for store in contents:
         reasons = ", ".join(f"{count} {reason}" for reason, count in store["without_features"].items())
@@ -103,7 +104,8 @@ def merge(*, stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json:
         check_writable(path)
         if path.exists():
             raise MertoolError(f"{path} exists: give another -o, or remove it first")
-    count = merge_stores(stores, output)
+    with printed_warnings():
+        count = merge_stores(stores, output)
     if sheets:
         rows = {clip: row for sheet in sheets for clip, row in read_rows(sheet).items()}
         write_rows(transcripts_beside(output), rows.values())

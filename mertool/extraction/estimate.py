@@ -15,7 +15,7 @@ from mertool.extraction.progress import ExtractionStats, no_progress
 from mertool.extraction.targets import StoreTarget
 from mertool.extraction.worker import ExtractionWorker
 from mertool.manifest import Manifest
-from mertool.store import ClipFeatures, Failure, PartWriter, parts_folder
+from mertool.store import ClipFeatures, Failure, PartWriter, as_stored, parts_folder
 
 WARM_UP_CLIPS, SAMPLE_CLIPS = 4, 32  # the first clips are slower, so they are run but not measured
 SEED = 0
@@ -55,10 +55,16 @@ class Estimate:
 class _SizeCounter(PartWriter):
     """Counts the bytes of features instead of writing them."""
 
-    n_bytes = 0
+    n_values = 0
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_values * self.dtype.itemsize
 
     def add(self, features: ClipFeatures) -> None:
-        self.n_bytes += features.values.size * self.dtype.itemsize
+        self.n_values += features.values.size
+        # One clip that needs float32 makes the whole store float32.
+        self.dtype = np.promote_types(self.dtype, as_stored(features.values, self.dtype).dtype)
 
     def fail(self, failure: Failure) -> None:
         """Count nothing: a row of the table of failures is small."""

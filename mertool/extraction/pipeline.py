@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mertool.devices import is_out_of_memory
-from mertool.errors import REASONS, ClipError
+from mertool.errors import ClipError
 from mertool.extraction.background_writer import BackgroundWriter
 from mertool.extraction.batching import bucket_batches
 from mertool.extraction.clip_encoder import ClipEncoder, EncodedBatch, PreparedClip
@@ -137,13 +137,8 @@ class _Recorder:
             self._write_features(item, decoded, [decoded.content] * len(self.writers))
 
     def write_failure(self, item: WorkItem, error: ClipError) -> None:
-        stage = REASONS[error.reason].stage
         for writer in self.writers:
-            writer.fail(
-                Failure(
-                    clip=item.clip.clip, digest=item.digest, stage=stage, reason=error.reason, message=error.message
-                )
-            )
+            writer.fail(Failure.of(item.clip.clip, item.digest, error))
         self.stats.reasons[error.reason] += 1
         self._show_progress()
 

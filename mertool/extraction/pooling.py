@@ -32,7 +32,16 @@ class FeaturePooling:
             frames = frames.sum(0, keepdim=True)
         if self.aligner:
             # Rounded as a frame store rounds them, so that both ways to aligned features agree.
-            return self.aligner.encode_clip(frames.to(getattr(torch, self.recipe.storage_dtype)))
+            return self.aligner.encode_clip(_round_as_stored(frames, self.recipe.storage_dtype))
         if self.recipe.pool == "none":
             return frames[0] if len(frames) == 1 else frames
         return frames.mean(dim=1)
+
+
+def _round_as_stored(frames: torch.Tensor, storage_dtype: str) -> torch.Tensor:
+    """Return the frames of a clip, float32, with the rounding of `store.precision.as_stored`."""
+    if storage_dtype != "float16":
+        return frames.float()
+    rounded = frames.half().float()
+    # No branch on the values, because a GPU would have to finish first.
+    return torch.where(rounded.isfinite().all(), rounded, frames.float())

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from mertool.errors import REASONS, ClipError
 from mertool.features import Recipe
 from mertool.media_stats import MediaStats
 
@@ -60,6 +61,12 @@ class Failure:
     stage: str
     reason: str
     message: str
+
+    @classmethod
+    def of(cls, clip: str, digest: str, error: ClipError) -> "Failure":
+        """Return the record of an error, with the stage that its reason belongs to."""
+        stage = REASONS[error.reason].stage
+        return cls(clip=clip, digest=digest, stage=stage, reason=error.reason, message=error.message)
 
 
 def parts_folder(path: Path) -> Path:

@@ -1,8 +1,10 @@
 """Merging part files or stores of one recipe into one file, and writing a small store at once."""
 
 import io
+import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, MertoolWarning
 from mertool.features import Recipe
 from mertool.files import explain_write_errors, fsync, write_atomic
 from mertool.store.hdf5 import create_hdf5, find_damage, open_hdf5, seal
 from mertool.store.layout import ClipFeatures, Failure, read_clips, read_failures, write_tables
+from mertool.store.precision import LARGEST_FLOAT16, as_stored, widest_dtype
 from mertool.store.reader import FeatureStore
 
 BLOCK_CLIPS = 256  # clips copied at a time
@@ -46,6 +49,10 @@ class _ValuesLayout:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    def size_as(self, dtype: np.dtype) -> int:
+        """Return the bytes of the values in another number format."""
+        return math.prod(self.shape) * dtype.itemsize
+
 
 def merge_files(
     sources: Sequence[Path], target: Path, *, recipe: Recipe, provenance: dict[str, Any], order: Iterable[str]
@@ -53,23 +60,28 @@ def merge_files(
     """Merge `sources` into `target`, atomically; if a clip is in several, the last one counts.
 
     Clips of `order` come first, in that order. Memory holds the tables of clips and one block of values. Raises
-    MertoolError if the disk is full.
+    MertoolError if the disk is full. If the recipe says float16 and a source is in float32, the target is, too, and a
+    MertoolWarning says so.
     """
     records: dict[str, _StoredClip | Failure] = {}
-    layout = _ValuesLayout((0,), np.dtype(recipe.storage_dtype))
+    layouts: list[_ValuesLayout] = []
     for number, source in enumerate(sources):
         with open_hdf5(source) as file:
             records |= {stored.clip.clip: stored for stored in _stored_clips(file, number)}
             records |= {failure.clip: failure for failure in read_failures(file)}
             if "values" in file and file["values"].size:
-                layout = _ValuesLayout(file["values"].shape, file["values"].dtype)
+                layouts.append(_ValuesLayout(file["values"].shape, file["values"].dtype))
+    recipe_dtype = np.dtype(recipe.storage_dtype)
+    dtype = widest_dtype([stored.dtype for stored in layouts], recipe_dtype)
+    layout = _ValuesLayout(layouts[-1].shape if layouts else (0,), dtype)
     ids = dict.fromkeys([clip for clip in order if clip in records] + list(records))
     clips = [record for clip in ids if isinstance(record := records[clip], _StoredClip)]
     failures = [record for clip in ids if isinstance(record := records[clip], Failure)]
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with explain_write_errors(target):
-            _reserve(temporary, sum(source.stat().st_size for source in sources))
+            widened = sum(stored.size_as(dtype) - stored.size_as(stored.dtype) for stored in layouts)
+            _reserve(temporary, sum(source.stat().st_size for source in sources) + widened)
             with create_hdf5(temporary) as out:
                 write_tables(
                     out,
@@ -91,6 +103,12 @@ def merge_files(
             fsync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+    if dtype != recipe_dtype:
+        message = (
+            f"{target} holds values beyond {LARGEST_FLOAT16:,.0f}, the largest number of {recipe_dtype}, so it is "
+            f"stored in {dtype}, which takes twice the space"
+        )
+        warnings.warn(message, MertoolWarning, stacklevel=2)
 
 
 def merge_stores(paths: Sequence[Path], target: Path) -> int:
@@ -127,7 +145,7 @@ def write_store(
     content = io.BytesIO()
     with create_hdf5(content) as file:
         write_tables(file, recipe=recipe, provenance=provenance, clips=features, failures=list(failures))
-        file["values"] = np.stack([clip.values for clip in features]).astype(recipe.storage_dtype)
+        file["values"] = np.stack([as_stored(clip.values, np.dtype(recipe.storage_dtype)) for clip in features])
     seal(content)
     write_atomic(path, content.getvalue())
 

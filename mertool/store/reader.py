@@ -71,6 +71,11 @@ class FeatureStore:
         return self.recipe.layer_axis
 
     @property
+    def dtype(self) -> np.dtype:
+        """The type of the values; float32 with a recipe of float16 if a clip has a value beyond that format."""
+        return self._file["values"].dtype
+
+    @property
     def channels(self) -> int:
         """The number of channels D."""
         return int(self._file["values"].shape[-1])

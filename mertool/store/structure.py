@@ -13,6 +13,7 @@ import numpy as np
 
 from mertool.features import Recipe
 from mertool.store.layout import FAILURE_COLUMNS, MEDIA_STATS, STRING
+from mertool.store.precision import valid_dtypes
 
 MAX_CHANNELS = 1 << 20
 MAX_FRAMES = 1 << 24  # of one clip; 24 hours of video at 50 frames per second have 4.3 million
@@ -99,7 +100,9 @@ def _check_values(file: h5py.File, recipe: Recipe, *, n_clips: int) -> None:
     layered = recipe.pool == "mean" or n_layers > 1
     # A store without features does not know their shape.
     n_axes = len(shape) if n_clips == 0 else 4 if recipe.modality == "faces" else 3 if layered else 2
-    _check_dataset(values, name="values", dtype=np.dtype(recipe.storage_dtype), n_axes=n_axes)
+    dtypes = valid_dtypes(np.dtype(recipe.storage_dtype))
+    dtype = values.dtype if getattr(values, "dtype", None) in dtypes else dtypes[0]
+    _check_dataset(values, name="values", dtype=dtype, n_axes=n_axes)
     if n_clips == 0:
         if math.prod(shape):
             raise ValueError(f"values have the shape {shape}, but there are no clips")

@@ -22,6 +22,7 @@ from mertool.store.hdf5 import create_hdf5, open_hdf5, seal
 from mertool.store.layout import ClipFeatures, Failure, parts_folder, read_clips, read_failures, write_tables
 from mertool.store.merge import merge_files, require_intact
 from mertool.store.parts import LOCK, PART_PATTERN, remove_temporary_files, set_aside_foreign_files
+from mertool.store.precision import as_stored
 from mertool.store.reader import FeatureStore, read_header
 
 # A part file is written as soon as one of these is reached: a killed run loses no more.
@@ -63,7 +64,7 @@ class PartWriter:
         recipe: Recipe of the store.
         provenance: Provenance that is stored with the recipe.
         parts: Folder of the part files.
-        dtype: Type that values are stored as.
+        dtype: Number format of the recipe; clips that do not fit float16 are written in float32.
     """
 
     def __init__(self, path: Path, recipe: Recipe, provenance: dict[str, Any]):
@@ -76,18 +77,8 @@ class PartWriter:
         self._unmerged = False
 
     def add(self, features: ClipFeatures) -> None:
-        """Collect the features of one clip; they are on the disk after the next flush.
-
-        Raises MertoolError if a value is too large for float16.
-        """
-        values = features.values
-        with np.errstate(over="ignore"):  # the error below says which clip it was, and what to do
-            stored = values.astype(self.dtype, copy=False)
-        if self.dtype == np.float16 and not np.isfinite(stored).all():
-            raise MertoolError(
-                f"clip '{features.clip}': a value of {np.abs(values).max():.3g} does not fit float16: "
-                "run again with --storage float32"
-            )
+        """Collect the features of one clip, which must be finite; they are on the disk after the next flush."""
+        stored = as_stored(features.values, self.dtype)
         self._features.append(replace(features, values=stored))
         self._n_bytes += stored.nbytes
         self._flush_if_due()

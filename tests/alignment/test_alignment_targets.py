@@ -32,6 +32,22 @@ def test_targets_are_means_of_standardised_layers(store, values, monkeypatch):
     np.testing.assert_allclose(targets, expected, atol=2e-3)
 
 
+def test_targets_beyond_float16_are_kept_and_the_others_rounded(values, make_store, tmp_path):
+    """A clip that trains nothing may be any number of deviations away."""
+    values["c3"][0, 1] = 1e7
+    clips, train = list(values), np.arange(5, 25)
+    states = np.stack(list(values.values())).astype(np.float64)
+    expected = ((states - states[train].mean(0)) / states[train].std(0)).mean(1)
+    assert np.abs(expected[3]).max() > 65_504
+    with FeatureStore(make_store(tmp_path / "s.h5", "audio", values)) as store:
+        targets = load_acoustic_targets(store, clips, train)
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets, expected, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(targets[3], expected[3], rtol=1e-5)
+    others = np.delete(targets, 3, 0)
+    np.testing.assert_array_equal(others, others.astype(np.float16))
+
+
 def test_a_constant_channel_becomes_zero(values, make_store, tmp_path):
     with_constant = {clip: np.concatenate([value, np.ones((3, 1), np.float32)], 1) for clip, value in values.items()}
     with FeatureStore(make_store(tmp_path / "s.h5", "audio", with_constant)) as store:

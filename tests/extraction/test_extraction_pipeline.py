@@ -1,6 +1,7 @@
 """From decoded clips to rows of a store, with encoders that fail."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mertool.extraction.plan import WorkItem
 from mertool.extraction.pooling import FeaturePooling
 from mertool.features import Recipe
 from mertool.manifest import Clip
-from mertool.store import FeatureStore, StoreWriter
+from mertool.store import FeatureStore, StoreWriter, as_stored
 
 
 class FakeEncoder:
@@ -122,6 +123,24 @@ def test_values_that_are_not_finite_are_recorded(value, tmp_path):
     _, values, failures, _ = extract(tmp_path, FakeEncoder(), [1.0, value, 2.0])
     assert sorted(values) == ["c0", "c2"]
     assert (failures["c1"].reason, failures["c1"].stage) == ("not_finite", "encode")
+
+
+@pytest.mark.parametrize("value", [3.14159, 3.14159e5])
+@pytest.mark.parametrize("storage", ["float16", "float32"])
+def test_an_aligner_gets_frames_as_a_frame_store_holds_them(storage, value):
+    """Rounded to float16, unless they do not fit; so aligned features are the same from both."""
+    seen = []
+
+    class Recorder:
+        def encode_clip(self, frames):
+            seen.append(frames)
+            return frames.mean(1)
+
+    recipe = replace(make_recipe((0,)), aligner="a", storage_dtype=storage)
+    frames = torch.tensor([[[value, 0.1], [1.0, 2.0]]])
+    FeaturePooling(recipe, (0,), Recorder())(frames)
+    np.testing.assert_array_equal(seen[0].numpy(), as_stored(frames.numpy(), np.dtype(storage)))
+    assert (seen[0][0, 0, 1] == np.float32(0.1)) == (storage == "float32" or value > 65_504)
 
 
 def test_failures_of_decoding_are_recorded(tmp_path):

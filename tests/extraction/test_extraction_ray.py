@@ -20,7 +20,7 @@ import psutil
 import pytest
 import torch
 
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, MertoolWarning
 from mertool.extraction import ray_backend
 from mertool.extraction.clip_encoder import ClipEncoder
 from mertool.extraction.driver import extract_to_stores
@@ -31,7 +31,7 @@ from mertool.extraction.targets import StoreTarget
 from mertool.features import Recipe
 from mertool.manifest import Clip, Manifest
 from mertool.media_digest import digest_of_signature
-from mertool.store import parts_folder
+from mertool.store import FeatureStore, parts_folder
 
 HERE = Path(__file__).parent
 WORKERS_PATH = f"{HERE}{os.pathsep}{HERE.parents[1]}"  # of this module and of mertool
@@ -63,7 +63,7 @@ class LetterCounter:
     def encode_prepared(self, texts, keep):
         while "wait" in texts[0] and not (self.folder / "released").exists():
             time.sleep(0.05)
-        return [torch.full((len(keep), 1, 2), float(len(text))) for text in texts]
+        return [torch.full((len(keep), 1, 2), 7e4 if "loud" in text else float(len(text))) for text in texts]
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def no_progress(*_):
     pass
 
 
-def text_job(path, failure="", engine="ray"):
-    recipe = Recipe(modality="text", encoder="letters", weights="w", layers=(0,), pool="mean", storage_dtype="float32")
+def text_job(path, failure="", engine="ray", storage="float32"):
+    recipe = Recipe(modality="text", encoder="letters", weights="w", layers=(0,), pool="mean", storage_dtype=storage)
     loader = LettersLoader(path.parent, failure)
     return ExtractionJob(targets=(StoreTarget(path=path, recipe=recipe),), encoder=loader, engine=engine)
 
@@ -180,6 +180,19 @@ def test_video_and_crops_are_the_same_from_relative_paths(
         np.testing.assert_allclose(one, other, atol=1e-4)
         assert ours == theirs
     assert [row[3] for row in content(Path("ray/faces.h5"))["failures"]] == ["no_face"]
+
+
+@pytest.mark.slow
+def test_parts_beyond_float16_are_joined_with_the_others(cluster, tmp_path):
+    """One worker alone writes a part of float32; the driver tells it, and the store is that of a local run."""
+    manifest = text_manifest(*WORDS[:5], "loud", *WORDS[5:])
+    for engine in ("ray", "local"):
+        job = text_job(tmp_path / f"{engine}.h5", engine=engine, storage="float16")
+        with pytest.warns(MertoolWarning, match=f"{engine}.h5 holds values beyond 65,504"):
+            extract_to_stores(manifest, job, no_progress)
+    assert content(tmp_path / "ray.h5") == content(tmp_path / "local.h5")
+    with FeatureStore(tmp_path / "ray.h5") as store:
+        assert store.read(["c05", "c06"])[:, 0, 0].tolist() == [7e4, len(WORDS[5].strip())]
 
 
 # ---------------------------------------------------------------- workers that die
