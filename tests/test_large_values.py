@@ -213,7 +213,7 @@ CLIPS = ("spk01_001", "spk01_005", "spk02_003", "spk02_004", "spk03_002", "spk03
 
 
 def scale_residual_stream(source: Path, target: Path, factor: float) -> None:
-    """Copy a HuBERT of the large form; the blocks add little to what its front end gives them, `factor` times as much."""
+    """Copy a HuBERT of the large form; its front end gives the blocks, which add little, `factor` times as much."""
     from transformers import HubertModel
 
     shutil.copytree(source, target)
