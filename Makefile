@@ -8,7 +8,7 @@ RAVDESS ?= ../shared/data/ravdess
 # CMU-MOSI's utterance features of Poria et al., mosi_bclstm.npz (see tests/bench/mosi.py).
 MOSI ?= ../shared/data/mosi
 
-.PHONY: help setup demo test test-slow lint docs fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi clean
+.PHONY: help setup demo test test-slow lint docs fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-fuse   the official protocol, all models at once against one at a time, into build/bench/fuse.json"
 	@echo "make bench-predict   predict against extract for each store of a bundle, into build/bench/predict.json"
 	@echo "make bench-mosi   fusion on CMU-MOSI, into build/bench/mosi.json"
+	@echo "make gpu     everything that only a GPU can show, into build/bench/gpu.json (at most 35 min; it resumes)"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 
 setup: $(VENV)/.ready
@@ -91,6 +92,9 @@ bench-predict: setup
 
 bench-mosi: setup
 	$(VENV)/bin/python tests/bench/mosi.py $(MOSI)
+
+gpu: setup
+	$(VENV)/bin/python tests/bench/gpu.py
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -54,6 +54,14 @@ def computes_bfloat16(device: torch.device) -> bool:
     return any(probe() for probe in probes if probe)
 
 
+def precise_device(device: torch.device) -> torch.device:
+    """Return where float64 and factorisations of matrices are computed for `device`: on it, or for MPS on the CPU.
+
+    Apple's GPUs have no float64, and torch has few operators of `torch.linalg` for them.
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 @cache
 def has_onednn_linear() -> bool:
     """Return True if torch has oneDNN's linear operators, `torch.ops.mkldnn._linear_pointwise` and its packing."""

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mertool.devices import precise_device
 from mertool.errors import MertoolError
 from mertool.learning.cka import linear_cka
 from mertool.learning.folds import Folds, make_folds, speaker_groups
@@ -26,7 +27,7 @@ def evaluate_alignment(visual: torch.Tensor, acoustic: torch.Tensor, seed: int) 
     unit_acoustic, unit_visual = _normalize(acoustic), _normalize(visual)
     shuffled = [linear_cka(unit_acoustic, unit_visual[random.permutation(len(visual))]) for _ in range(CKA_SHUFFLES)]
     return {
-        **retrieval_scores(visual.numpy(), acoustic.numpy(), seed),
+        **retrieval_scores(visual.cpu().numpy(), acoustic.cpu().numpy(), seed),
         # With fewer clips than channels, CKA is high for unrelated features, too; that of shuffled pairs says how high.
         "cka": {"value": linear_cka(unit_acoustic, unit_visual), "shuffled": float(np.mean(shuffled))},
         "alignment": alignment_distance(visual, acoustic),
@@ -118,7 +119,7 @@ def probe_gain(
 
 
 def _normalize(vectors: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(vectors.double(), dim=1)
+    return torch.nn.functional.normalize(vectors.to(precise_device(vectors.device)).double(), dim=1)
 
 
 def _bootstrap_rank_scores(ranks: np.ndarray, seed: int) -> dict[str, Any]:

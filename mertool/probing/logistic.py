@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mertool.devices import onednn_matmul
+from mertool.devices import onednn_matmul, precise_device
 from mertool.probing.lbfgs import LbfgsState, compute_logits
 from mertool.probing.standardize import StandardizedFeatures, standardize
 
@@ -134,5 +134,5 @@ class BatchedLogisticRegression:
             return None
         bound = self.gram / 2
         bound.diagonal(dim1=1, dim2=2).add_(1 / (inverse_penalty * float(self.n_training.mean())))
-        factor, info = torch.linalg.cholesky_ex(bound)
-        return None if bool(info.any()) else torch.cholesky_inverse(factor)
+        factor, info = torch.linalg.cholesky_ex(bound.to(precise_device(bound.device)))
+        return None if bool(info.any()) else torch.cholesky_inverse(factor).to(bound.device)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mertool.devices import precise_device
 from mertool.probing.standardize import robust_scale, safe_std
 
 # From so many penalties on, one eigen-decomposition is faster than a Cholesky factorisation for each (1,024 channels).
@@ -48,14 +49,15 @@ class _Sums:
         count = torch.tensor(float(x.shape[1]), device=x.device)
         return cls(count=count, features=x.sum(1), targets=targets.sum(0), products=x.mT @ targets, gram=x.mT @ x)
 
-    def copy(self, dtype: torch.dtype) -> "_Sums":
-        """Return a copy in another precision."""
-        return _Sums(**{name: value.to(dtype, copy=True) for name, value in vars(self).items()})
+    def copy(self) -> "_Sums":
+        """Return a copy in double precision, on the device that has it."""
+        device = precise_device(self.gram.device)
+        return _Sums(**{name: value.to(device).to(torch.float64, copy=True) for name, value in vars(self).items()})
 
     def add_(self, sums: "_Sums", sign: int = 1) -> None:
         """Add the sums over further clips in place, or subtract them with `sign` -1."""
         for name, value in vars(self).items():
-            value.add_(getattr(sums, name), alpha=sign)
+            value.add_(getattr(sums, name).to(value.device), alpha=sign)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Ridge:
     Attributes:
         x: Robustly scaled features (B, N, D).
         folds: Sums over the clips of each fold, float32.
-        total: Sums over all clips, in double precision.
+        total: Sums over all clips, in double precision (see `devices.precise_device`).
     """
 
     x: torch.Tensor
@@ -80,15 +82,15 @@ class Ridge:
         x = robust_scale(features)[0]
         folds = [_Sums.over(x[:, fold_of == fold], targets[fold_of == fold]) for fold in range(n_folds)]
         # Double precision, since Gram matrices of hidden states are nearly singular, and so that a subtracted fold
-        # leaves nothing behind. Apple's GPUs have none.
-        total = folds[0].copy(torch.float32 if features.device.type == "mps" else torch.float64)
+        # leaves nothing behind.
+        total = folds[0].copy()
         for sums in folds[1:]:
             total.add_(sums)
         return cls(x=x, folds=folds, total=total)
 
     def solve(self, held_out_folds: Sequence[int], penalties: Sequence[float]) -> torch.Tensor:
         """Return weights for `x`, the intercept last (B, P, T, D + 1), trained on all but the held-out folds."""
-        train = self.total.copy(self.total.gram.dtype)
+        train = self.total.copy()
         for fold in held_out_folds:
             train.add_(self.folds[fold], sign=-1)
         mean, target_mean = train.features / train.count, train.targets / train.count
@@ -99,7 +101,7 @@ class Ridge:
         products = (train.products - train.count * mean[..., None] * target_mean) * inv_std[..., None]
         weight = _solve(gram, products, penalties) * inv_std[:, None, :, None]
         bias = target_mean - (mean[:, None, None] @ weight)[:, :, 0]
-        return torch.cat([weight.mT, bias[..., None]], -1).to(self.x.dtype)
+        return torch.cat([weight.mT, bias[..., None]], -1).to(self.x)
 
     def scores(self, weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return decision values (B, P, T, n) of the clips in `rows` (n,)."""

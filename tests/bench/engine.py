@@ -48,22 +48,21 @@ def encode_alone(model: Path, waves: Sequence[np.ndarray], dtype: str, device: s
     """Seconds the encoder needs for decoded waves, all layers; on a GPU in batches of like length."""
     import torch
 
-    encoder = load_speech(model, device, dtype)
+    encoder = load_encoder(model, "audio", device, dtype)
     keep = tuple(range(encoder.num_layers + 1))
     batches = by_length(waves, GPU_SECONDS) if device == "cuda" else [[wave] for wave in waves]
     encoder.encode(batches[0], keep)
     return timed(lambda: [encoder.encode(batch, keep) for batch in batches], torch.device(device))
 
 
-def load_speech(model: Path, device: str, dtype: str) -> Any:
-    """The speech encoder in the folder `model`."""
+def load_encoder(model: Path, modality: str, device: Any, dtype: str) -> Any:
+    """Load the encoder in the folder `model`."""
     import torch
 
     from mertool import encoders
 
-    return encoders.load_encoder(
-        encoders.resolve_encoder(str(model), "audio"), "audio", device=torch.device(device), dtype=getattr(torch, dtype)
-    )
+    checkpoint = encoders.resolve_encoder(str(model), modality)
+    return encoders.load_encoder(checkpoint, modality, device=torch.device(device), dtype=getattr(torch, dtype))
 
 
 def by_length(waves: Sequence[np.ndarray], seconds: float, rate: int = 16_000) -> list[list[np.ndarray]]:
@@ -80,7 +79,7 @@ def timed(work: Any, device: Any) -> float:
     """Seconds until the device has done the work."""
     import torch
 
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     wait()
     began = time.perf_counter()
     work()

@@ -34,12 +34,13 @@ CASES = {
     "audio/hubert-base": "s of audio/s",
     "audio/hubert-large": "s of audio/s",
     "video/clip-vit-b16": "frames/s",
+    "video/clip-vit-l14": "frames/s",
     "text/bert-base": "texts/s",
 }
 SHARE, SHARED = "encoder-share/hubert-base", "audio/hubert-base"
 STORES = ("store/read-all", "store/read-pooled")
-GPU = "gpu/hubert-large-mfu"
-NAMES = (*CASES, SHARE, *STORES, GPU)
+NAMES = (*CASES, SHARE, *STORES)
+DEFAULT_NAMES = tuple(name for name in NAMES if name != "video/clip-vit-l14")  # that takes long on a CPU
 LEAST_COSINE = 0.99
 Items = list[tuple[str, Any]]
 WARM_UP = 2  # clips
@@ -50,7 +51,8 @@ ROUND = 16  # clips: on a CPU seconds to a minute, in which little drifts
 class Setting:
     """Settings of all measurements. The device is resolved: `cpu`, `cuda`, ...
 
-    `apart` is the process of the baseline, which lasts for all rows since it takes seconds to start.
+    `round_size` is the number of clips in a turn; `apart` is the process of the baseline, which lasts for all rows
+    since it takes seconds to start.
     """
 
     folder: Path
@@ -58,6 +60,7 @@ class Setting:
     texts: list[str]
     device: str
     repeat: int
+    round_size: int
     tiny: bool
     apart: ProcessPoolExecutor
 
@@ -65,7 +68,7 @@ class Setting:
         """Name and content of every clip, in as many parts as there are rounds."""
         contents: list[Any] = self.texts if modality == "text" else self.media
         items = [(f"clip{number:05d}", content) for number, content in enumerate(contents)]
-        count = -(-len(self.media) // ROUND)
+        count = -(-len(self.media) // self.round_size)
         return [items[first::count] for first in range(count)]
 
 
@@ -94,11 +97,13 @@ def main() -> None:
     selected = set(options.only)
     with workplace() as folder:
         say(f"making {options.clips} clips")
-        media = make_clips(folder / "clips", options.clips, options.tiny)
+        media = make_clips(folder / "clips", options.clips, options.tiny) * options.copies
         texts = make_texts(demo().WORDS, 24 if options.tiny else 256)
         device = resolve_device(options.device).type
         with own_process() as apart:
-            rows = measure(Setting(folder, media, texts, device, options.repeat, options.tiny, apart), selected)
+            rows = measure(
+                Setting(folder, media, texts, device, options.repeat, options.round, options.tiny, apart), selected
+            )
     publish(rows, options.output, "mertool extract against a plain script")
     differing = [row.name for row in rows if row.fields.get("min_cosine", 1.0) < LEAST_COSINE]
     if differing:
@@ -108,8 +113,12 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of `mertool extract` compared with a plain script.")
     parser.add_argument("--clips", type=int, default=32, help="clips with audio and video (default: 32)")
+    parser.add_argument("--copies", type=int, default=1, help="times that each clip is extracted in a run (default: 1)")
+    parser.add_argument("--round", type=int, default=ROUND, help=f"clips in a turn of a side (default: {ROUND})")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; the same for both sides")
-    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument(
+        "--only", nargs="+", default=DEFAULT_NAMES, choices=NAMES, metavar="NAME", help=", ".join(NAMES)
+    )
     parser.add_argument("--repeat", type=int, default=2, help="times that each side does all clips (default: 2)")
     parser.add_argument("--tiny", action="store_true", help="tiny encoders and stores: a smoke test")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
@@ -121,7 +130,6 @@ def parse() -> argparse.Namespace:
 
 def measure(setting: Setting, selected: set[str]) -> list[Row]:
     """Measure the selected rows, in the order of NAMES."""
-    import torch
     from stores import measure_stores
 
     rows: list[Row] = []
@@ -132,8 +140,6 @@ def measure(setting: Setting, selected: set[str]) -> list[Row]:
             rows += case_rows(name, runs) if name in selected else []
             rows += [share_row(runs)] if with_share else []
     rows += measure_stores(setting.folder, selected, **({"clips": 60, "repeat": 2} if setting.tiny else {}))
-    if GPU in selected and torch.cuda.is_available() and setting.device == "cuda":
-        rows.append(gpu_row(setting))
     return rows
 
 
@@ -266,16 +272,6 @@ def where(measured: "Sequence[Measured]") -> dict[str, Any]:
     seconds = {kind: sum(run.parts[kind] for run in measured) for kind in measured[0].parts}
     busy = seconds["encode"] / sum(run.seconds for run in measured) if "encode" in seconds else None
     return {"busy": busy, "seconds": seconds}
-
-
-def gpu_row(setting: Setting) -> Row:
-    import naive
-    from gpu import measure_mfu
-    from models import make_model
-
-    say(f"{GPU}: encoder alone")
-    model = make_model("hubert-large", setting.folder, setting.tiny)
-    return measure_mfu(model, [naive.read_sound(path) for path in setting.media], setting.device, setting.repeat)
 
 
 def agreement(features: Any, files: Sequence[Path]) -> tuple[float, float]:

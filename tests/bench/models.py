@@ -20,6 +20,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "image_size": 224,
         "patch_size": 16,
     },
+    "clip-vit-l14": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+    },
     "bert-base": {},
 }
 TINY_BLOCKS = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -28,6 +36,7 @@ TINY: dict[str, dict[str, Any]] = {
     "hubert-base": {**TINY_BLOCKS, **TINY_SOUND},
     "hubert-large": {**TINY_BLOCKS, **TINY_SOUND},
     "clip-vit-b16": TINY_BLOCKS,
+    "clip-vit-l14": TINY_BLOCKS,
     "bert-base": TINY_BLOCKS,
 }
 

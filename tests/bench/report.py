@@ -108,10 +108,12 @@ def _print_table(rows: Sequence[Row], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title)
-    for heading in ("name", "value", "baseline", "unit", "ratio"):
+    has_goals = any("goal" in row.fields for row in rows)
+    for heading in ("name", "value", "baseline", "unit", "ratio", *(["goal"] if has_goals else [])):
         table.add_column(heading, justify="left" if heading in ("name", "unit") else "right")
     for row in rows:
-        table.add_row(row.name, _short(row.value), _short(row.baseline), row.unit, _short(row.ratio))
+        goal = [_short(row.fields.get("goal"))] if has_goals else []
+        table.add_row(row.name, _short(row.value), _short(row.baseline), row.unit, _short(row.ratio), *goal)
     Console().print(table)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from fixtures.emulated_device import DEVICES, use_device
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -54,6 +55,17 @@ def test_many_penalties_from_one_decomposition_are_those_one_by_one(data, monkey
     one_by_one = scores(data, [0])
     monkeypatch.setattr(ridge, "EIGEN_FROM", {"cpu": 1})
     np.testing.assert_allclose(scores(data, [0]), one_by_one, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+@pytest.mark.parametrize("eigen_from", [1, 100])
+def test_every_device_gives_the_decision_values(kind, eigen_from, data, monkeypatch):
+    monkeypatch.setattr(ridge, "EIGEN_FROM", dict.fromkeys(("cpu", "cuda", "mps"), eigen_from))
+    expected = scores(data, [0])
+    with use_device(kind) as device:
+        found = scores([part.to(device) for part in data], [0])
+        assert found.device.type == device.type
+        np.testing.assert_allclose(found.cpu(), expected, atol=2e-4)
 
 
 def test_layers_together_are_layers_alone(data):
