@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mertool.api import align, evaluate, extract, finetune, fuse, predict, probe_layers
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["align", "evaluate", "extract", "finetune", "fuse", "predict", "probe_layers"]
 
 

@@ -83,7 +83,7 @@ def align(
                 checkpoint=checkpoint,
                 progress=progress,
             )
-            metrics = _evaluate(aligner, data, history, accelerator=accelerator, seed=options.seed)
+            metrics = _evaluate(aligner, data, history, accelerator=accelerator, manifest=manifest, seed=options.seed)
             if accelerator.is_main_process:
                 if labelled:
                     examples, folds = labelled
@@ -175,20 +175,34 @@ def _open_checkpoint(output: Path, key: str, accelerator: Accelerator) -> Checkp
 
 
 def _evaluate(
-    aligner: Aligner, data: AlignmentData, history: AlignmentHistory, *, accelerator: Accelerator, seed: int
+    aligner: Aligner,
+    data: AlignmentData,
+    history: AlignmentHistory,
+    *,
+    accelerator: Accelerator,
+    manifest: Manifest | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the metrics of a trained aligner; every process must call it, because encoding is shared."""
     held_out, cpu = data.split.held_out, torch.device("cpu")
     visual = encode_distributed(aligner, data.stream, held_out, accelerator=accelerator)
+    groups = _known_speakers(manifest, data, held_out) if manifest else None
     return {
         "train_clips": len(data.split.train),
         "development_clips": len(data.split.development),
-        "held_out": evaluate_alignment(visual.to(cpu), data.acoustic(held_out, cpu), seed),
+        "held_out": evaluate_alignment(visual.to(cpu), data.acoustic(held_out, cpu), seed=seed, groups=groups),
         "loss": history.loss,
         "development_loss": history.development_loss,
         "best_epoch": history.best_epoch,
         "false_negatives": data.false_negatives.to_json(),
     }
+
+
+def _known_speakers(manifest: Manifest, data: AlignmentData, rows: np.ndarray) -> np.ndarray | None:
+    """Return the speaker (n,) of each clip in `rows` if all are known and there are at least two, else None."""
+    speakers = manifest.speakers()
+    found = [speakers.get(data.stream.store.ids[store_row]) for store_row in data.stream.store_rows[rows]]
+    return np.array(found) if None not in found and len(set(found)) > 1 else None
 
 
 def _probe(
@@ -212,7 +226,7 @@ def _probe(
     with FrameStream(video_store, store_rows[order], max_frames=None).in_order(rows) as batches:
         for batch in batches:
             unaligned[order[batch.rows]] = [frames.astype(np.float32).mean(0) for frames in batch.frames]
-    return probe_gain(unaligned, aligned, examples, folds=folds, classes=len(options.classes), seed=options.seed)
+    return probe_gain(unaligned, aligned, examples, folds=folds, classes=len(options.classes))
 
 
 def _write_run(

@@ -13,17 +13,10 @@ from mertool.errors import MertoolError
 from mertool.files import check_writable, write_atomic
 from mertool.interop.labels import is_manifest, label_clips
 from mertool.manifest import EMOTIONS, Clip, Manifest, canonical_label
-from mertool.metrics import (
-    averaged_classes,
-    calibration_error,
-    confusion_matrix,
-    mcnemar,
-    paired_bootstrap,
-    per_class_scores,
-    score_json,
-)
+from mertool.metrics import averaged_classes, calibration_error, confusion_matrix, per_class_scores
 from mertool.options.evaluate import EvaluateOptions
 from mertool.predictions import Predictions, feature_cache_folder
+from mertool.significance import adjust_by_holm, mcnemar, paired_test, score_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +27,12 @@ class EvaluatedClips:
     labels: class indices (N,).
     speakers: (N,) where the speakers of all clips are known, else None.
     classes: names of the classes.
-    seed: of the bootstrap.
     """
 
     clips: list[str]
     labels: np.ndarray
     speakers: np.ndarray | None
     classes: tuple[str, ...]
-    seed: int
 
     def select(self, clips: Sequence[str]) -> "EvaluatedClips":
         """Return a subset of the clips, in this order."""
@@ -52,22 +43,19 @@ class EvaluatedClips:
             labels=self.labels[rows],
             speakers=None if self.speakers is None else self.speakers[rows],
             classes=self.classes,
-            seed=self.seed,
         )
 
     def scores(self, predicted: np.ndarray) -> dict[str, Any]:
         """Scores of predicted class indices (N,), with intervals, and the classes that they average over."""
         matrix = confusion_matrix(self.labels, predicted, len(self.classes))
         return {
-            **score_json(self.labels, predicted, len(self.classes), seed=self.seed, groups=self.speakers),
+            **score_json(self.labels, predicted, len(self.classes), groups=self.speakers),
             "averaged_classes": averaged_classes(matrix, self.classes),
         }
 
-    def gain(self, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-        """Paired bootstrap of the difference in weighted F1 of two systems' class indices (N,)."""
-        return paired_bootstrap(
-            self.labels, first, second, classes=len(self.classes), seed=self.seed, groups=self.speakers
-        )
+    def gain(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+        """Paired test of the difference in weighted F1 of two systems' class indices (N,)."""
+        return paired_test(self.labels, first, second, n_classes=len(self.classes), groups=self.speakers)
 
 
 def evaluate(
@@ -91,7 +79,7 @@ def evaluate(
     if output:
         check_writable(output, *_inputs(predictions, manifest, options))
     systems = [Predictions.read(path) for path in predictions]
-    evaluated, labelled = _select_clips(systems, predictions, manifest, seed=options.seed)
+    evaluated, labelled = _select_clips(systems, predictions, manifest)
     probabilities = [_probabilities_of(system, evaluated.clips) for system in systems]
     result: dict[str, Any] = {
         "clips": len(evaluated.clips),
@@ -105,10 +93,10 @@ def evaluate(
     }
     if len(systems) == 2:
         first, second = (rows.argmax(1) for rows in probabilities)
-        result["paired"] = {
-            "waf": evaluated.gain(first, second),
-            "mcnemar": mcnemar(evaluated.labels, first, second),
-        }
+        result["paired"] = {"waf": evaluated.gain(first, second)}
+        # McNemar's test takes clips to be independent, which those of one speaker are not.
+        if evaluated.speakers is None:
+            result["paired"]["mcnemar"] = mcnemar(evaluated.labels, first, second)
     if options.bundle:
         predicted = dict(zip(evaluated.clips, probabilities[0], strict=True))
         result["robustness"] = _score_conditions(
@@ -155,9 +143,7 @@ def _inputs(predictions: list[Path], manifest: Manifest, options: EvaluateOption
     return [manifest.source, *predictions, *bundle, *files, *(path for clip in manifest.clips for path in clip.files)]
 
 
-def _select_clips(
-    systems: list[Predictions], paths: list[Path], manifest: Manifest, *, seed: int
-) -> tuple[EvaluatedClips, int]:
+def _select_clips(systems: list[Predictions], paths: list[Path], manifest: Manifest) -> tuple[EvaluatedClips, int]:
     """The labelled clips that all systems predict, sorted; and the number of labelled clips."""
     classes = systems[0].classes
     if any(system.classes != classes for system in systems):
@@ -172,17 +158,16 @@ def _select_clips(
             f"none of the {len(labels)} labelled clips of {manifest.source} is in {' and '.join(map(str, paths))}: "
             "give the manifest of the clips that were predicted"
         )
-    # Sorted, so that the draws of the bootstrap do not depend on the order of a file.
+    # Sorted, so that the random exchanges of the paired test do not depend on the order of a file.
     clips = sorted(shared)
     groups = [speakers.get(clip, "") for clip in clips]
-    # The bootstrap draws speakers, and from a single one there is nothing to draw.
+    # Clips of a single speaker are a sample of that speaker's clips.
     all_known = all(groups) and len(set(groups)) > 1
     evaluated = EvaluatedClips(
         clips=clips,
         labels=np.array([classes.index(labels[clip]) for clip in clips]),
         speakers=np.array(groups) if all_known else None,
         classes=classes,
-        seed=seed,
     )
     return evaluated, len(labels)
 
@@ -241,6 +226,8 @@ def _score_conditions(
         guesses_as_is = np.array([predicted[clip].argmax() for clip in probabilities])
         scores = {**subset.scores(guesses), "difference": subset.gain(guesses_as_is, guesses)}
         rows.append({**row, **scores})
+    # The first condition is the predictions themselves.
+    adjust_by_holm([row["difference"] for row in rows[1:]])
     return rows
 
 

@@ -176,7 +176,7 @@ def compare(
     info: dict[str, Any] = {"options": asdict(options), "seed": options.seed, "classes": list(options.classes)}
     with new_run(output, "compare", key=key, **info) as draft:
         examples = LabelledClips.from_manifest(manifest, options.classes)
-        draft.metrics.update(compare_runs(runs, examples, n_classes=len(options.classes), seed=options.seed))
+        draft.metrics.update(compare_runs(runs, examples, n_classes=len(options.classes)))
         draft.metrics["budget"] = options.budget
         plot_comparison(draft.folder / "methods", draft.metrics)
     return Run.read(output, "compare"), False

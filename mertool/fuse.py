@@ -250,12 +250,10 @@ def _choose_folds(stores: list[FeatureStore], labelled: LabelledClips, options: 
 
 def _metrics(inputs: _FuseInputs, config: EnsembleConfig, ensembles: _Ensembles) -> dict[str, Any]:
     """Return the cross-validated scores and what they were made of, for metrics.json."""
-    data, classes, seed = inputs.data, config.classes, config.seed
+    data, classes = inputs.data, config.classes
     name_of_fusion = "fusion" if len(inputs.names) > 1 else inputs.names[0]
     by_name = {**ensembles.unimodal, name_of_fusion: ensembles.fusion}
-    scores = {
-        name: score_ensemble(ensemble, data.labelled, classes=classes, seed=seed) for name, ensemble in by_name.items()
-    }
+    scores = {name: score_ensemble(ensemble, data.labelled, classes=classes) for name, ensemble in by_name.items()}
     metrics = {
         "clips": len(data.labelled),
         "folds": data.folds.description,
@@ -284,7 +282,7 @@ def _metrics(inputs: _FuseInputs, config: EnsembleConfig, ensembles: _Ensembles)
         metrics["cross_validation"] = scores
     if ensembles.unimodal:
         metrics["against_best_part"] = compare_with_best_modality(
-            ensembles.fusion, ensembles.unimodal, data.labelled, classes=classes, seed=seed
+            ensembles.fusion, ensembles.unimodal, data.labelled, classes=classes
         )
     return metrics
 

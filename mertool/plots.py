@@ -1,6 +1,7 @@
 """The pictures of the stages, each as PNG and SVG, drawn without a screen."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may
 BLUE, ORANGE, GREY, YELLOW = "#0072B2", "#D55E00", "#999999", "#F0C000"
 MOST_TICKS = 26
 TITLE_WIDTH = 48  # characters
-Bars = dict[str, tuple[float, float, float]]  # name -> value, low, high
+Score = tuple[float, float | None, float | None]  # value, low, high; the bounds are None without an interval
+Bars = dict[str, Score]
 
 
 def plot_layer_scores(
@@ -45,7 +47,7 @@ def plot_layer_scores(
         values = [bars[str(layer)] for layer in layers]
         _draw_curve(axes, np.array(layers) + shift, values, style=style, colour=colour, label=name)
     if isinstance(chance, dict):
-        floor = np.array([chance[str(layer)] for layer in layers]) * 100
+        floor = _percent([chance[str(layer)] for layer in layers])
         axes.fill_between(layers, floor[:, 1], floor[:, 2], color=GREY, alpha=0.2, lw=0)
         axes.plot(layers, floor[:, 0], ".:", color=GREY, label="chance (shuffled labels)")
     else:
@@ -90,7 +92,7 @@ def plot_score_bars(
 ) -> None:
     """Draw a horizontal bar for each system with its interval; `interval` says what that is."""
     names = list(scores)
-    values = np.array([scores[name] for name in names]) * 100
+    values = _percent([scores[name] for name in names])
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.45 * len(names)), layout="constrained")
     errors = np.abs(values[:, 1:] - values[:, :1]).T
     axes.barh(names, values[:, 0], xerr=errors, color=BLUE, height=0.6, error_kw={"capsize": 3, "lw": 1})
@@ -157,7 +159,7 @@ def plot_retrieval_recall(path: Path, scores: dict[str, Any], title: str) -> Non
         ("audio_to_video", "audio finds its video", ORANGE, 0.2),
     )
     for direction, label, colour, shift in directions:
-        values = np.array([list(scores[direction][name].values()) for name in names]) * 100
+        values = _percent([tuple(scores[direction][name].values()) for name in names])
         errors = np.abs(values[:, 1:] - values[:, :1]).T
         axes.bar(places + shift, values[:, 0], 0.38, yerr=errors, color=colour, label=label, error_kw={"capsize": 3})
     chance = [100 * scores["chance"][name] for name in names]
@@ -205,11 +207,14 @@ def _title(name: str, text: str) -> str:
     return "\n".join([*textwrap.wrap(name, TITLE_WIDTH), text])
 
 
-def _draw_curve(
-    axes: Any, x: np.ndarray, scores: list[tuple[float, float, float]], *, style: str, colour: str, label: str
-) -> None:
+def _percent(scores: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """Return scores (N, 3) in per cent; bounds that are None are NaN, of which matplotlib draws no bar."""
+    return np.array(scores, float) * 100
+
+
+def _draw_curve(axes: Any, x: np.ndarray, scores: Sequence[Score], *, style: str, colour: str, label: str) -> None:
     """Draw a curve of scores (value, low, high) in per cent with their intervals."""
-    values = np.array(scores) * 100
+    values = _percent(scores)
     errors = np.abs(values[:, 1:] - values[:, :1]).T
     axes.errorbar(x, values[:, 0], errors, fmt=style, color=colour, ms=4.5, lw=1.4, elinewidth=0.9, label=label)
 

@@ -213,11 +213,12 @@ def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, window: W
     """Write the pictures of the run: scores and recall by layer, and the ablated windows if there are any."""
     from mertool.plots import plot_layer_scores, plot_recall_by_layer, plot_score_bars
 
-    def wafs(probe: str | None) -> dict[str, tuple[float, float, float]]:
+    def wafs(probe: str | None) -> dict[str, tuple[float, float | None, float | None]]:
         """Weighted F1 of each layer with its interval, by a probe that metrics.json names, or by the linear one."""
         rows = {layer: (scores[probe] if probe else scores)["waf"] for layer, scores in metrics["layers"].items()}
         return {layer: (waf["value"], waf["low"], waf["high"]) for layer, waf in rows.items()}
 
+    has_intervals = metrics["chance"]["waf"]["low"] is not None
     span = (window.first, window.last) if window else None
     plot_layer_scores(
         folder / "layers",
@@ -226,7 +227,7 @@ def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, window: W
         window=span,
         chance=wafs("control"),
         mlp=wafs("mlp") if "mlp" in metrics["layers"][str(layers[0])] else None,
-        interval=f"95 % intervals over {metrics['intervals']}",
+        interval=f"95 % intervals over {metrics['intervals']}" if has_intervals else "no intervals: few speakers",
     )
     recall = {layer: scores["recall"] for layer, scores in metrics["layers"].items()}
     plot_recall_by_layer(folder / "recall", layers, recall, window=span)

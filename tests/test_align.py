@@ -45,7 +45,7 @@ def test_retrieval_beats_chance_if_audio_and_video_share_a_cause(aligned):
     assert held_out["clips"] == 12
     for direction in ("video_to_audio", "audio_to_video"):
         assert held_out[direction]["recall@5"]["value"] > held_out["chance"]["recall@5"] + 0.2
-        assert held_out[direction]["median_rank"]["high"] < 6.5
+        assert held_out[direction]["median_rank"] < 5
     assert held_out["cka"]["value"] > held_out["cka"]["shuffled"] + 0.1
     assert held_out["chance"]["recall@1"] == pytest.approx(1 / 12)
 

@@ -19,8 +19,20 @@ TIERS = {
     5: ("adapters", "alignment", "fusion"),
     4: ("extraction", "probing"),
     3: ("encoders", "adapters.methods", "learning"),
-    2: ("store", "media", "sources", "faces", "noise", "runs", "predictions", "metrics", "plots", "devices", "interop"),
-    1: ("manifest", "features", "media_stats", "registry", "run_record", "options"),
+    2: (
+        "store",
+        "media",
+        "sources",
+        "faces",
+        "noise",
+        "runs",
+        "predictions",
+        "plots",
+        "devices",
+        "interop",
+        "significance",
+    ),
+    1: ("manifest", "features", "media_stats", "metrics", "registry", "run_record", "options"),
     0: ("errors", "files", "media_digest", "tables", "untrusted"),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}

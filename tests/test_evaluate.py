@@ -89,11 +89,14 @@ def test_two_files_are_compared_in_pairs(invoke, truth, tmp_path):
     assert exact["only_first"] == np.sum((better != labels) & (worse == labels))
 
 
+NO_GAIN = {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
 def test_a_file_against_itself_has_no_gain(invoke, truth, tmp_path):
     manifest, labels = truth
     path = write_predictions(tmp_path / "p.csv", [f"c{n}" for n in range(80)], guesses(labels, 0.5, 1))
     paired = evaluate(invoke, path, path, "-l", manifest)["paired"]
-    assert paired["waf"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert {name: paired["waf"][name] for name in ("difference", "low", "high", "p")} == NO_GAIN
     assert paired["mcnemar"] == {"only_first": 0.0, "only_second": 0.0, "p": 1.0}
 
 
@@ -214,6 +217,30 @@ def test_intervals_are_over_speakers_where_all_are_known(invoke, tmp_path, write
     assert widths["speakers"] > 2 * widths["clips"]
 
 
+@pytest.mark.parametrize("n_speakers", [2, 6])
+def test_two_systems_are_compared_over_speakers(n_speakers, invoke, tmp_path, write_manifest):
+    """McNemar's test is left out, because it takes clips to be independent; two speakers give no interval."""
+    labels = np.random.default_rng(0).integers(0, 6, 120)
+    rows = [
+        {"clip": f"c{n}", "path": "x", "label": CLASSES[label], "speaker": f"s{n % n_speakers}"}
+        for n, label in enumerate(labels)
+    ]
+    clips = [row["clip"] for row in rows]
+    paths = [
+        write_predictions(tmp_path / f"{share}.csv", clips, guesses(labels, share, number))
+        for number, share in enumerate((0.2, 0.9))
+    ]
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    paired = evaluate(invoke, *paths, "-l", manifest)["paired"]
+    assert set(paired) == {"waf"}
+    assert (paired["waf"]["unit"], paired["waf"]["units"]) == ("speakers", n_speakers)
+    assert paired["waf"]["p"] == pytest.approx(0.5 if n_speakers == 2 else 1 / 2**6)
+    assert (paired["waf"]["low"] is None) == (n_speakers == 2)
+    told = invoke("evaluate", *paths, "-l", manifest).stdout
+    assert f"sign-flip test over {n_speakers} speakers" in told
+    assert ("no intervals: they need 5 speakers or more" in told) == (n_speakers == 2)
+
+
 @pytest.mark.parametrize("form", ["name,discrete", "file;emotion", "npz"])
 def test_labels_are_what_manifest_takes(form, invoke, truth, tmp_path):
     manifest, labels = truth
@@ -309,7 +336,8 @@ def test_without_a_modality(robust, invoke, tmp_path, monkeypatch):
         ("without audio", 8),
         ("without text", 8),
     ]
-    assert found[0]["difference"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert found[0]["difference"]["difference"] == 0.0
+    assert found[1]["difference"]["p"] <= found[1]["difference"]["p_holm"] <= 1
     # The guesses without audio are those of a bundle that is given none.
     import torch
 

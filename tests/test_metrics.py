@@ -1,6 +1,4 @@
-"""Scores against scikit-learn, intervals, and paired tests against figures made by hand."""
-
-from math import comb
+"""Scores against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -12,16 +10,7 @@ from sklearn.metrics import (
 )
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
-from mertool.metrics import (
-    Interval,
-    averaged_classes,
-    confusion_matrix,
-    mcnemar,
-    paired_bootstrap,
-    per_class_scores,
-    score,
-    scores_from_confusion,
-)
+from mertool.metrics import averaged_classes, confusion_matrix, per_class_scores, scores_from_confusion
 
 
 def guesses(seed: int, count: int, true_classes: int, guessed_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -80,119 +69,3 @@ def test_many_draws_at_once_are_many_single_ones():
     for number, pair in enumerate(pairs):
         alone = scores_from_confusion(confusion_matrix(*pair, 4))
         assert {name: together[name][number] for name in together} == alone
-
-
-def test_an_interval_holds_the_value_and_narrows_with_more_clips():
-    widths = []
-    for count in (50, 800):
-        for name, interval in score(*guesses(0, count, 6, 6), 6).items():
-            assert interval.low < interval.value < interval.high, name
-        widths.append(interval.high - interval.low)
-    assert widths[1] < widths[0] / 2
-
-
-def test_an_interval_of_accuracy_is_about_the_binomial_one():
-    truth = np.zeros(400, int)
-    guess = (np.arange(400) % 4 == 0).astype(int)  # 75 % right
-    found = score(truth, guess, 2)["accuracy"]
-    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
-    assert (found.low, found.high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.01)
-
-
-def test_intervals_repeat_with_the_seed():
-    data = guesses(0, 60, 6, 6)
-    assert score(*data, 6, seed=3) == score(*data, 6, seed=3) != score(*data, 6, seed=4)
-
-
-def test_speakers_that_differ_widen_the_interval():
-    """Ten speakers who are all right or all wrong: ten draws, not four hundred."""
-    groups = np.arange(400) // 40
-    truth, guess = np.zeros(400, int), (groups % 2)
-    by_clip, by_speaker = (score(truth, guess, 2, groups=given)["accuracy"] for given in (None, groups))
-    assert by_clip.value == by_speaker.value == 0.5
-    half = 1.96 * np.sqrt(0.25 / 10)
-    assert (by_speaker.low, by_speaker.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.03)
-    assert by_speaker.high - by_speaker.low > 4 * (by_clip.high - by_clip.low)
-
-
-def test_groups_of_one_clip_are_clips():
-    truth, guess = guesses(0, 300, 4, 4)
-    ours, theirs = (score(truth, guess, 4, groups=given)["waf"] for given in (np.arange(300), None))
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-
-
-def test_names_of_groups_may_be_words():
-    truth, guess = guesses(0, 60, 4, 4)
-    numbers = np.arange(60) % 5
-    words = np.array([f"speaker {n}" for n in numbers])
-    assert score(truth, guess, 4, groups=numbers) == score(truth, guess, 4, groups=words)
-
-
-def test_a_speaker_is_drawn_for_both_systems():
-    """The second system is right on two more clips of each speaker: the gain does not vary between draws."""
-    groups = np.arange(100) // 10
-    truth = np.zeros(100, int)
-    first = (np.arange(100) % 10 < 5).astype(int)
-    second = (np.arange(100) % 10 < 3).astype(int)
-    found = paired_bootstrap(truth, first, second, classes=2, groups=groups)
-    assert found["low"] == pytest.approx(found["difference"]) == pytest.approx(found["high"])
-    assert paired_bootstrap(truth, first, second, classes=2)["low"] < found["low"]
-
-
-@pytest.mark.parametrize("groups", [None, np.arange(200) // 20], ids=["clips", "speakers"])
-def test_repetitions_are_scored_on_the_same_draws(groups):
-    truth, guess = guesses(0, 200, 4, 4)
-    once, thrice = (score(truth, given, 4, groups=groups)["waf"] for given in (guess, np.stack([guess] * 3)))
-    assert thrice.value == pytest.approx(once.value)
-    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high), abs=0.015)
-    other = guesses(1, 200, 4, 4)[1]
-    both = score(truth, np.stack([guess, other]), 4, groups=groups)["waf"]
-    assert both.value == pytest.approx((once.value + score(truth, other, 4)["waf"].value) / 2)
-
-
-def test_an_interval_in_words():
-    assert str(Interval(0.7304, 0.701, 0.7577)) == "73.0 [70.1, 75.8]"
-    assert Interval(0.5, 0.4, 0.6).to_json() == {"value": 0.5, "low": 0.4, "high": 0.6}
-
-
-def test_the_better_second_system_gains():
-    truth = np.arange(300) % 3
-    weak, strong = truth.copy(), truth.copy()
-    weak[:150], strong[:30] = (truth[:150] + 1) % 3, (truth[:30] + 1) % 3
-    forth, back = paired_bootstrap(truth, weak, strong, classes=3), paired_bootstrap(truth, strong, weak, classes=3)
-    assert forth["difference"] == pytest.approx(
-        f1_score(truth, strong, average="weighted") - f1_score(truth, weak, average="weighted")
-    )
-    assert 0 < forth["low"] < forth["difference"] < forth["high"]
-    assert forth["p"] == pytest.approx(2 / 2001)
-    assert back["difference"] == -forth["difference"]
-    assert back["p"] == forth["p"]
-
-
-def test_two_equal_systems_do_not_differ():
-    truth, guess = guesses(0, 60, 4, 4)
-    assert paired_bootstrap(truth, guess, guess, classes=4) == {"difference": 0, "low": 0, "high": 0, "p": 1}
-
-
-def test_noise_alone_is_not_significant():
-    truth = np.arange(200) % 2
-    first, second = truth.copy(), truth.copy()
-    first[:20], second[100:121] = 1 - truth[:20], 1 - truth[100:121]  # 20 against 21 errors
-    found = paired_bootstrap(truth, first, second, classes=2)
-    assert found["low"] < 0 < found["high"]
-    assert found["p"] > 0.5
-
-
-def test_mcnemar_by_hand():
-    truth = np.zeros(20, int)
-    first, second = np.zeros(20, int), np.zeros(20, int)
-    second[:9] = 1  # only the first is right
-    first[9:11] = 1  # only the second is right
-    first[11:13] = second[11:13] = 1  # both wrong, counts for nobody
-    tail = sum(comb(11, k) for k in range(3)) / 2**11
-    assert mcnemar(truth, first, second) == {"only_first": 9, "only_second": 2, "p": pytest.approx(2 * tail)}
-
-
-def test_mcnemar_of_equal_systems():
-    truth, guess = guesses(0, 20, 3, 3)
-    assert mcnemar(truth, guess, guess) == {"only_first": 0, "only_second": 0, "p": 1.0}

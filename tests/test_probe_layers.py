@@ -149,7 +149,7 @@ def test_other_options_replace_the_run_when_asked_to(probe):
 def test_the_width_is_chosen_and_the_reason_told(probe, estimator):
     _, result = probe("--folds", 3, "--estimator", estimator)
     assert set(result["window"]["layers"]) <= set("4-5")
-    assert "within one standard error" in result["window"]["reason"]
+    assert "one standard error of the difference" in result["window"]["reason"]
     assert "mlp" not in result["layers"]["4"]
     assert (result["estimator"], result["shuffles"]) == (estimator, 1)
 

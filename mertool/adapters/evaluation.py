@@ -15,7 +15,7 @@ from mertool.encoders.hidden_states import truncate_after
 from mertool.learning.cka import linear_cka
 from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import paired_bootstrap, score_json
+from mertool.significance import adjust_by_holm, paired_test, score_json
 
 MAX_OFFSET_CLIPS = 500  # enough for a mean: the offset varies little from clip to clip
 
@@ -100,25 +100,22 @@ class HeldOutScorer:
     Attributes:
         examples: The labelled clips (N).
         n_classes: Number of classes.
-        seed: Of the bootstrap.
     """
 
     examples: LabelledClips
     n_classes: int
-    seed: int
 
     def score(self, logits: np.ndarray) -> dict[str, Any]:
         """Return the scores of logits (N, C), as metrics.json holds them."""
-        return score_json(self.examples.labels, logits.argmax(-1), self.n_classes, seed=self.seed, groups=self._groups)
+        return score_json(self.examples.labels, logits.argmax(-1), self.n_classes, groups=self._groups)
 
-    def compare(self, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-        """Return the gain in WAF of the second logits (N, C) over the first, by a paired bootstrap."""
-        return paired_bootstrap(
+    def compare(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+        """Return the gain in WAF of the second logits (N, C) over the first, by a paired test."""
+        return paired_test(
             self.examples.labels,
             first.argmax(-1),
             second.argmax(-1),
-            classes=self.n_classes,
-            seed=self.seed,
+            n_classes=self.n_classes,
             groups=self._groups,
         )
 
@@ -139,7 +136,7 @@ def score_adaptation(
     adapted = join_held_out(splits, [result.adapted_logits for result in results])
     head = join_held_out(splits, [result.head_logits for result in results])
     cka = np.mean([result.cka for result, split in zip(results, splits, strict=True) if len(split.held_out)], axis=0)
-    probes = {
+    probes: dict[str, dict[str, Any]] = {
         str(layer): {
             "frozen": scorer.score(frozen[index]),
             "adapted": scorer.score(adapted[index]),
@@ -148,6 +145,7 @@ def score_adaptation(
         }
         for index, layer in enumerate(layers)
     }
+    adjust_by_holm([probe["gain"] for probe in probes.values()])
     return {
         "frozen": scorer.score(frozen[-1]),
         "adapted": scorer.score(head),

@@ -10,14 +10,14 @@ from mertool.adapters.reporting import HELD_OUT
 from mertool.features import describe_layers
 from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import mcnemar, paired_bootstrap
 from mertool.predictions import Predictions
 from mertool.runs import Run
+from mertool.significance import adjust_by_holm, paired_test
 
 SHARED_METRICS = ("clips", "folds", "interval", "layers", "frozen", "parameters")
 
 
-def compare_runs(runs: dict[str, Run], examples: LabelledClips, *, n_classes: int, seed: int) -> dict[str, Any]:
+def compare_runs(runs: dict[str, Run], examples: LabelledClips, *, n_classes: int) -> dict[str, Any]:
     """Return the scores of every method, with paired tests against the one that scores best.
 
     `runs` has the run of each method, all on the same clips, which are among `examples`.
@@ -28,17 +28,23 @@ def compare_runs(runs: dict[str, Run], examples: LabelledClips, *, n_classes: in
     guesses = {method: _classes_of(rows, examples.clips) for method, rows in predictions.items()}
     metrics = {method: run.metrics for method, run in runs.items()}
     best = max(metrics, key=lambda method: metrics[method]["adapted"]["waf"]["value"])
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for method, scores in metrics.items():
         row = {name: scores[name] for name in ("size", "trainable", "adapted", "gain")}
         row["share"] = scores["trainable"] / scores["parameters"]
         row["run"] = str(runs[method].folder)
         # The best method was chosen on these same clips, so its lead over the others is optimistic.
         if method != best:
-            pair = examples.labels, guesses[best], guesses[method]
-            row["against_best"] = paired_bootstrap(*pair, classes=n_classes, seed=seed, groups=speaker_groups(examples))
-            row["mcnemar"] = mcnemar(*pair)
+            row["against_best"] = paired_test(
+                examples.labels,
+                guesses[best],
+                guesses[method],
+                n_classes=n_classes,
+                groups=speaker_groups(examples),
+            )
         table[method] = row
+    adjust_by_holm([row["gain"] for row in table.values()])
+    adjust_by_holm([row["against_best"] for method, row in table.items() if method != best])
     return {**{name: metrics[best][name] for name in SHARED_METRICS}, "best": best, "methods": table}
 
 

@@ -44,7 +44,7 @@ def _metrics(
     splits: Sequence[AdapterSplit],
     results: Sequence[AdapterResult],
 ) -> dict[str, Any]:
-    scorer = HeldOutScorer(examples=examples, n_classes=setup.n_classes, seed=setup.config.seed)
+    scorer = HeldOutScorer(examples=examples, n_classes=setup.n_classes)
     return {
         "clips": len(examples),
         "unlabelled": len(setup.unlabelled_rows),

@@ -27,6 +27,7 @@ from mertool.learning.accelerator import make_accelerator
 from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
+from mertool.significance import adjust_by_holm
 
 EPOCHS = 8
 
@@ -100,7 +101,7 @@ def ablate_windows(
                 accelerator=accelerator,
             )
             results[first, last] = _train_splits(setup, splits, training)
-    scorer = HeldOutScorer(examples=examples, n_classes=n_classes, seed=seed)
+    scorer = HeldOutScorer(examples=examples, n_classes=n_classes)
     return _rank(results, splits, scorer)
 
 
@@ -123,7 +124,7 @@ def _rank(
     adapted = {window: join_held_out(splits, [row.head_logits for row in rows]) for window, rows in results.items()}
     scores = {window: scorer.score(logits) for window, logits in adapted.items()}
     ranked = sorted(scores, key=lambda window: -scores[window]["waf"]["value"])
-    return [
+    rows = [
         {
             "layers": format_layers(list(range(window[0], window[1] + 1))),
             "window": list(window),
@@ -136,3 +137,6 @@ def _rank(
         }
         for window in ranked
     ]
+    adjust_by_holm([row["gain"] for row in rows])
+    adjust_by_holm([row["against_best"] for row in rows[1:]])
+    return rows

@@ -10,24 +10,27 @@ from mertool.errors import MertoolError
 from mertool.learning.cka import linear_cka
 from mertool.learning.folds import Folds, make_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import Interval, paired_bootstrap, score_json
 from mertool.probing.linear import cross_validate
+from mertool.significance import Units, paired_test, score_json, within_unit_range
 
-BOOTSTRAP_DRAWS = 2000
-DRAWS_PER_CHUNK = 200
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("video_to_audio", "audio_to_video")
 CKA_SHUFFLES = 20
 MAX_PROBE_FOLDS = 5
 
 
-def evaluate_alignment(visual: torch.Tensor, acoustic: torch.Tensor, seed: int) -> dict[str, Any]:
-    """Return all scores of vectors (N, A) and (N, A) of the same held-out clips, as metrics.json holds them."""
+def evaluate_alignment(
+    visual: torch.Tensor, acoustic: torch.Tensor, *, seed: int, groups: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Return all scores of vectors (N, A) and (N, A) of the same held-out clips, as metrics.json holds them.
+
+    Intervals are over clips, or over the speakers `groups` (N,). `seed` is that of the shuffled pairs of CKA.
+    """
     random = np.random.default_rng(seed)
     unit_acoustic, unit_visual = _normalize(acoustic), _normalize(visual)
     shuffled = [linear_cka(unit_acoustic, unit_visual[random.permutation(len(visual))]) for _ in range(CKA_SHUFFLES)]
     return {
-        **retrieval_scores(visual.cpu().numpy(), acoustic.cpu().numpy(), seed),
+        **retrieval_scores(visual.cpu().numpy(), acoustic.cpu().numpy(), groups),
         # With fewer clips than channels, CKA is high for unrelated features, too; that of shuffled pairs says how high.
         "cka": {"value": linear_cka(unit_acoustic, unit_visual), "shuffled": float(np.mean(shuffled))},
         "alignment": alignment_distance(visual, acoustic),
@@ -35,22 +38,23 @@ def evaluate_alignment(visual: torch.Tensor, acoustic: torch.Tensor, seed: int) 
     }
 
 
-def retrieval_scores(visual: np.ndarray, acoustic: np.ndarray, seed: int) -> dict[str, Any]:
+def retrieval_scores(visual: np.ndarray, acoustic: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Any]:
     """Return recall and median rank of the same clip by cosine, in both directions, with those of chance.
 
-    Intervals (95 %) are bootstrapped over queries; the clips that are searched stay the same. A clip with the same
-    cosine as the right one counts half, so that vectors that are all equal score as chance.
+    Intervals (95 %) of the recalls are over queries, or over the speakers `groups` (N,) of them; the clips that are
+    searched stay the same. A clip with the same cosine as the right one counts half, so that vectors that are all equal
+    score as chance.
     """
     unit_visual, unit_acoustic = (
         vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) for vectors in (visual, acoustic)
     )
     similarities = unit_visual @ unit_acoustic.T
     n_clips = len(visual)
-    scores: dict[str, Any] = {"clips": n_clips}
+    scores: dict[str, Any] = {"clips": n_clips, "interval": "clips" if groups is None else "speakers"}
     for direction, matrix in zip(DIRECTIONS, (similarities, similarities.T), strict=True):
         same_clip = np.diagonal(matrix)[:, None]
         ranks = 1 + (matrix > same_clip).sum(1) + ((matrix == same_clip).sum(1) - 1) / 2
-        scores[direction] = _bootstrap_rank_scores(ranks, seed)
+        scores[direction] = _rank_scores(ranks, groups)
     scores["chance"] = {f"recall@{k}": min(1.0, k / n_clips) for k in RECALL_AT}
     scores["chance"]["median_rank"] = (n_clips + 1) / 2
     return scores
@@ -96,7 +100,6 @@ def probe_gain(
     *,
     folds: Folds,
     classes: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Compare linear probes on the mean of the frames (N, C) and on the aligned vectors (N, A) under cross-validation.
 
@@ -112,9 +115,9 @@ def probe_gain(
         "clips": len(truth),
         "folds": folds.description,
         "interval": "clips" if groups is None else "speakers",
-        "unaligned": score_json(truth, without_alignment, classes, seed=seed, groups=groups),
-        "aligned": score_json(truth, with_alignment, classes, seed=seed, groups=groups),
-        "gain": paired_bootstrap(truth, without_alignment, with_alignment, classes=classes, seed=seed, groups=groups),
+        "unaligned": score_json(truth, without_alignment, classes, groups=groups),
+        "aligned": score_json(truth, with_alignment, classes, groups=groups),
+        "gain": paired_test(truth, without_alignment, with_alignment, n_classes=classes, groups=groups),
     }
 
 
@@ -122,23 +125,15 @@ def _normalize(vectors: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors.to(precise_device(vectors.device)).double(), dim=1)
 
 
-def _bootstrap_rank_scores(ranks: np.ndarray, seed: int) -> dict[str, Any]:
-    """Return recalls and median of ranks (N,) with their intervals."""
-    random = np.random.default_rng(seed)
-    draws = []
-    # In chunks, because all draws of 2,000 ranks take 32 MB in every intermediate array.
-    for _ in range(0, BOOTSTRAP_DRAWS, DRAWS_PER_CHUNK):
-        drawn_ranks = ranks[random.integers(0, len(ranks), (DRAWS_PER_CHUNK, len(ranks)))]
-        draws.append(_rank_scores(drawn_ranks))
-    lows, highs = np.quantile(np.concatenate(draws, 1), [0.025, 0.975], axis=1)
-    values = _rank_scores(ranks[None])[:, 0]
-    names = [*(f"recall@{k}" for k in RECALL_AT), "median_rank"]
-    return {
-        name: Interval(float(value), float(low), float(high)).to_json()
-        for name, value, low, high in zip(names, values, lows, highs, strict=True)
-    }
+def _rank_scores(ranks: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    """Return recalls of ranks (N,) with their intervals, and the median rank, which has none."""
+    units = Units.count(np.searchsorted(RECALL_AT, ranks)[None], len(RECALL_AT) + 1, groups)
 
+    def recalls(counts: np.ndarray) -> np.ndarray:
+        cumulative = counts[..., 0, :].cumsum(-1)
+        return cumulative[..., :-1] / cumulative[..., -1:]
 
-def _rank_scores(ranks: np.ndarray) -> np.ndarray:
-    """Return recalls and median (4, draws) of ranks (draws, N)."""
-    return np.stack([*((ranks <= k).mean(1) for k in RECALL_AT), np.median(ranks, 1)])
+    intervals = units.intervals(recalls)
+    scores = {f"recall@{k}": within_unit_range(row).to_json() for k, row in zip(RECALL_AT, intervals, strict=True)}
+    # No interval: the jackknife does not hold for medians.
+    return {**scores, "median_rank": float(np.median(ranks))}

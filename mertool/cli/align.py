@@ -10,8 +10,10 @@ from mertool.cli.console import (
     check_stores,
     echo,
     format_gain,
+    format_intervals,
     format_run,
     format_score,
+    format_test,
     is_first_process,
     print_json,
     suggest_next,
@@ -94,11 +96,11 @@ def print_retrieval(scores: dict[str, Any]) -> None:
     chance = scores["chance"]
     rows = []
     for direction, name in DIRECTIONS.items():
-        rank = scores[direction]["median_rank"]
-        median = f"{rank['value']:.1f} [{rank['low']:.1f}, {rank['high']:.1f}]"
+        median = f"{scores[direction]['median_rank']:.1f}"
         rows.append([name, *(format_score(scores[direction][recall]) for recall in RECALLS), median])
     rows.append(["chance", *(f"{100 * chance[recall]:.1f}" for recall in RECALLS), f"{chance['median_rank']:.1f}"])
-    title = f"{count_of(scores['clips'], 'held-out clip')}; per cent, 95 % intervals over queries"
+    intervals = format_intervals(scores["interval"], scores["video_to_audio"]["recall@1"])
+    title = f"{count_of(scores['clips'], 'held-out clip')}; per cent, {intervals}"
     table(title, ["retrieval", *RECALLS, "median rank"], rows)
 
 
@@ -108,7 +110,7 @@ def print_probe(probe: dict[str, Any]) -> None:
         [name, *(format_score(probe[name][metric]) for metric in ("waf", "accuracy", "uar"))]
         for name in ("unaligned", "aligned")
     ]
-    intervals = f"per cent, 95 % intervals over {probe['interval']}"
+    intervals = f"per cent, {format_intervals(probe['interval'], probe['aligned']['waf'])}"
     title = f"{count_of(probe['clips'], 'labelled clip')}; {probe['folds']}; {intervals}"
     table(title, ["linear probe", "weighted F1", "accuracy", "UAR"], rows)
-    echo(f"gain: {format_gain(probe['gain'])} (paired bootstrap)")
+    echo(f"gain: {format_gain(probe['gain'])} ({format_test(probe['gain'])})")

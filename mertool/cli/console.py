@@ -5,14 +5,14 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from mertool.errors import MertoolError, MertoolWarning, combine_errors
+from mertool.errors import MertoolError, MertoolWarning, combine_errors, count_of
 
 
 def check_stores(*stores: Path) -> None:
@@ -80,15 +80,34 @@ def print_json(value: dict[str, Any]) -> None:
     print(text)
 
 
-def format_score(score: dict[str, float]) -> str:
-    """`73.0 [70.1, 75.8]` in per cent."""
-    return f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
+def format_score(score: Mapping[str, float | None]) -> str:
+    """`73.0 [70.1, 75.8]` in per cent, `73.0` without an interval."""
+    return _format_interval(score, "value", "{:.1f}")
 
 
-def format_gain(gain: dict[str, float]) -> str:
-    """`+1.2 [-0.3, +2.8], p = 0.110` in points."""
-    low, high = (f"{100 * gain[name]:+.1f}" for name in ("low", "high"))
-    return f"{100 * gain['difference']:+.1f} [{low}, {high}], p = {gain['p']:.3f}"
+def format_gain(gain: Mapping[str, Any]) -> str:
+    """`+1.2 [-0.3, +2.8], p = 0.110` in points; with the p of Holm, `p = 0.110 (Holm 0.220)`."""
+    adjusted = f" (Holm {gain['p_holm']:.3f})" if "p_holm" in gain else ""
+    return f"{_format_interval(gain, 'difference', '{:+.1f}')}, p = {gain['p']:.3f}{adjusted}"
+
+
+def format_test(gain: Mapping[str, Any]) -> str:
+    """`sign-flip test over 24 speakers`."""
+    return f"sign-flip test over {count_of(gain['units'], gain['unit'].removesuffix('s'))}"
+
+
+def format_intervals(unit: str, score: Mapping[str, float | None]) -> str:
+    """`95 % intervals over speakers`, or why there are none in a table that holds `score`."""
+    if score["low"] is not None:
+        return f"95 % intervals over {unit}"
+    return "no intervals: they need 5 speakers or more" if unit == "speakers" else "no intervals: they need two clips"
+
+
+def _format_interval(score: Mapping[str, Any], name: str, form: str) -> str:
+    value, *bounds = (
+        score[key] if score[key] is None else form.format(100 * score[key]) for key in (name, "low", "high")
+    )
+    return str(value) if None in bounds else f"{value} [{', '.join(map(str, bounds))}]"
 
 
 def format_run(name: str, folder: Path, reused: bool) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mertool.cli.arguments import Json, Quiet
-from mertool.cli.console import echo, format_gain, format_score, print_json
+from mertool.cli.console import echo, format_gain, format_intervals, format_score, format_test, print_json
 from mertool.cli.interrupts import keeping, kept_features
 from mertool.cli.progress import progress
 from mertool.cli.source import tell_notes
@@ -59,7 +59,8 @@ def print_result(result: dict[str, Any], output: Path | None) -> None:
         [system["predictions"], *(format_score(system[name]) for name in METRICS), _format_calibration(system)]
         for system in result["systems"]
     ]
-    title = f"{count_of(result['clips'], 'labelled clip')}; per cent, 95 % intervals over {result['intervals']}"
+    intervals = format_intervals(result["intervals"], result["systems"][0]["waf"])
+    title = f"{count_of(result['clips'], 'labelled clip')}; per cent, {intervals}"
     table(title, ["predictions", *METRICS.values(), "calibration error"], rows)
     for system in result["systems"]:
         print_classes(system, result["classes"])
@@ -92,13 +93,14 @@ def print_classes(system: dict[str, Any], classes: list[str]) -> None:
 
 
 def print_paired_tests(paired: dict[str, Any]) -> None:
-    """Print the bootstrap and the McNemar test of two systems."""
-    exact = paired["mcnemar"]
-    echo(f"second minus first, weighted F1: {format_gain(paired['waf'])} (points, paired bootstrap)")
-    echo(
-        f"right in one only: first {exact['only_first']:.0f}, second {exact['only_second']:.0f} clips, "
-        f"p = {exact['p']:.3f} (McNemar, exact)"
-    )
+    """Print the tests of two systems on the same clips."""
+    gain = paired["waf"]
+    echo(f"second minus first, weighted F1: {format_gain(gain)} (points, {format_test(gain)})")
+    if exact := paired.get("mcnemar"):
+        echo(
+            f"right in one only: first {exact['only_first']:.0f}, second {exact['only_second']:.0f} clips, "
+            f"p = {exact['p']:.3f} (McNemar, exact)"
+        )
 
 
 def print_robustness(conditions: list[dict[str, Any]]) -> None:

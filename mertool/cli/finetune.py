@@ -8,8 +8,10 @@ from mertool.cli.arguments import Json, Quiet, RunOutput, SourceArgument
 from mertool.cli.console import (
     echo,
     format_gain,
+    format_intervals,
     format_run,
     format_score,
+    format_test,
     is_first_process,
     print_json,
     suggest_next,
@@ -86,7 +88,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     ]
     table(_format_protocol(metrics), ["held-out clips", "weighted F1", "accuracy", "UAR"], rows)
     print_probes(metrics["probes"])
-    echo(f"gain: {format_gain(metrics['gain'])} with the head, which is not kept (paired bootstrap)")
+    gain = metrics["gain"]
+    echo(f"gain: {format_gain(gain)} with the head, which is not kept ({format_test(gain)})")
     histories = metrics["history"].values()
     unused = sum(history["best_epoch"] == 0 for history in histories)
     if unused:
@@ -134,4 +137,5 @@ def print_comparison(metrics: dict[str, Any]) -> None:
 def _format_protocol(metrics: dict[str, Any]) -> str:
     """The title of a table of scores."""
     clips = f"{count_of(metrics['clips'], 'clip')}, each held out once"
-    return f"{clips}; {metrics['folds']}; per cent, 95 % intervals over {metrics['interval']}"
+    intervals = format_intervals(metrics["interval"], metrics["frozen"]["waf"])
+    return f"{clips}; {metrics['folds']}; per cent, {intervals}"

@@ -10,6 +10,7 @@ from mertool.cli.console import (
     check_stores,
     echo,
     format_gain,
+    format_intervals,
     format_run,
     format_score,
     print_json,
@@ -86,8 +87,9 @@ def print_cross_validation(metrics: dict[str, Any]) -> None:
         for name, scores in ensembles.items()
     ]
     rows.append(["always the largest class", metrics["clips"], f"{100 * metrics['always_largest_class']:.1f}", "", ""])
-    members, intervals = count_of(metrics["members"], "member"), metrics["intervals"]
-    title += f"{metrics['folds']}, {members}; per cent, 95 % intervals over {intervals}"
+    members = count_of(metrics["members"], "member")
+    intervals = format_intervals(metrics["intervals"], next(iter(ensembles.values()))["waf"])
+    title += f"{metrics['folds']}, {members}; per cent, {intervals}"
     table(title, ["features", "clips", *SCORES.values()], rows)
 
 

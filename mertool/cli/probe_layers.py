@@ -10,6 +10,7 @@ from mertool.cli.console import (
     check_stores,
     echo,
     format_gain,
+    format_intervals,
     format_run,
     format_score,
     print_json,
@@ -98,7 +99,7 @@ def print_layers(metrics: dict[str, Any], window: list[int] | None) -> None:
         row += [_format_percent(speakers["layers"][layer])] if speakers else []
         rows.append(row)
     shuffles = f", mean of {metrics['shuffles']} shuffles" if metrics["shuffles"] > 1 else ""
-    intervals = f"per cent, 95 % intervals over {metrics['intervals']}"
+    intervals = f"per cent, {format_intervals(metrics['intervals'], metrics['chance']['waf'])}"
     table(f"{count_of(metrics['clips'], 'clip')}, {metrics['folds']}{shuffles}; {intervals}", columns, rows)
 
 

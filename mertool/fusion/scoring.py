@@ -8,18 +8,17 @@ from mertool.fusion.cross_validation import CrossValidatedEnsemble
 from mertool.fusion.modality_features import FusionData
 from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import SCORES, confusion_matrix, mcnemar, paired_bootstrap, score_json, scores_from_confusion
+from mertool.metrics import SCORES, confusion_matrix, scores_from_confusion
+from mertool.significance import paired_test, score_json
 
 AFTERWARDS = "the best part was chosen after the fact, by the scores above"
 
 
-def score_ensemble(
-    ensemble: CrossValidatedEnsemble, labelled: LabelledClips, *, classes: int, seed: int
-) -> dict[str, Any]:
+def score_ensemble(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, *, classes: int) -> dict[str, Any]:
     """Return the scores on the labelled clips that have some modality of the ensemble, and their number."""
-    rows, groups = ensemble.can_score, _bootstrap_groups(labelled, ensemble.can_score)
+    rows, groups = ensemble.can_score, _speakers_of(labelled, ensemble.can_score)
     predicted = ensemble.held_out_logits.argmax(1)
-    scores = score_json(labelled.labels[rows], predicted[rows], classes, seed=seed, groups=groups)
+    scores = score_json(labelled.labels[rows], predicted[rows], classes, groups=groups)
     return {"clips": int(rows.sum()), **scores}
 
 
@@ -57,19 +56,17 @@ def compare_with_best_modality(
     labelled: LabelledClips,
     *,
     classes: int,
-    seed: int,
 ) -> dict[str, Any]:
-    """Return paired tests of the fusion against the best unimodal ensemble, on the clips that this one scores."""
+    """Return a paired test of the fusion against the best unimodal ensemble, on the clips that this one scores."""
     best = max(unimodal, key=lambda name: _waf(unimodal[name], labelled, classes))
     rows = unimodal[best].can_score
-    truth, groups = labelled.labels[rows], _bootstrap_groups(labelled, rows)
+    truth, groups = labelled.labels[rows], _speakers_of(labelled, rows)
     first, second = (ensemble.held_out_logits.argmax(1)[rows] for ensemble in (unimodal[best], fusion))
     return {
         "part": best,
         "note": AFTERWARDS,
         "clips": int(rows.sum()),
-        **paired_bootstrap(truth, first, second, classes=classes, seed=seed, groups=groups),
-        "mcnemar": mcnemar(truth, first, second),
+        **paired_test(truth, first, second, n_classes=classes, groups=groups),
     }
 
 
@@ -85,7 +82,7 @@ def _waf(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, classes: int
     return float(scores_from_confusion(matrix)["waf"])
 
 
-def _bootstrap_groups(labelled: LabelledClips, rows: np.ndarray) -> np.ndarray | None:
-    """Return the speakers of the clips in `rows` if all speakers are known, else None: clips are resampled."""
+def _speakers_of(labelled: LabelledClips, rows: np.ndarray) -> np.ndarray | None:
+    """Return the speakers of the clips in `rows` if all speakers are known, else None."""
     groups = speaker_groups(labelled)
     return None if groups is None else groups[rows]

@@ -30,7 +30,7 @@ from mertool.fusion.pseudo_labels import (
 )
 from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import paired_bootstrap, score_json
+from mertool.significance import paired_test, score_json
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,11 @@ def _report_round(
     config: EnsembleConfig,
 ) -> dict[str, Any]:
     """Return selected clips by class, mean over folds, and the held-out score against that without pseudo-labels."""
-    gain = paired_bootstrap(
+    gain = paired_test(
         labelled.labels,
         first.held_out_logits.argmax(1),
         last.held_out_logits.argmax(1),
-        classes=config.classes,
-        seed=config.seed,
+        n_classes=config.classes,
         groups=speaker_groups(labelled),
     )
     return {
@@ -162,4 +161,4 @@ def _report_round(
 
 def _score(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, config: EnsembleConfig) -> dict[str, Any]:
     predicted, groups = ensemble.held_out_logits.argmax(1), speaker_groups(labelled)
-    return score_json(labelled.labels, predicted, config.classes, seed=config.seed, groups=groups)
+    return score_json(labelled.labels, predicted, config.classes, groups=groups)

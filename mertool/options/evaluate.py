@@ -12,7 +12,7 @@ from mertool.options.option import Options, option
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(Options):
-    """Options of the evaluation under missing modalities and noise, and of the bootstrap."""
+    """Options of the evaluation under missing modalities and noise."""
 
     bundle: Path | None = option(None, help="Run of `mertool fuse` that predicted, for --missing and --noise.")
     missing: tuple[str, ...] = option(

@@ -7,10 +7,11 @@ import numpy as np
 
 from mertool.features import format_layers
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import confusion_matrix, per_class_scores, score_json, scores_from_confusion
+from mertool.metrics import confusion_matrix, per_class_scores, scores_from_confusion
 from mertool.probing.probes import ProbePlan, ProbeResults
 from mertool.probing.speakers import SpeakerPredictions
 from mertool.probing.window import Window, choose_nested_windows, choose_window_by_predictions, predict_by_windows
+from mertool.significance import score, score_json
 
 Scores = dict[str, Any]
 Scorer = Callable[[np.ndarray, np.ndarray], Scores]
@@ -29,10 +30,10 @@ def evaluate_probes(
 
     No window is recommended where the best layer is not above chance.
     """
-    labels, groups, seed = examples.labels, results.groups, plan.seeds[0]
+    labels, groups = examples.labels, results.groups
 
     def scored(truth: np.ndarray, predicted: np.ndarray) -> Scores:
-        return score_json(truth, predicted, plan.n_classes, seed=seed, groups=groups)
+        return score_json(truth, predicted, plan.n_classes, groups=groups)
 
     nested = plan.repetitions[0].count > 2
     by_layer = {
@@ -46,9 +47,8 @@ def evaluate_probes(
         n_classes=plan.n_classes,
         width=width,
         groups=groups,
-        seed=seed,
     )
-    best_layer = _compare_with_chance(by_layer, results, plan.n_classes)
+    best_layer = _compare_with_chance(by_layer, results, labels, n_classes=plan.n_classes)
     chosen_by_fold, predicted = _predict_nested(results, plan, labels, layers=layers, width=width)
     penalty = "chosen for each layer and fold by inner folds without the fold's clips"
     choice = "for each fold by probes that were trained on neither its clips nor those they were scored on"
@@ -84,16 +84,17 @@ def evaluate_probes(
         },
     }
     if results.speakers is not None:
-        metrics["speakers"] = _evaluate_speakers(results.speakers, layers, seed)
+        metrics["speakers"] = _evaluate_speakers(results.speakers, layers)
     return metrics, window if best_layer["above_chance"] else None
 
 
-def _compare_with_chance(by_layer: Scores, results: ProbeResults, n_classes: int) -> Scores:
+def _compare_with_chance(by_layer: Scores, results: ProbeResults, labels: np.ndarray, *, n_classes: int) -> Scores:
     """Return the best transformer layer, its weighted F1, and whether this is above chance.
 
     It is if the whole interval lies above every layer of every permutation of the labels. The best of many layers is
     above the mean of chance by the choice alone, so it is compared with what was chosen in the same way. Permuting
     labels without fitting anew would not do: folds that learn from each other's clips make scores vary more than that.
+    The interval is over clips where there are too few speakers for one over speakers.
     """
     blocks = {layer: scores["waf"] for layer, scores in by_layer.items() if int(layer) >= 1}
     best = max(blocks, key=lambda layer: blocks[layer]["value"])
@@ -101,11 +102,15 @@ def _compare_with_chance(by_layer: Scores, results: ProbeResults, n_classes: int
     truth = np.broadcast_to(results.control_labels[:, None], predicted.shape)
     wafs = scores_from_confusion(confusion_matrix(truth, predicted, n_classes))["waf"]
     shuffled = float(wafs[:, [position for position, layer in enumerate(by_layer) if layer in blocks]].max())
+    lower_bound = blocks[best]["low"]
+    if lower_bound is None:
+        position = list(by_layer).index(best)
+        lower_bound = score(labels, results.linear.logits[:, position].argmax(-1), n_classes)["waf"].low
     return {
         "layer": int(best),
         "waf": blocks[best],
         "best_shuffled": shuffled,
-        "above_chance": blocks[best]["low"] > shuffled,
+        "above_chance": lower_bound is not None and lower_bound > shuffled,
     }
 
 
@@ -142,7 +147,6 @@ def _predict_nested(
             n_classes=plan.n_classes,
             width=width,
             groups=results.groups,
-            seed=plan.seeds[0],
         )
         chosen.append([[window.first, window.last] for window in windows])
         logits = linear.logits[number]
@@ -150,15 +154,15 @@ def _predict_nested(
     return chosen, np.stack(predicted)
 
 
-def _evaluate_speakers(speakers: SpeakerPredictions, layers: list[int], seed: int) -> Scores:
+def _evaluate_speakers(speakers: SpeakerPredictions, layers: list[int]) -> Scores:
     """Return the accuracy of speaker classification by layer, and of permuted speakers; intervals over clips.
 
     Not over speakers: every speaker is in training and in the held-out folds, so speakers are not a sample here.
     """
 
-    def accuracy(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    def accuracy(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
         correct = (truth == predicted).astype(np.int64)
-        return score_json(np.ones_like(correct), correct, 2, seed=seed)["accuracy"]
+        return score_json(np.ones_like(correct), correct, 2)["accuracy"]
 
     chance = [{"accuracy": accuracy(speakers.control_speakers, row)} for row in speakers.control_predicted]
     by_layer = zip(layers, speakers.predicted, strict=True)
@@ -171,9 +175,11 @@ def _evaluate_speakers(speakers: SpeakerPredictions, layers: list[int], seed: in
     }
 
 
-def _mean_over_layers(scores: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Return the mean over layers of values and of interval bounds."""
-    return {
-        name: {bound: float(np.mean([row[name][bound] for row in scores])) for bound in ("value", "low", "high")}
-        for name in scores[0]
-    }
+def _mean_over_layers(scores: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float | None]]:
+    """Return the mean over layers of values and of interval bounds; bounds are None where a layer has none."""
+
+    def mean(name: str, bound: str) -> float | None:
+        values = [row[name][bound] for row in scores]
+        return None if None in values else float(np.mean(values))
+
+    return {name: {bound: mean(name, bound) for bound in ("value", "low", "high")} for name in scores[0]}

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mertool.learning.folds import Folds
-from mertool.metrics import confusion_matrix, score, scores_from_confusion
+from mertool.metrics import confusion_matrix, scores_from_confusion
+from mertool.significance import difference_errors
 
 MAX_SHARE = 1 / 3  # of the transformer layers, where mertool chooses the width
 
@@ -29,26 +30,29 @@ def max_width(n_blocks: int) -> int:
     return max(1, round(n_blocks * MAX_SHARE))
 
 
-def choose_window(layers: Sequence[int], wafs: np.ndarray, *, standard_error: float, width: int | None) -> Window:
+def choose_window(
+    layers: Sequence[int], wafs: np.ndarray, *, standard_errors: np.ndarray | None, width: int | None
+) -> Window:
     """Choose a window by the weighted F1 (L,) of each layer; layer 0, the embedding, is never in it.
 
-    With a `width` it is the window of that width with the highest mean. Otherwise it is the best layer and its
-    neighbours within one standard error of the best layer's score, at most a third of the layers.
+    With a `width` it is the window of that width with the highest mean. Otherwise it is the best layer and those
+    neighbours that it beats by no more than one standard error of the difference (`standard_errors`, (L,)), at most a
+    third of the layers.
     """
     if width is not None:
         first, last = _best_window(layers, wafs, width)
         return Window(first, last, f"highest mean weighted F1 of {width} neighbouring layers")
     blocks = [position for position, layer in enumerate(layers) if layer >= 1]
     best = max(blocks, key=lambda position: wafs[position])
-    threshold = wafs[best] - standard_error
+    assert standard_errors is not None
+    is_close = wafs[best] - wafs <= standard_errors
     first = last = best
-    while first - 1 in blocks and wafs[first - 1] >= threshold:
+    while first - 1 in blocks and is_close[first - 1]:
         first -= 1
-    while last + 1 in blocks and wafs[last + 1] >= threshold:
+    while last + 1 in blocks and is_close[last + 1]:
         last += 1
-    neighbours = "with the neighbours" if first < last else "no neighbour is"
-    error = f"one standard error ({100 * standard_error:.1f} points)"
-    reason = f"the best layer, {layers[best]}, {neighbours} within {error} of it"
+    neighbours = "with the neighbours that are" if first < last else "no neighbour is"
+    reason = f"the best layer, {layers[best]}, {neighbours} worse by at most one standard error of the difference"
     widest = max_width(len(blocks))
     if last - first + 1 > widest:
         starts = range(max(first, best - widest + 1), min(last - widest + 1, best) + 1)
@@ -66,21 +70,20 @@ def choose_window_by_predictions(
     n_classes: int,
     width: int | None,
     groups: np.ndarray | None,
-    seed: int,
 ) -> Window:
     """Choose a window by classes (S, L, N) that probes predicted for clips with labels (N,).
 
-    The standard error of the best layer's score is that of a bootstrap over clips, or over `groups` (N,) of them.
+    The standard errors are those of differences on the same clips. So they do not grow with what makes clips or the
+    speakers `groups` (N,) easier or harder for all layers alike.
     """
     truth = np.broadcast_to(labels, predicted.shape)
     wafs = scores_from_confusion(confusion_matrix(truth, predicted, n_classes))["waf"].mean(0)
-    standard_error = 0.0
-    if width is None:
-        blocks = [position for position, layer in enumerate(layers) if layer >= 1]
-        best = max(blocks, key=lambda position: wafs[position])
-        interval = score(labels, predicted[:, best], n_classes, seed=seed, groups=groups)["waf"]
-        standard_error = (interval.high - interval.low) / (2 * 1.96)
-    return choose_window(layers, wafs, standard_error=standard_error, width=width)
+    if width is not None:
+        return choose_window(layers, wafs, standard_errors=None, width=width)
+    blocks = [position for position, layer in enumerate(layers) if layer >= 1]
+    best = max(blocks, key=lambda position: wafs[position])
+    errors = difference_errors(labels, predicted, best, n_classes=n_classes, groups=groups)
+    return choose_window(layers, wafs, standard_errors=errors, width=None)
 
 
 def choose_nested_windows(
@@ -93,7 +96,6 @@ def choose_nested_windows(
     n_classes: int,
     width: int | None,
     groups: np.ndarray | None,
-    seed: int,
 ) -> list[Window]:
     """Choose the window of each outer fold without the fold's clips.
 
@@ -105,16 +107,13 @@ def choose_nested_windows(
         rows, predicted = np.flatnonzero(inner[fold, 0] >= 0), inner[fold]
         if len(rows) == 0:
             rows, predicted = folds.train(fold), outer
-        # A bootstrap over one speaker would have no spread.
-        has_groups = groups is not None and len(np.unique(groups[rows])) >= 2
         window = choose_window_by_predictions(
             layers,
             labels[rows],
             predicted[None][:, :, rows],
             n_classes=n_classes,
             width=width,
-            groups=groups[rows] if groups is not None and has_groups else None,
-            seed=seed,
+            groups=None if groups is None else groups[rows],
         )
         windows.append(window)
     return windows

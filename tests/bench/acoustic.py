@@ -189,9 +189,9 @@ def read_guesses(runs: dict[str, Path]) -> tuple[tuple[np.ndarray, np.ndarray], 
 
 
 def paired(truth: tuple[np.ndarray, np.ndarray], first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    from mertool.metrics import paired_bootstrap
+    from mertool.significance import paired_test
 
-    return paired_bootstrap(truth[0], first, second, classes=8, groups=truth[1])
+    return paired_test(truth[0], first, second, n_classes=8, groups=truth[1])
 
 
 def show(rows: list[Row]) -> None:

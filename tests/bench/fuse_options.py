@@ -6,7 +6,7 @@
 modalities: spectrum (mean and deviation of 64 log-mel bands), dynamics (the same of their
 differences) and modulation (how fast the energy of 8 bands changes); none has been trained on labels. Six folds by
 speaker, `--seeds` members per fold, `mertool fuse`'s defaults but for the one option; each row is the weighted F1
-against them, `gain` the paired bootstrap over speakers, and `missing` the mean weighted F1 with each part withheld in
+against them, `gain` the paired test over speakers, and `missing` the mean weighted F1 with each part withheld in
 turn. Of so many rows, one in twenty is below p = 0.05 by chance: `--seed` makes other folds and members, to look again.
 Writes build/bench/fuse-options.json.
 """
@@ -28,8 +28,9 @@ from mertool.fusion.ensemble_weights import fold_logits
 from mertool.fusion.modality_features import FusionData, ModalityFeatures
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import confusion_matrix, paired_bootstrap, scores_from_confusion
+from mertool.metrics import confusion_matrix, scores_from_confusion
 from mertool.options.fuse import FuseOptions
+from mertool.significance import paired_test
 
 RESULT = ROOT / "build" / "bench" / "fuse-options.json"
 OPTIONS = {
@@ -78,7 +79,7 @@ def main() -> None:
     rows = []
     for name in given.only or OPTIONS:
         after, missing = evaluate(replace(base, **OPTIONS[name]))
-        gain = paired_bootstrap(examples.labels, before, after, classes=len(classes), groups=speakers)
+        gain = paired_test(examples.labels, before, after, n_classes=len(classes), groups=speakers)
         say(
             f"{name}: {100 * waf(after):.1f} against {100 * waf(before):.1f}, p = {gain['p']:.3f}; "
             f"a part missing: {100 * missing:.1f} against {100 * missing_before:.1f}"

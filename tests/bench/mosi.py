@@ -29,7 +29,7 @@ from mertool.fusion.hyperparameters import Trial
 from mertool.fusion.modality_features import FusionData, ModalityFeatures
 from mertool.learning.folds import make_folds
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import paired_bootstrap, score
+from mertool.significance import paired_test, score
 
 RESULT = ROOT / "build" / "bench" / "mosi.json"
 MODALITIES = ("text", "audio", "video")
@@ -66,7 +66,7 @@ def main() -> None:
         fields |= {"deviation": float(each.std(ddof=1)), "seeds": each.tolist()}
         if name.startswith("fusion"):
             # Of the first seed's predictions: a paired test takes two systems, not ten.
-            fields["gain_over_text"] = paired_bootstrap(truth, guesses["text"][0], test[0], classes=2, groups=videos)
+            fields["gain_over_text"] = paired_test(truth, guesses["text"][0], test[0], n_classes=2, groups=videos)
         rows.append(Row(f"mosi/{name}", float(each.mean()), "accuracy", baseline, fields))
         say(f"{name}: test {scores['accuracy']}, deviation {100 * each.std(ddof=1):.1f}")
     publish(rows, options.output, f"CMU-MOSI, binary accuracy, {options.seeds} seeds")

@@ -61,7 +61,6 @@ def nested_windows(labels, folds, predictions, *, n_classes=CLASSES):
         n_classes=n_classes,
         width=1,
         groups=None,
-        seed=0,
     )
 
 

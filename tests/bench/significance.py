@@ -1,0 +1,102 @@
+"""Coverage of the intervals and rejection rate of the paired test over speakers, by simulation.
+
+`python tests/bench/significance.py` prints the table of docs/scores.md. Two classifiers of six classes label clips of
+speakers of unequal size. Some speakers are easier than others, and the second classifier is better for some and worse
+for others. Under the null hypothesis it is equally good on average.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mertool.metrics import confusion_matrix, scores_from_confusion
+from mertool.significance import Interval, paired_interval, paired_test, score
+
+N_CLASSES = 6
+PRIOR = (0.25, 0.2, 0.2, 0.15, 0.12, 0.08)
+GAIN = 0.35  # in the log odds of the second classifier, where the null hypothesis is false
+MANY_SPEAKERS = 20_000  # so many give the true values
+RESULT = Path("build/bench/significance.json")
+
+
+def draw_clips(random: np.random.Generator, n_speakers: int, gain: float) -> tuple[np.ndarray, ...]:
+    """Return speakers, labels and the two predictions (N,) of clips of that many speakers."""
+    sizes = np.exp(random.normal(3.4, 0.6, n_speakers)).round().astype(int).clip(8, 200)
+    speakers = np.repeat(np.arange(n_speakers), sizes)
+    labels = random.choice(N_CLASSES, len(speakers), p=PRIOR)
+    ease, advantage = random.normal(0.3, 0.6, n_speakers), random.normal(gain, 0.4, n_speakers)
+    difficulty = random.normal(0, 1, len(speakers))
+    predictions = []
+    for sign in (-1, 1):
+        odds = ease[speakers] + sign * advantage[speakers] / 2
+        # Both find the same clips difficult, but not exactly.
+        noise = 0.8 * difficulty + 0.6 * random.normal(0, 1, len(speakers))
+        is_right = noise < np.sqrt(np.pi / 8) * odds  # the normal and the logistic curve nearly agree at this scale
+        other = labels + random.integers(1, N_CLASSES, len(speakers))
+        confused = np.where(random.random(len(speakers)) < 0.4, 0, other)
+        wrong = np.where(confused % N_CLASSES == labels, labels + 1, confused) % N_CLASSES
+        predictions.append(np.where(is_right, labels, wrong))
+    return speakers, labels, *predictions
+
+
+def true_scores(gain: float) -> tuple[dict[str, float], float]:
+    """Return the scores of the second classifier, and its gain in WAF, over very many speakers."""
+    _, labels, *predictions = draw_clips(np.random.default_rng(1), MANY_SPEAKERS, gain)
+    first, second = (scores_from_confusion(confusion_matrix(labels, row, N_CLASSES)) for row in predictions)
+    return {name: float(value) for name, value in second.items()}, float(second["waf"] - first["waf"])
+
+
+def rejection_rate(n_speakers: int, repetitions: int) -> float:
+    """Return how often the paired test rejects a true null hypothesis at 5 %."""
+    random = np.random.default_rng((0, n_speakers))
+    rejected = 0
+    for _ in range(repetitions):
+        speakers, labels, first, second = draw_clips(random, n_speakers, 0.0)
+        rejected += paired_test(labels, first, second, n_classes=N_CLASSES, groups=speakers)["p"] <= 0.05
+    return rejected / repetitions
+
+
+def coverage(n_speakers: int, repetitions: int) -> dict[str, float]:
+    """Return how often the 95 % intervals of WAF, UAR and the gain in WAF hold the true value."""
+    random = np.random.default_rng((1, n_speakers))
+    scores, gain = true_scores(GAIN)
+    hits = dict.fromkeys(("waf", "uar", "difference"), 0)
+    for _ in range(repetitions):
+        speakers, labels, first, second = draw_clips(random, n_speakers, GAIN)
+        intervals = score(labels, second, N_CLASSES, groups=speakers)
+        for name in ("waf", "uar"):
+            hits[name] += contains(intervals[name], scores[name])
+        interval = paired_interval(labels, first, second, n_classes=N_CLASSES, groups=speakers)
+        hits["difference"] += contains(interval, gain)
+    return {name: count / repetitions for name, count in hits.items()}
+
+
+def contains(interval: Interval, value: float) -> bool:
+    """Return True if the value lies in the interval."""
+    assert interval.low is not None and interval.high is not None
+    return interval.low <= value <= interval.high
+
+
+def main() -> None:
+    """Print the table, and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=4000, help="simulated corpora for each number of speakers")
+    parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
+    options = parser.parse_args()
+    rows = {
+        count: {"rejected": rejection_rate(count, options.repetitions), **coverage(count, options.repetitions)}
+        for count in (5, 6, 10, 16, 24)
+    }
+    print("| speakers | rejected at 5 %, % | WAF covered, % | UAR covered, % | difference covered, % |")
+    print("|---|---|---|---|---|")
+    for count, row in rows.items():
+        print(f"| {count} | " + " | ".join(f"{100 * value:.1f}" for value in row.values()) + " |")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(rows, indent=2) + "\n")
+    print(f"written: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
