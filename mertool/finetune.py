@@ -15,7 +15,6 @@ from accelerate import Accelerator
 
 from mertool import encoders, registry
 from mertool.adapters import methods as peft_methods
-from mertool.adapters.blocks import check_adaptable
 from mertool.adapters.cross_validation import AdapterSplit, adapter_splits
 from mertool.adapters.data import (
     CACHE_FOLDER,
@@ -32,6 +31,7 @@ from mertool.adapters.setup import AdapterConfig, AdapterSetup, prepare
 from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype, seeded_torch
 from mertool.encoders.hidden_states import find_blocks
+from mertool.encoders.windows import adaptation_window
 from mertool.errors import MertoolError
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.plan import audio_digest
@@ -87,12 +87,14 @@ class _LabelledData:
         folds: The fold of each.
         splits: One per fold, and that of `final`.
         skipped: Labelled clips without audio, with the reason.
+        cut: Clips of which only the beginning is used, as long as the encoder's window.
     """
 
     examples: LabelledClips
     folds: Folds
     splits: list[AdapterSplit]
     skipped: dict[str, str]
+    cut: tuple[str, ...]
 
 
 def finetune(
@@ -131,7 +133,12 @@ def finetune(
         with new_run(output, "finetune", key=key, **run_info) as draft:
             finished.adapters.rename(draft.folder / ADAPTERS)
             write_folds(draft.folder / "folds.csv", labelled.examples, labelled.folds)
-            draft.metrics.update(folds=labelled.folds.description, skipped=labelled.skipped, rare_classes=rare_classes)
+            draft.metrics.update(
+                folds=labelled.folds.description,
+                skipped=labelled.skipped,
+                cut=list(labelled.cut),
+                rare_classes=rare_classes,
+            )
             write_results(
                 draft,
                 setup,
@@ -243,7 +250,7 @@ def _prepare(
     # transformers draws the mask embedding of a checkpoint that has none.
     with seeded_torch(options.seed):
         encoder = encoders.load_encoder(resolved.checkpoint, "audio", device=accelerator.device, dtype=torch.float32)
-    check_adaptable(encoder)
+    encoder.adaptable()  # raises before the long work
     config = _adapter_config(resolved, options, encoder.model)
     cache = output.absolute().parent / CACHE_FOLDER
     # The first process extracts what is missing; the others wait and read.
@@ -258,6 +265,7 @@ def _prepare(
         folds=folds,
         splits=adapter_splits(examples, folds, options.seed),
         skipped={clip: reason for clip, reason in data.skipped.items() if clip in set(resolved.examples.clips)},
+        cut=data.cut,
     )
     labels = np.full(len(data.names), IGNORE_INDEX)
     labels[: len(examples)] = examples.labels
@@ -332,7 +340,11 @@ def _run_info(
         "options": {**asdict(options), "size": setup.config.size},
         "seed": options.seed,
         "classes": list(options.classes),
-        "encoder": {**resolved.checkpoint.to_json(), "weights": resolved.weights},
+        "encoder": {
+            **resolved.checkpoint.to_json(),
+            "weights": resolved.weights,
+            "window": adaptation_window(resolved.checkpoint),
+        },
         "layers": list(resolved.layers),
         "folds": folds,
         "adapter_of_clip": {clip: f"fold{fold}" for clip, fold in folds.items()},

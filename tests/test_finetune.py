@@ -195,7 +195,7 @@ def test_a_second_run_is_reused_until_a_file_changes(manifest, finetune, demo_ro
 
 
 @pytest.mark.parametrize("method", ["bottleneck", "lora"])
-@pytest.mark.parametrize("encoder", ["hubert", "wavlm", "data2vec"])
+@pytest.mark.parametrize("encoder", ["hubert", "wavlm", "data2vec", "whisper"])
 def test_methods_and_encoders(method, encoder, manifest, finetune, tmp_path):
     result = finetune(manifest(), "run", "--method", method, encoder=encoder)
     assert result["method"] == method
@@ -208,7 +208,8 @@ def test_methods_and_encoders(method, encoder, manifest, finetune, tmp_path):
 
 @pytest.mark.parametrize("exact", [(), ("--no-prefix-cache",)])
 @pytest.mark.parametrize("target", ["units", "features", "logmel"])
-def test_every_reconstruction_target(target, exact, manifest, finetune):
+@pytest.mark.parametrize("encoder", ["hubert_group", "whisper"])
+def test_every_reconstruction_target(encoder, target, exact, manifest, finetune):
     source = manifest(spk01_001={"label": "", "split": "unlabelled"})
     result = finetune(
         source,
@@ -224,11 +225,12 @@ def test_every_reconstruction_target(target, exact, manifest, finetune):
         "--epochs",
         8,
         *exact,
+        encoder=encoder,
     )
     assert (result["clips"], result["unlabelled"]) == (7, 1)
     losses = result["history"]["final"]["mask_loss"]
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
-    assert finetune(source, "none", "--unlabelled", 0)["unlabelled"] == 0
+    assert finetune(source, "none", "--unlabelled", 0, encoder=encoder)["unlabelled"] == 0
 
 
 def test_mixed_precision_trains_float32_adapters(manifest, finetune, tmp_path):
@@ -540,7 +542,7 @@ def test_training_clips_have_the_adapter_that_was_not_trained_on_them(
 
 
 @pytest.mark.parametrize("exact", [(), ("--no-prefix-cache",)])
-@pytest.mark.parametrize("encoder", ["hubert", "wavlm_group"])
+@pytest.mark.parametrize("encoder", ["hubert", "wavlm_group", "whisper"])
 def test_the_mean_offset_of_an_adapter_is_subtracted(
     exact, encoder, manifest, finetune, demo_rows, load_tiny, tmp_path
 ):
@@ -549,11 +551,15 @@ def test_the_mean_offset_of_an_adapter_is_subtracted(
     from mertool.media import read_audio
 
     finetune(manifest(), "run", "--learning-rate", 0.02, "--dtype", "float32", *exact, encoder=encoder)
-    frozen, folds = load_tiny(encoder, "audio"), info(tmp_path / "run")["folds"]
+    frozen, adapted_encoder = load_tiny(encoder, "audio"), load_tiny(encoder, "audio")
+    if frozen.windows:
+        frozen.set_window("clip")
+        adapted_encoder.set_window("clip")
+    folds = info(tmp_path / "run")["folds"]
     every = tuple(range(frozen.num_layers + 1))
     waves = {clip: read_audio(Path(demo_rows[clip]["path"]), 0, 0.8) for clip in CLIPS}
     before = {clip: frozen.encode([wave], every)[0].mean(1) for clip, wave in waves.items()}
-    adapted = MultiAdapterEncoder.load(load_tiny(encoder, "audio"), tmp_path / "run" / "adapters", torch.device("cpu"))
+    adapted = MultiAdapterEncoder.load(adapted_encoder, tmp_path / "run" / "adapters", torch.device("cpu"))
     for name in ("fold0", "fold1", "final"):
         adapted.select(name)
         trained_on = [clip for clip in CLIPS if name != f"fold{folds[clip]}"]
@@ -608,12 +614,44 @@ def test_a_probe_of_another_encoder_is_refused(invoke, workspace, probe_run, tin
     assert "probed encoder 'tiny-random-hubert'" in str(result.exception)
 
 
-def test_whisper_cannot_be_adapted(invoke, manifest, tiny_encoders, tmp_path):
-    arguments = ["--encoder", tiny_encoders["whisper"], "--layers", 2, "--folds", 2, "--epochs", 1]
-    result = invoke("finetune", manifest(), "-o", tmp_path / "run", *arguments)
+def test_the_adapters_of_a_whisper_carry_the_window_on_which_they_were_trained(
+    manifest, finetune, invoke, call, tiny_encoders, tmp_path
+):
+    source = manifest()
+    finetune(source, "run", "--learning-rate", 0.02, encoder="whisper")
+    assert info(tmp_path / "run")["encoder"]["window"] == "clip"
+    arguments = ["extract", "audio", source, "--adapter", tmp_path / "run", "--storage", "float32", "-q"]
+    call(*arguments, "-o", tmp_path / "acoustic.h5")
+    call(
+        "extract",
+        "audio",
+        source,
+        "-o",
+        tmp_path / "frozen.h5",
+        "--encoder",
+        tiny_encoders["whisper"],
+        "-q",
+        "--whisper-window",
+        "clip",
+        "--storage",
+        "float32",
+    )
+    with FeatureStore(tmp_path / "acoustic.h5") as store, FeatureStore(tmp_path / "frozen.h5") as plain:
+        assert store.recipe.media["window"] == plain.recipe.media["window"] == "clip"
+        adapted, frozen = store.read(store.ids), plain.read(store.ids)
+    np.testing.assert_allclose(adapted[:, :2], frozen[:, :2], atol=1e-5)
+    assert np.abs(adapted[:, 2:] - frozen[:, 2:]).max() > 1e-3
+    result = invoke(*arguments, "-o", tmp_path / "other.h5", "--whisper-window", "30")
     assert isinstance(result.exception, MertoolError)
-    assert "spectrograms" in str(result.exception)
-    assert not (tmp_path / "run").exists()
+    assert "was trained on the window 'clip': leave it out" in str(result.exception)
+
+
+def test_a_clip_longer_than_the_window_is_named(manifest, finetune, invoke, tiny_encoders, tmp_path):
+    source = manifest(spk01_001={"end": "1.3"})
+    assert finetune(source, encoder="whisper_short")["cut"] == ["spk01_001"]
+    arguments = ["--encoder", tiny_encoders["whisper_short"], "--layers", "2-3", "--size", 4, "--folds", 2]
+    result = invoke("finetune", source, "-o", tmp_path / "run", *arguments, "--epochs", 1)
+    assert "only the beginning of 1 clip longer than the encoder's window (first: spk01_001)" in result.stderr
 
 
 # ---------------------------------------------------------------- no leak

@@ -17,7 +17,7 @@ import torch
 from mertool import encoders
 from mertool.adapters.masked_prediction import log_mel
 from mertool.devices import dtype_name
-from mertool.encoders.base import MAX_WINDOW_SECONDS
+from mertool.encoders.windows import adaptation_window, audio_settings
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction.clip_encoder import EncoderAssets
 from mertool.extraction.decoding import DecoderLimits, DecoderPool, decode_audio
@@ -30,7 +30,7 @@ from mertool.features import PREPROCESSING_VERSIONS, SAMPLE_RATE, Recipe, format
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore, StoreBusy
 
-MAX_FRAMES = MAX_WINDOW_SECONDS * 50  # attention grows with the square of the length; half a minute shows the emotion
+FRAMES_PER_SECOND = 50
 CACHE_FOLDER = "frozen-layers"  # of the frame stores, beside the runs that share them
 RETRY_SECONDS = 2.0
 
@@ -46,12 +46,15 @@ class AdaptationData:
         reconstruction_frames: Frames (T, M) of every clip that masked frames are reconstructed as: of a frozen layer
             or the log-mel spectrogram. None without masks.
         skipped: Clips without readable audio, with the reason.
+        cut: Clips longer than the encoder's window (30 s), of which only so much is used from the beginning: attention
+            grows with the square of the length, and half a minute shows the emotion.
     """
 
     names: tuple[str, ...]
     inputs: dict[int, list[torch.Tensor]]
     reconstruction_frames: list[np.ndarray] | None
     skipped: dict[str, str]
+    cut: tuple[str, ...] = ()
 
     def lengths(self) -> np.ndarray:
         """Return the number of frames (N,) of each clip."""
@@ -65,6 +68,7 @@ class AdaptationData:
             inputs={block: [clips[row] for row in order] for block, clips in self.inputs.items()},
             reconstruction_frames=None if frames is None else [frames[row] for row in order],
             skipped=self.skipped,
+            cut=self.cut,
         )
 
 
@@ -106,18 +110,27 @@ def read_adaptation_data(
 ) -> AdaptationData:
     """Read the data of all clips of `manifest` that have audio; frames of layers come from frame stores in `cache`.
 
-    `encoder` computes the convolutions with `from_frontend`. Raises MertoolError if no clip has readable audio.
+    `encoder` computes the front end with `from_frontend`, and its window is the most that is used of a clip. Raises
+    MertoolError if no clip has readable audio.
     """
     layer_frames: dict[str, dict[int, np.ndarray]] = {}
     frontends: dict[str, torch.Tensor] = {}
     waveforms: dict[str, np.ndarray] = {}
     skipped: dict[str, str] = {}
+    cut: set[str] = set()
     if spec.layers:
+        max_frames = encoder.window_samples * FRAMES_PER_SECOND // SAMPLE_RATE
         layer_frames, failures = _read_layers(manifest, spec, cache=cache, progress=progress)
         skipped |= failures
+        cut = {name for name, frames in layer_frames.items() if len(next(iter(frames.values()))) > max_frames}
+        layer_frames = {
+            name: {layer: values[:max_frames] for layer, values in frames.items()}
+            for name, frames in layer_frames.items()
+        }
     if spec.from_frontend or spec.log_mel:
-        frontends, waveforms, failures = _read_audio(manifest, spec, encoder=encoder, progress=progress)
+        frontends, waveforms, failures, cut_waveforms = _read_audio(manifest, spec, encoder=encoder, progress=progress)
         skipped |= failures
+        cut |= cut_waveforms
     names = tuple(sorted(clip.clip for clip in manifest.clips if clip.clip not in skipped))
     if not names:
         reasons = ", ".join(sorted(set(skipped.values())))
@@ -133,7 +146,13 @@ def read_adaptation_data(
     elif spec.log_mel:
         lengths = [len(clip) for clip in next(iter(inputs.values()))]
         frames = [log_mel(waveforms[name], length) for name, length in zip(names, lengths, strict=True)]
-    return AdaptationData(names=names, inputs=inputs, reconstruction_frames=frames, skipped=skipped)
+    return AdaptationData(
+        names=names,
+        inputs=inputs,
+        reconstruction_frames=frames,
+        skipped=skipped,
+        cut=tuple(sorted(cut.intersection(names))),
+    )
 
 
 def _read_layers(
@@ -149,7 +168,7 @@ def _read_layers(
     for name, values in zip(names, clips, strict=True):
         # A store of one layer has no axis of layers.
         by_layer = values if len(spec.layers) > 1 else values[None]
-        layer_frames[name] = {layer: by_layer[index][:MAX_FRAMES] for index, layer in enumerate(spec.layers)}
+        layer_frames[name] = {layer: by_layer[index] for index, layer in enumerate(spec.layers)}
     return layer_frames, skipped
 
 
@@ -163,7 +182,7 @@ def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path
         layers=spec.layers,
         pool="none",
         compute_dtype=dtype_name(spec.dtype),
-        media={"sample_rate": SAMPLE_RATE},
+        media=audio_settings(checkpoint, adaptation_window(checkpoint)),
         preprocessing=PREPROCESSING_VERSIONS["audio"],
     )
     path = cache / f"{checkpoint.name.replace('/', '--')}-{format_layers(spec.layers)}-{recipe.fingerprint[:8]}.h5"
@@ -190,34 +209,30 @@ def _extract_layers(manifest: Manifest, spec: AdaptationDataSpec, *, cache: Path
 @torch.inference_mode()
 def _read_audio(
     manifest: Manifest, spec: AdaptationDataSpec, *, encoder: Any, progress: ProgressFactory
-) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray], dict[str, str]]:
-    """Decode every clip; return the outputs (T, C) of the convolutions and the waveforms (samples,), each only if the
-    spec needs it, and the clips that cannot be read with the reason."""
+) -> tuple[dict[str, torch.Tensor], dict[str, np.ndarray], dict[str, str], set[str]]:
+    """Decode every clip; return the outputs (T, C) of the front end and the waveforms (samples,), each only if the
+    spec needs it, the clips that cannot be read with the reason, and the clips that were cut."""
     items = [WorkItem(clip) for clip in manifest.clips]
     frontends: dict[str, torch.Tensor] = {}
     waveforms: dict[str, np.ndarray] = {}
-    skipped = {}
+    skipped, cut, model = {}, set(), encoder.adaptable()
     with progress("waves", "clips") as update, DecoderPool(spec.limits) as decoders:
         for n_done, (item, decoded) in enumerate(decoders.read(items, decode_audio), 1):
-            if not isinstance(decoded, ClipError) and encoder.num_frames(len(decoded.content)) < 1:
+            if not isinstance(decoded, ClipError) and model.num_frames(len(decoded.content)) < 1:
                 decoded = ClipError("too_short")
             if isinstance(decoded, ClipError):
                 skipped[item.clip.clip] = decoded.reason
             else:
-                waveform = decoded.content[: MAX_WINDOW_SECONDS * SAMPLE_RATE]
+                waveform = decoded.content[: encoder.window_samples]
+                if len(waveform) < len(decoded.content):
+                    cut.add(item.clip.clip)
                 if spec.from_frontend:
-                    frontends[item.clip.clip] = _run_convolutions(encoder, waveform)
+                    # A clone, because a tensor made in inference mode could not be saved for the backward pass.
+                    frontends[item.clip.clip] = model.run_front_end(waveform).contiguous().clone().cpu()
                 if spec.log_mel:
                     waveforms[item.clip.clip] = waveform
             update(n_done, len(items))
-    return frontends, waveforms, skipped
-
-
-def _run_convolutions(encoder: Any, waveform: np.ndarray) -> torch.Tensor:
-    """Return the output (T, C) of the convolutional front end, on the CPU."""
-    samples = encoder.normalize_waveform(waveform)[None].to(encoder.device)
-    # A clone, because a tensor made in inference mode could not be saved for the backward pass.
-    return encoder.model.feature_extractor(samples)[0].T.contiguous().clone().cpu()
+    return frontends, waveforms, skipped, cut
 
 
 def sample_unlabelled(manifest: Manifest, max_clips: int, seed: int) -> tuple[str, ...]:

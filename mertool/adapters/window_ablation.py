@@ -5,6 +5,7 @@ probes of frozen layers (`probe-layers --injection`).
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def ablate_windows(
         limits=DecoderLimits(),
     )
     clips = manifest.subset(examples.clips)
-    data = read_adaptation_data(clips, spec, cache=cache, encoder=None, progress=progress)
+    encoder = encoders.load_encoder(source, "audio", device=target_device, dtype=torch.float32)
+    encoder.adaptable()  # raises before the long work
+    data = read_adaptation_data(clips, spec, cache=cache, encoder=encoder, progress=progress)
     has_audio = np.isin(examples.clips, data.names)
     examples = examples.select(has_audio)
     folds = replace(folds, fold_of=folds.fold_of[has_audio])
@@ -91,8 +94,8 @@ def ablate_windows(
         training = TrainingProgress(update, total=len(windows) * sum(map(CONFIG.count_steps, splits)))
         for first, last in windows:
             setup = prepare(
-                # Loaded anew for each window: `prepare` removes the layers that a window does not need.
-                encoders.load_encoder(source, "audio", device=target_device, dtype=torch.float32),
+                # A copy for each window: `prepare` removes the layers that a window does not need.
+                deepcopy(encoder),
                 data,
                 examples.labels,
                 n_classes=n_classes,

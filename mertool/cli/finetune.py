@@ -97,6 +97,9 @@ def print_metrics(metrics: dict[str, Any]) -> None:
         warn(f"note: {unused} of {adapters} without effect: no epoch was better than the start")
     if metrics["skipped"]:
         warn(f"note: left out for lack of audio: {', '.join(sorted(metrics['skipped']))}")
+    if cut := metrics.get("cut"):
+        longer = f"{count_of(len(cut), 'clip')} longer than the encoder's window (first: {cut[0]})"
+        warn(f"note: training used only the beginning of {longer}")
 
 
 def print_probes(probes: dict[str, Any]) -> None:

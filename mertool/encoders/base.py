@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from mertool.encoders.adaptable import AdaptableModel
 from mertool.encoders.hidden_states import find_blocks
+from mertool.errors import MertoolError
+from mertool.features import SAMPLE_RATE
 
 # Attention grows with the square of the length, so families cut longer audio into windows.
 MAX_WINDOW_SECONDS = 30
@@ -25,13 +28,32 @@ class Encoder(ABC):
     channels: D, the width of a hidden state.
     device: where `model` computes.
     truncated: inputs that `prepare` has cut to the longest input of the encoder so far.
+    windows: the kinds of windows that a speech encoder offers, none for one without a choice.
+    window: the kind that is used, one of `windows`.
+    window_samples: length of a window in samples of audio; longer audio is divided.
     """
+
+    windows: tuple[str, ...] = ()
+    window: str | None = None
+    window_samples: int = MAX_WINDOW_SECONDS * SAMPLE_RATE
 
     def __init__(self, model: Any, *, num_layers: int, channels: int, device: torch.device):
         self.model = model
         self.num_layers, self.channels, self.device = num_layers, channels, device
         self.blocks: nn.ModuleList = find_blocks(model, num_layers)
         self.truncated = 0
+        self.window = self.windows[0] if self.windows else None
+
+    def set_window(self, window: str) -> None:
+        """Choose one of `windows`. Raises MertoolError for another one."""
+        if window not in self.windows:
+            valid = ", ".join(self.windows) or "none, as it takes waveforms"
+            raise MertoolError(f"{type(self.model).__name__} has no window '{window}': valid: {valid}")
+        self.window = window
+
+    def adaptable(self) -> AdaptableModel:
+        """Return the model as adaptation runs it. Raises MertoolError for an encoder that cannot be adapted."""
+        raise MertoolError(f"{type(self.model).__name__} cannot be adapted: finetune adapts speech encoders")
 
     @abstractmethod
     def prepare(self, item: Any) -> Any:

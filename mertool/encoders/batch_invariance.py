@@ -1,6 +1,6 @@
 """A test at load: hidden states must not depend on the padding that a batch adds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from mertool.encoders.masked_group_norm import MaskedGroupNorm
 TOLERANCE = {torch.float32: 1e-2}
 TOLERANCE_ON_CPU = {torch.float32: 1e-3}
 TOLERANCE_OF_HALF_PRECISION = 0.1
+# Padded seconds of audio in one forward pass, however large the batch: one film must not need the memory of a film.
+MAX_SECONDS_PER_FORWARD = {"cpu": 60}
+MAX_SECONDS_PER_FORWARD_ON_GPU = 640
 
 
 def find_norm_over_time(model: nn.Module) -> str | None:
@@ -44,9 +47,19 @@ def is_batch_invariant(encoder: Encoder, shorter: Any, longer: Any, *, dtype: to
     return bool(error.max() <= tolerances.get(dtype, TOLERANCE_OF_HALF_PRECISION))
 
 
-def group_by_length(lengths: Iterable[int], *, supports_padding: bool) -> list[list[int]]:
+def group_by_length(lengths: Iterable[float], *, supports_padding: bool) -> list[list[int]]:
     """Return the indices of inputs that may share a forward pass: all of them, or those of equal length."""
-    groups: dict[int, list[int]] = {}
+    groups: dict[float, list[int]] = {}
     for index, length in enumerate(lengths):
         groups.setdefault(0 if supports_padding else length, []).append(index)
     return list(groups.values())
+
+
+def forward_passes(seconds: Sequence[float], *, device_type: str, supports_padding: bool = True) -> list[list[int]]:
+    """Return the indices of audio windows of so many seconds in as many forward passes as the device needs."""
+    most = MAX_SECONDS_PER_FORWARD.get(device_type, MAX_SECONDS_PER_FORWARD_ON_GPU)
+    passes = []
+    for group in group_by_length(seconds, supports_padding=supports_padding):
+        size = max(1, int(most / max(seconds[index] for index in group)))
+        passes += [group[start : start + size] for start in range(0, len(group), size)]
+    return passes

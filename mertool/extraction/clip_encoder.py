@@ -141,6 +141,8 @@ class EncoderAssets:
         encoder = encoders.load_encoder(
             self.checkpoint, recipe.modality, device=device, dtype=getattr(torch, recipe.compute_dtype)
         )
+        if (window := recipe.media.get("window")) is not None:
+            encoder.set_window(window)
         layers = tuple(sorted({layer for target in targets for layer in target.recipe.layers}))
         poolings = tuple(FeaturePooling(target.recipe, layers, _load_aligner(target, device)) for target in targets)
         adapted: Encoder | MultiAdapterEncoder = encoder

@@ -8,6 +8,7 @@ import torch
 
 from mertool import encoders
 from mertool.devices import dtype_name, resolve_device, resolve_dtype
+from mertool.encoders.windows import audio_settings
 from mertool.errors import MertoolError
 from mertool.extraction.clip_encoder import EncoderAssets
 from mertool.extraction.decoding import DecoderLimits
@@ -17,7 +18,6 @@ from mertool.extraction.targets import StoreTarget
 from mertool.features import (
     LAST_FOUR,
     PREPROCESSING_VERSIONS,
-    SAMPLE_RATE,
     Recipe,
     aligner_input_recipe,
     faces_recipe,
@@ -188,7 +188,7 @@ def _make_recipe(
         pool=options.pool,
         compute_dtype=dtype_name(dtype),
         storage_dtype=options.storage,
-        media=_media_settings(options),
+        media=_encoder_settings(options, checkpoint, adapter),
         adapter=adapter.digest() if adapter else None,
         aligner=aligner.digest() if aligner else None,
         preprocessing=PREPROCESSING_VERSIONS[options.modality],
@@ -204,9 +204,24 @@ def _make_recipe(
     return recipe
 
 
+def _encoder_settings(
+    options: ExtractOptions, checkpoint: encoders.CheckpointRef, adapter: Run | None
+) -> dict[str, Any]:
+    """Settings of decoding and of the encoder's window; an adapter needs the window on which it was trained."""
+    if options.modality != "audio":
+        return _media_settings(options)
+    window = options.whisper_window
+    if adapter:
+        trained_on = adapter.info["encoder"].get("window")
+        if window not in (None, trained_on):
+            raise MertoolError(
+                f"--whisper-window {window}: {options.adapter} was trained on the window '{trained_on}': leave it out"
+            )
+        window = trained_on
+    return audio_settings(checkpoint, window)
+
+
 def _media_settings(options: ExtractOptions) -> dict[str, Any]:
-    if options.modality == "audio":
-        return {"sample_rate": SAMPLE_RATE}
     if options.modality == "text":
         return {"asr": encoders.resolve_recogniser(options.asr).digest()} if options.asr else {}
     from mertool.faces import SETTINGS  # it imports torch and the face detector

@@ -13,6 +13,7 @@ from mertool.options.option import Options, option, options_of
 EXTRACTED = (*MODALITIES, "faces")  # each is a command; faces are crops, without an encoder
 ENGINES = {"local": "", "ray": "several GPUs or machines, pip install ray"}
 POOLING = dict(zip(POOLING_MODES, ("one vector per clip", "keep frames"), strict=True))
+WHISPER_WINDOWS = {"30": "padded to the 30 s it was trained on", "clip": "as long as the clip"}
 DEFAULT_LAYERS = {"audio": "all", "video": "last", "text": "last"}
 
 
@@ -51,6 +52,14 @@ class ExtractOptions(Options):
         default_help=DEFAULT_LAYERS,
     )
     pool: str = option("mean", help="Pooling over time.", noun="pooling", choices=POOLING, only_for=MODALITIES)
+    whisper_window: str | None = option(
+        None,
+        help="Window of a Whisper encoder.",
+        noun="window",
+        choices=WHISPER_WINDOWS,
+        only_for=("audio",),
+        default_help="clip",
+    )
     adapter: Path | None = option(
         None,
         help="A finetune run; its training clips get the adapter that was trained without them.",

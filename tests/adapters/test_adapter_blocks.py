@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from mertool.adapters.blocks import AdaptableBlocks, mean_over_time
-from mertool.encoders.hidden_states import capture_hidden_states
 from mertool.errors import MertoolError
 
-FAMILIES = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group", "data2vec"]
+FAMILIES = ["hubert", "hubert_group", "wav2vec2", "wav2vec2_group", "wavlm", "wavlm_group", "data2vec", "whisper"]
 LAYERS = (2, 3)
 
 
@@ -20,14 +19,25 @@ def waves():
     return [random.normal(0, 1, size).astype(np.float32) for size in (9000, 6000)]
 
 
+@pytest.fixture
+def load(load_tiny):
+    """A function (name) that loads an encoder on the window on which it is adapted."""
+
+    def load(name):
+        encoder = load_tiny(name, "audio")
+        if encoder.windows:
+            encoder.set_window("clip")
+        return encoder
+
+    return load
+
+
 @torch.no_grad()
 def block_inputs(encoder, wave):
     """Inputs of training for LAYERS: (T, D) from the frozen prefix, and (T, C) from the front end."""
-    samples = encoder.normalize_waveform(wave)[None]
-    frontend = encoder.model.feature_extractor(samples)[0].T.clone()
-    with capture_hidden_states(encoder.blocks, [min(LAYERS) - 1]) as hidden:
-        encoder.model(samples)
-    return hidden[min(LAYERS) - 1][0], frontend
+    frontend = encoder.adaptable().run_front_end(wave)
+    (prefix,) = encoder.encode([wave], [min(LAYERS) - 1])
+    return prefix[0], frontend.contiguous()
 
 
 def run(blocks, clips, mask=None):
@@ -39,8 +49,8 @@ def run(blocks, clips, mask=None):
 
 @pytest.mark.parametrize("from_frontend", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adaptable_blocks_have_the_outputs_of_the_whole_encoder(name, from_frontend, load_tiny, waves):
-    encoder = load_tiny(name, "audio")
+def test_adaptable_blocks_have_the_outputs_of_the_whole_encoder(name, from_frontend, load, waves):
+    encoder = load(name)
     plain = encoder.encode([waves[0]], LAYERS)[0]
     start = block_inputs(encoder, waves[0])[from_frontend]
     outputs, _ = run(AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=from_frontend), [start])
@@ -49,8 +59,8 @@ def test_adaptable_blocks_have_the_outputs_of_the_whole_encoder(name, from_front
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adaptable_blocks_ignore_padding(name, load_tiny, waves):
-    encoder = load_tiny(name, "audio")
+def test_adaptable_blocks_ignore_padding(name, load, waves):
+    encoder = load(name)
     clips = [block_inputs(encoder, wave)[0] for wave in waves]
     blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=False)
     batched, lengths = run(blocks, clips)
@@ -61,8 +71,9 @@ def test_adaptable_blocks_ignore_padding(name, load_tiny, waves):
 
 
 @pytest.mark.parametrize("from_frontend", [False, True])
-def test_masked_frames_have_no_influence(from_frontend, load_tiny, waves):
-    encoder = load_tiny("hubert", "audio")
+@pytest.mark.parametrize("name", ["hubert", "whisper"])
+def test_masked_frames_have_no_influence(name, from_frontend, load, waves):
+    encoder = load(name)
     start = block_inputs(encoder, waves[0])[from_frontend]
     blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=from_frontend)
     mask = torch.zeros(1, len(start), dtype=torch.bool)
@@ -74,8 +85,9 @@ def test_masked_frames_have_no_influence(from_frontend, load_tiny, waves):
     torch.testing.assert_close(run(blocks, [changed], mask)[0][3], masked[3])
 
 
-def test_layers_that_are_not_run_are_removed(load_tiny):
-    encoder = load_tiny("hubert", "audio")
+@pytest.mark.parametrize("name", ["hubert", "whisper"])
+def test_layers_that_are_not_run_are_removed(name, load):
+    encoder = load(name)
     n_encoder = sum(p.numel() for p in encoder.model.parameters())
     n_block = sum(p.numel() for p in encoder.blocks[1].parameters())
     blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=False)
@@ -96,9 +108,27 @@ def test_a_copy_of_the_blocks_is_independent(load_tiny, waves):
     torch.testing.assert_close(run(blocks, [start])[0][3], before)
 
 
-def test_whisper_cannot_be_adapted(load_tiny):
-    with pytest.raises(MertoolError, match="spectrograms"):
-        AdaptableBlocks.from_encoder(load_tiny("whisper", "audio"), (2,), from_frontend=False)
+def test_padding_is_ignored_from_the_front_end_of_whisper(load, waves):
+    encoder = load("whisper")
+    clips = [block_inputs(encoder, wave)[1] for wave in waves]
+    blocks = AdaptableBlocks.from_encoder(encoder, LAYERS, from_frontend=True)
+    assert blocks.supports_padding
+    batched, lengths = run(blocks, clips)
+    for row, clip in enumerate(clips):
+        single, _ = run(blocks, [clip])
+        torch.testing.assert_close(batched[3][row, : lengths[row]], single[3][0], atol=1e-5, rtol=1e-4)
+
+
+def test_whisper_is_adapted_on_windows_that_follow_the_clip(load_tiny, waves):
+    encoder = load_tiny("whisper", "audio")
+    assert encoder.window == "30"
+    assert len(encoder.adaptable().run_front_end(waves[0])) == encoder.num_frames(len(waves[0]))
+    assert encoder.window == "30"
+
+
+def test_an_encoder_of_another_modality_cannot_be_adapted(load_tiny):
+    with pytest.raises(MertoolError, match="finetune adapts speech encoders"):
+        AdaptableBlocks.from_encoder(load_tiny("clip", "video"), (2,), from_frontend=False)
 
 
 def test_mean_over_time_ignores_padding():

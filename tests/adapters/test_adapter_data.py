@@ -32,11 +32,11 @@ def manifest(tmp_path, write_manifest):
 
 
 @pytest.fixture
-def read(manifest, tiny_encoders, tmp_path):
-    """A function (options of the spec) that reads the data of the manifest."""
-    checkpoint = encoders.resolve_encoder(str(tiny_encoders["hubert_group"]), "audio")
+def read(manifest, tiny_encoders, load_tiny, tmp_path):
+    """A function (name of the encoder, options of the spec) that reads the data of the manifest."""
 
-    def run(encoder=None, **options):
+    def run(name="hubert_group", **options):
+        checkpoint = encoders.resolve_encoder(str(tiny_encoders[name]), "audio")
         spec = AdaptationDataSpec(
             checkpoint=checkpoint,
             weights=checkpoint.digest(),
@@ -45,7 +45,7 @@ def read(manifest, tiny_encoders, tmp_path):
             limits=DecoderLimits(),
             **{"blocks": (1,)} | options,
         )
-        cache = tmp_path / "cache"
+        cache, encoder = tmp_path / "cache", load_tiny(name, "audio")
         return read_adaptation_data(manifest, spec, cache=cache, encoder=encoder, progress=no_progress)
 
     return run
@@ -68,11 +68,29 @@ def test_frames_of_each_layer_are_those_of_the_encoder(read, load_tiny, tmp_path
     assert np.array_equal(reordered.reconstruction_frames[0], data.reconstruction_frames[2])
 
 
-def test_from_the_front_end_nothing_is_stored(read, load_tiny, tmp_path):
-    data = read(load_tiny("hubert_group", "audio"), from_frontend=True)
+def test_from_the_front_end_nothing_is_stored(read, tmp_path):
+    data = read(from_frontend=True)
     assert list(data.skipped) == ["c2"]
     assert not (tmp_path / "cache").exists()
     assert data.inputs[0][0].shape[1] == 32  # channels of the last convolution
+
+
+@pytest.mark.parametrize("options", [{}, {"from_frontend": True}, {"log_mel": True}])
+def test_the_frames_of_a_whisper_end_with_the_clip(options, read):
+    """Not with its window of 30 s."""
+    data = read("whisper", **options)
+    assert data.lengths().tolist() == [13, 15, 20]
+    assert data.cut == ()
+    assert not options.get("log_mel") or [len(frames) for frames in data.reconstruction_frames] == [13, 15, 20]
+
+
+@pytest.mark.parametrize("options", [{}, {"from_frontend": True}, {"log_mel": True}])
+def test_a_clip_longer_than_a_window_is_cut_and_named(options, read, tmp_path):
+    soundfile.write(tmp_path / "c1.wav", np.random.default_rng(9).normal(0, 0.1, 20_000), 16_000)
+    data = read("whisper_short", **options)
+    assert data.cut == ("c1",)
+    assert data.lengths().tolist() == [13, 50, 20]
+    assert data.reordered([1, 0, 2]).cut == ("c1",)
 
 
 def test_a_store_that_another_run_writes_is_waited_for(read, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from torch import nn
 
 from mertool.encoders.batch_invariance import find_norm_over_time, is_batch_invariant
 from mertool.encoders.masked_group_norm import MaskedGroupNorm
-from mertool.errors import ClipError
+from mertool.errors import ClipError, MertoolError
 
 SECOND = 16_000
 
@@ -28,6 +28,17 @@ def test_speech_in_a_batch_equals_alone(name, load_tiny):
         alone = encoder.encode([wave], layers)[0]
         assert together.shape == alone.shape
         assert torch.linalg.norm(together - alone) <= 1e-4 * torch.linalg.norm(alone)
+
+
+def test_whisper_clips_in_a_batch_equal_alone(load_tiny):
+    """Each with a window as long as the clip: the zeros of the batch reach neither convolutions nor attention."""
+    encoder = load_tiny("whisper", "audio")
+    encoder.set_window("clip")
+    waves = [noise(0.73), noise(1.5, 1), 0.01 * noise(0.3, 2), noise(0.011, 3)]
+    for wave, together in zip(waves, encoder.encode(waves, (0, 1, 2, 3)), strict=True):
+        alone = encoder.encode([wave], (0, 1, 2, 3))[0]
+        assert together.shape == alone.shape
+        assert torch.linalg.norm(together - alone) <= 1e-5 * torch.linalg.norm(alone)
 
 
 def test_padding_is_used_where_it_changes_nothing(load_tiny):
@@ -135,6 +146,40 @@ def test_whisper_takes_windows_of_thirty_seconds(load_tiny):
     assert states.shape[1] == 33 * 50
     second = encoder.encode([wave[30 * SECOND :]], (3,))[0]
     torch.testing.assert_close(states[:, 1500:], second)
+
+
+@pytest.mark.parametrize("window", ["30", "clip"])
+def test_the_window_of_a_whisper_is_that_of_its_checkpoint(window, whisper):
+    """The fixture was trained on windows of 1 s: a longer clip is divided, and no part of it is lost."""
+    from mertool import encoders
+
+    source = encoders.resolve_encoder(str(whisper), "audio")
+    encoder = encoders.load_encoder(source, "audio", device=torch.device("cpu"), dtype=torch.float32)
+    encoder.set_window(window)
+    wave = noise(2.5)
+    (states,) = encoder.encode([wave], (1,))
+    assert states.shape[1] == 125
+    pieces = [encoder.encode([wave[start : start + SECOND]], (1,))[0] for start in range(0, len(wave), SECOND)]
+    torch.testing.assert_close(states, torch.cat(pieces, dim=1))
+
+
+def test_a_long_clip_takes_several_forward_passes(load_tiny, monkeypatch):
+    monkeypatch.setattr("mertool.encoders.batch_invariance.MAX_SECONDS_PER_FORWARD", {"cpu": 30})
+    encoder = load_tiny("whisper", "audio")
+    encoder.set_window("clip")
+    batches = []
+    forward = encoder._forward
+    monkeypatch.setattr(
+        encoder, "_forward", lambda windows, layers: batches.append(len(windows)) or forward(windows, layers)
+    )
+    assert encoder.encode([noise(61)], (1,))[0].shape[1] == 61 * 50
+    assert batches == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "valid"), [("whisper", "30, clip"), ("hubert", "none")])
+def test_a_window_that_an_encoder_does_not_have(name, valid, load_tiny):
+    with pytest.raises(MertoolError, match=f"has no window 'film': valid: {valid}"):
+        load_tiny(name, "audio").set_window("film")
 
 
 @pytest.mark.parametrize("name", ["hubert", "hubert_group", "data2vec"])

@@ -55,6 +55,24 @@ def test_whisper_layers(tiny_encoders, load_tiny, wave, reference):
     agree(encoder.encode([wave], tuple(range(4)))[0], layers, states, slice(real))
 
 
+def test_whisper_layers_of_a_window_that_follows_the_clip(tiny_encoders, load_tiny, wave, reference):
+    """They are those of a Whisper whose table of positions ends with the clip."""
+    encoder = load_tiny("whisper", "audio")
+    encoder.set_window("clip")
+    model = AutoModel.from_pretrained(tiny_encoders["whisper"]).get_encoder().eval()
+    wave = wave[: len(wave) // 320 * 320 - 100]  # the last frame is not whole
+    frames = -(-len(wave) // 320)
+    mels = AutoFeatureExtractor.from_pretrained(tiny_encoders["whisper"])(
+        wave, sampling_rate=16_000, max_length=frames * 320, return_tensors="pt"
+    )
+    model.config.max_source_positions = frames
+    model.embed_positions = torch.nn.Embedding.from_pretrained(model.embed_positions.weight[:frames].detach())
+    layers, states = reference(model, input_features=mels.input_features)
+    hidden = encoder.encode([wave], tuple(range(4)))[0]
+    assert hidden.shape[1] == frames
+    agree(hidden, layers, states)
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_image_layers(name, tiny_encoders, load_tiny, reference):
     encoder = load_tiny(name, "video")

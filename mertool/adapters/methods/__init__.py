@@ -1,6 +1,7 @@
 """PEFT methods, one file each: `NAME.config(targets, size)` returns a PEFT configuration.
 
-A method also defines `TARGETS`, the endings of module names inside a block that it is put on ("" is the block itself);
+A method also defines `TARGETS`, the names of modules inside a block that it is put on ("" is the block itself, beside
+other names the block where it has no such modules; see _modules.py);
 `SIZE`, its default width, rank or number of vectors, None where the model determines how much is trained; and `RATE`,
 its usual peak learning rate. Adapters are saved in PEFT's own format (adapter_config.json, adapter_model.safetensors).
 
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from mertool import registry
+from mertool.adapters.methods._modules import BLOCK, FEED_FORWARD, SECOND_LINEAR_ALONE
 from mertool.adapters.methods._saved import SavedAdapter
 from mertool.encoders.hidden_states import FUNCTIONAL_ATTENTION_CLASSES
 from mertool.errors import MertoolError
@@ -29,7 +31,6 @@ from mertool.runs import load_tensors
 PACKAGE = "adapters.methods"
 FINAL = "final"  # the adapter trained on all folds
 MEAN_OFFSET = "mean_offset"
-FEED_FORWARD = "feed_forward"  # module of blocks of the wav2vec 2.0 kind; no other kind is adapted
 
 
 def add_adapter(
@@ -43,7 +44,7 @@ def add_adapter(
     import peft
 
     module = registry.load(PACKAGE, "PEFT method", method)
-    names = target_names(model, blocks, layers, endings=module.TARGETS)
+    names = target_names(model, blocks, layers, targets=module.TARGETS)
     peft_model = peft.get_peft_model(model, module.config(names, size), adapter_name=FINAL)
     config = peft_model.peft_config[FINAL]
     for field, value in vars(config).items():
@@ -128,30 +129,36 @@ def load_mean_offsets(folder: Path, shape: tuple[int, int]) -> dict[str, torch.T
 
 
 def target_names(
-    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], *, endings: tuple[str, ...]
+    model: nn.Module, blocks: nn.ModuleList, layers: Collection[int], *, targets: tuple[str, ...]
 ) -> list[str]:
-    """Return the full names of modules in the chosen blocks that end with one of `endings`; "" is the block."""
+    """Return the full names of the modules `targets` of the chosen blocks."""
     outside = [layer for layer in layers if not 1 <= layer <= len(blocks)]
     if outside or not layers:
         raise MertoolError(f"layers {outside or '(none)'} cannot be adapted: blocks are 1 to {len(blocks)}")
-    if not all(hasattr(blocks[layer - 1], FEED_FORWARD) for layer in layers):
-        raise MertoolError(f"the blocks of {type(model).__name__} have no module named {FEED_FORWARD}")
+    known = (FEED_FORWARD, SECOND_LINEAR_ALONE)
+    if not all(any(hasattr(blocks[layer - 1], name) for name in known) for layer in layers):
+        raise MertoolError(f"the blocks of {type(model).__name__} have no module named {' or '.join(known)}")
     prefix = next(name for name, module in model.named_modules() if module is blocks)
-    return [
+    names = [
         f"{prefix}.{layer - 1}.{name}" if name else f"{prefix}.{layer - 1}"
         for layer in layers
-        for name in _matching_modules(blocks[layer - 1], endings)
+        for name in _matching_modules(blocks[layer - 1], targets)
     ]
+    if not names:
+        raise MertoolError(
+            f"the blocks of {type(model).__name__} have no module {' or '.join(targets)}: give another --method"
+        )
+    return names
 
 
-def _matching_modules(block: nn.Module, endings: tuple[str, ...]) -> list[str]:
-    if "" in endings:
-        return [""]
+def _matching_modules(block: nn.Module, targets: tuple[str, ...]) -> list[str]:
     # An adapter inside such an attention gets no gradient: the attention reads weights and calls no module.
     functional = tuple(
         f"{name}." for name, module in block.named_modules() if type(module).__name__ in FUNCTIONAL_ATTENTION_CLASSES
     )
-    names = [name for name, _ in block.named_modules() if name.endswith(endings)]
+    names = [name for name, _ in block.named_modules() if name and name in targets]
+    if not names and BLOCK in targets:
+        return [BLOCK]
     return [name for name in names if not (functional and name.startswith(functional))]
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from mertool.adapters.methods._modules import FEED_FORWARD, SECOND_LINEAR_ALONE
 from mertool.adapters.methods._tuner import ModuleTuner, ReplacementConfig, make_config, output_width, register
 
 SIZE = 64  # default bottleneck width
 RATE = 5e-4  # peak learning rate, as in PEFT-SER (Feng and Narayanan, 2023)
-# The feed-forward module of HuBERT, wav2vec 2.0, WavLM and data2vec-audio blocks.
-TARGETS = ("feed_forward",)
+# In a block without a feed-forward module, its last layer, which has the same output.
+TARGETS = (FEED_FORWARD, SECOND_LINEAR_ALONE)
 
 
 def config(targets: list[str], size: int) -> ReplacementConfig:

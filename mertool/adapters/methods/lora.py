@@ -6,9 +6,11 @@ gradient.
 
 from peft import LoraConfig
 
+from mertool.adapters.methods._modules import FIRST_LINEAR, SECOND_LINEAR
+
 SIZE = 16  # default rank
 RATE = 5e-4  # peak learning rate
-TARGETS = ("feed_forward.intermediate_dense", "feed_forward.output_dense")
+TARGETS = (*FIRST_LINEAR, *SECOND_LINEAR)
 
 
 def config(targets: list[str], size: int) -> LoraConfig:

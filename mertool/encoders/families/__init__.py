@@ -5,6 +5,7 @@ A file of this folder declares, as literals at its top,
     MODALITY        what it encodes: "audio", "video" or "text"
     MODEL_TYPES     the `model_type`s of config.json that it loads
     OTHER_TYPES     True if it also tries the model types of its modality that no family names (optional)
+    WINDOWS         the kinds of windows of a speech encoder that has a choice (optional; see Encoder.windows)
 
 and has `load(folder, *, device, dtype)`, which returns an `Encoder` (see mertool.encoders.base). The literals are read
 without importing the file, so the commands that only list families start without torch.
@@ -28,6 +29,7 @@ class EncoderFamily:
     modality: str
     model_types: tuple[str, ...]
     other_types: bool = False
+    windows: tuple[str, ...] = ()
 
     def module(self) -> ModuleType:
         """Import the family's file, and with it torch."""
@@ -47,6 +49,7 @@ def _declaration(name: str) -> EncoderFamily:
         modality=literals["MODALITY"],
         model_types=literals["MODEL_TYPES"],
         other_types=literals.get("OTHER_TYPES", False),
+        windows=literals.get("WINDOWS", ()),
     )
 
 

@@ -16,7 +16,8 @@ from transformers import AutoModel
 
 from mertool.devices import to_device
 from mertool.encoders.base import MAX_WINDOW_SECONDS, Encoder
-from mertool.encoders.batch_invariance import find_norm_over_time, group_by_length, is_batch_invariant
+from mertool.encoders.batch_invariance import find_norm_over_time, forward_passes, is_batch_invariant
+from mertool.encoders.families._wav2vec2_adaptable import AdaptableWav2Vec2
 from mertool.encoders.hidden_states import capture_hidden_states, remove_weight_norm, stack_layers
 from mertool.encoders.masked_group_norm import MaskedGroupNorm
 from mertool.encoders.pretrained import load_config, load_feature_extractor, load_pretrained
@@ -27,9 +28,6 @@ MODALITY = "audio"
 MODEL_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat", "data2vec-audio")
 OTHER_TYPES = True
 MASKABLE_TYPES = ("hubert", "wav2vec2", "wavlm", "unispeech", "unispeech-sat")
-# Padded seconds in one forward pass, however large the batch: one film must not need the memory of a film.
-MAX_SECONDS_PER_FORWARD = {"cpu": 60}
-MAX_SECONDS_PER_FORWARD_ON_GPU = 640
 TEST_SECONDS = (
     0.1,
     0.2,
@@ -113,15 +111,15 @@ class Wav2Vec2FamilyEncoder(Encoder):
     def _encode_windows(self, windows: list[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:
         """Return (L, T, D) for each window, in as many forward passes as their lengths and the device need."""
         states: dict[int, torch.Tensor] = {}
-        max_seconds = MAX_SECONDS_PER_FORWARD.get(self.device.type, MAX_SECONDS_PER_FORWARD_ON_GPU)
-        for group in group_by_length(map(len, windows), supports_padding=self.supports_padding):
-            longest = max(len(windows[index]) for index in group) / SAMPLE_RATE
-            size = max(1, int(max_seconds / longest))
-            for start in range(0, len(group), size):
-                indices = group[start : start + size]
-                batch = self._forward([windows[index] for index in indices], layers)
-                states.update(zip(indices, batch, strict=True))
+        seconds = [len(window) / SAMPLE_RATE for window in windows]
+        for indices in forward_passes(seconds, device_type=self.device.type, supports_padding=self.supports_padding):
+            batch = self._forward([windows[index] for index in indices], layers)
+            states.update(zip(indices, batch, strict=True))
         return [states[index] for index in range(len(windows))]
+
+    def adaptable(self) -> AdaptableWav2Vec2:
+        """Return the model as adaptation runs it."""
+        return AdaptableWav2Vec2(self)
 
     @torch.inference_mode()
     def _forward(self, windows: list[torch.Tensor], layers: Sequence[int]) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ import torch
 from mertool.adapters import methods as peft_methods
 
 WAVE = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (2, 3000)).astype(np.float32))  # 8 frames each
+MELS = torch.from_numpy(np.random.default_rng(0).normal(0, 1, (2, 80, 100)).astype(np.float32))  # 50 frames each
 LOADED = {}
 
 
@@ -15,6 +16,8 @@ def fresh(load_tiny, name):
     """Return an encoder of its own, without reading it from disk each time."""
     if name not in LOADED:
         LOADED[name] = load_tiny(name, "audio")
+        if LOADED[name].windows:
+            LOADED[name].set_window("clip")
     return deepcopy(LOADED[name])
 
 
@@ -38,10 +41,16 @@ def shake(model, seed=0):
             parameter.add_(0.3 * torch.randn_like(parameter))
 
 
+def last_hidden_state(model, dtype=torch.float32):
+    """Return the last hidden state (B, T, D) for WAVE, of a Whisper for MELS."""
+    takes_spectrograms = any(name.endswith("conv1") for name, _ in model.named_modules())
+    return model((MELS if takes_spectrograms else WAVE).to(dtype)).last_hidden_state
+
+
 def output(model):
-    """Return the last hidden state for WAVE."""
+    """Return the last hidden state without gradients, in evaluation mode."""
     with torch.no_grad():
-        return model.eval()(WAVE).last_hidden_state
+        return last_hidden_state(model.eval())
 
 
 def close(actual, expected):

@@ -39,6 +39,23 @@ def test_a_parallel_bottleneck_reads_what_the_feed_forward_reads(hidden, load_ti
     torch.testing.assert_close(layer(hidden), layer.base_layer(hidden) + delta(layer.replacements["final"], hidden))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["bottleneck", "bottleneck-parallel"])
+def test_bottlenecks_of_a_block_without_a_feed_forward_module(method, hidden, load_tiny):
+    """Whisper computes its feed-forward network in the block itself."""
+    encoder = fresh(load_tiny, "whisper_short")
+    plain = encoder.blocks[1]
+    model, encoder = adapt(encoder, method, (2,))
+    shake(model)
+    (adapted,) = {module for module in model.modules() if hasattr(module, "replacements")}
+    after_attention = hidden + plain.self_attn(plain.self_attn_layer_norm(hidden))[0]
+    inputs = plain.final_layer_norm(after_attention)
+    base_fc2 = getattr(plain.fc2, "base_layer", plain.fc2)
+    network = base_fc2(plain.activation_fn(plain.fc1(inputs)))
+    expected = delta(adapted.replacements["final"], network if method == "bottleneck" else inputs)
+    torch.testing.assert_close(encoder.blocks[1](hidden, attention_mask=None), after_attention + network + expected)
+
+
 # ---------------------------------------------------------------- layer adapters
 
 
