@@ -181,7 +181,7 @@ def test_a_part_that_does_not_finish_is_told_and_the_others_go_on(tmp_path):
 
 @pytest.mark.slow
 def test_the_tests_of_a_gpu_run_on_an_emulated_one():
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MERTOOL_TEST_DEVICE": "emulated"}
     done = subprocess.run(command, env=env, cwd=BENCH.parents[1], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
