@@ -94,6 +94,7 @@ def test_probe_layers(workspace, text_store, call, call_on_device, tmp_path):
         assert scores[1][layer]["waf"]["value"] == pytest.approx(expected["waf"]["value"], abs=0.1)
 
 
+@pytest.mark.slow  # the many operators of four adapters
 def test_finetune(workspace, probe_run, call_on_device, tmp_path):
     options = ["--folds", 3, "--epochs", 1, "--size", 4, "--dtype", "bfloat16"]
     call_on_device("finetune", workspace.manifest, "--probe", probe_run, "-o", tmp_path / "run", *options)
