@@ -2,12 +2,14 @@
 
 The target is the frozen audio of the same clip (`mertool/alignment/__init__.py`); a loss of `mertool/alignment/losses/`
 compares the two. A fifth of the clips, at most 2,000, is held out for the scores, and an eighth, at most 2,000, chooses
-the best epoch. Labels are never trained on; with `--manifest` a linear probe measures what alignment gains.
+the best epoch. Labels are never trained on; with `--manifest` a linear probe measures what alignment gains, and no
+labelled clip is encoded by an aligner that was trained on it (`mertool/alignment/cross_fitting.py`).
 """
 
 import glob
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,15 @@ import torch
 from accelerate import Accelerator
 
 from mertool.alignment import losses
+from mertool.alignment.cross_fitting import AlignmentPlan, plan_alignment
 from mertool.alignment.data import AlignmentData, FrameStream
 from mertool.alignment.encoding import encode_distributed, encode_stream
 from mertool.alignment.evaluation import evaluate_alignment, probe_folds, probe_gain
 from mertool.alignment.false_negatives import FalseNegativeFilter
-from mertool.alignment.targets import common_clips, load_acoustic_targets, split_clips
-from mertool.alignment.trainer import AlignmentHistory, train
+from mertool.alignment.targets import MAX_HELD_OUT_CLIPS, AlignmentSplit, common_clips, load_acoustic_targets
+from mertool.alignment.trainer import AlignmentHistory, plan_epochs, train
 from mertool.devices import resolve_device, seeded_torch
-from mertool.encoders.aligner import MAX_FRAMES, Aligner
+from mertool.encoders.aligner import FINAL, FOLDS, MAX_FRAMES, Aligner, CrossFittedAligner
 from mertool.errors import ClipError, MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.files import check_writable
@@ -64,32 +67,23 @@ def align(
         # Also for a reused run: of several processes only the main one writes the aligned store.
         accelerator = make_accelerator(device, torch.float32)
         if not reused:
-            data = _load_data(audio_store, video_store, options)
-            with seeded_torch(options.seed):
-                aligner = Aligner(
-                    channels=video_store.channels,
-                    width=options.width,
-                    blocks=options.blocks,
-                    acoustic=audio_store.channels,
-                    dropout=options.dropout,
-                )
-            checkpoint = _open_checkpoint(output, key, accelerator)
-            history = train(
-                aligner,
-                losses.load(options.loss).build(),
-                data,
-                options=options,
-                accelerator=accelerator,
-                checkpoint=checkpoint,
-                progress=progress,
+            plan = plan_alignment(common_clips(audio_store, video_store), labelled, options.seed)
+            data = _load_data(audio_store, video_store, plan, options)
+            checkpoints = _open_checkpoints(output, key, plan, accelerator)
+            aligners, history = _train_all(
+                data, plan, options=options, accelerator=accelerator, checkpoints=checkpoints, progress=progress
             )
-            metrics = _evaluate(aligner, data, history, accelerator=accelerator, manifest=manifest, seed=options.seed)
+            metrics = _evaluate(
+                aligners.final, data, history, accelerator=accelerator, manifest=manifest, seed=options.seed
+            )
             if accelerator.is_main_process:
                 if labelled:
                     examples, folds = labelled
-                    metrics["probe"] = _probe(aligner, video_store, examples=examples, folds=folds, options=options)
-                _write_run(output, aligner, metrics, key=key, data=data, audio_store=audio_store, options=options)
-                checkpoint.remove()
+                    metrics["probe"] = _probe(aligners, video_store, examples=examples, folds=folds, options=options)
+                    metrics["probe"]["aligners"] = len(aligners.folds)
+                _write_run(output, aligners, metrics, key=key, data=data, audio_store=audio_store, options=options)
+                for checkpoint in checkpoints.values():
+                    checkpoint.remove()
         accelerator.wait_for_everyone()  # the other processes read the run that the main one has written
         run = run or Run.read(output, "align")
         if accelerator.is_main_process and not (reused and _is_fresh(aligned, run, video_store)):
@@ -147,31 +141,75 @@ def _run_key(
     )
 
 
-def _load_data(audio_store: FeatureStore, video_store: FeatureStore, options: AlignOptions) -> AlignmentData:
-    """Return the clips in both stores: frames to be streamed, targets and split in memory."""
+def _load_data(
+    audio_store: FeatureStore, video_store: FeatureStore, plan: AlignmentPlan, options: AlignOptions
+) -> AlignmentData:
+    """Return the clips in both stores: frames to be streamed, targets in memory, and the split of the final aligner."""
     clips = common_clips(audio_store, video_store)
-    split = split_clips(len(clips), options.seed)
-    targets = load_acoustic_targets(audio_store, clips, split.train)
-    # A loss without negatives does not use the mask, so nothing is estimated for it.
-    kind = options.false_negatives or ("threshold" if losses.load(options.loss).NEGATIVES else "none")
+    # The targets of all aligners are standardised alike, so that their vectors are in one space.
+    targets = load_acoustic_targets(audio_store, clips, plan.final.train)
     return AlignmentData(
         stream=FrameStream(video_store, video_store.rows(clips), MAX_FRAMES),
         targets=targets,
-        split=split,
-        false_negatives=FalseNegativeFilter.fit(kind, targets, train=split.train, seed=options.seed),
+        split=plan.final,
+        false_negatives=_false_negatives(targets, plan.final, options),
     )
 
 
-def _open_checkpoint(output: Path, key: str, accelerator: Accelerator) -> Checkpoint:
-    """Return the checkpoint of this training, beside the run; those of other options or clips are removed."""
+def _false_negatives(targets: np.ndarray, split: AlignmentSplit, options: AlignOptions) -> FalseNegativeFilter:
+    # A loss without negatives does not use the mask, so nothing is estimated for it.
+    kind = options.false_negatives or ("threshold" if losses.load(options.loss).NEGATIVES else "none")
+    return FalseNegativeFilter.fit(kind, targets, train=split.train, seed=options.seed)
+
+
+def _open_checkpoints(output: Path, key: str, plan: AlignmentPlan, accelerator: Accelerator) -> dict[str, Checkpoint]:
+    """Return the checkpoint of each aligner, beside the run; those of other options or clips are removed."""
     run = output.absolute()
-    path = run.with_name(f".{run.name}.unfinished-{key[-16:]}.safetensors")
+    paths = {name: run.with_name(f".{run.name}.unfinished-{key[-16:]}-{name}.safetensors") for name in plan.splits}
     if accelerator.is_main_process:
         for file in run.parent.glob(f".{glob.escape(run.name)}.unfinished-*.safetensors"):
-            if file != path:
+            if file not in paths.values():
                 file.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    return Checkpoint(path, is_writer=accelerator.is_main_process)
+    return {name: Checkpoint(path, is_writer=accelerator.is_main_process) for name, path in paths.items()}
+
+
+def _train_all(
+    data: AlignmentData,
+    plan: AlignmentPlan,
+    *,
+    options: AlignOptions,
+    accelerator: Accelerator,
+    checkpoints: Mapping[str, Checkpoint],
+    progress: Callable[[int, int], None],
+) -> tuple[CrossFittedAligner, AlignmentHistory]:
+    """Train the aligners of the plan one after the other; return them, and the history of the final one."""
+    steps = {name: math.prod(plan_epochs(len(split.train), options)) for name, split in plan.splits.items()}
+    aligners: dict[str, Aligner] = {}
+    n_done = 0
+    for name, split in plan.splits.items():
+        with seeded_torch(options.seed):
+            aligner = Aligner(
+                channels=data.stream.store.channels,
+                width=options.width,
+                blocks=options.blocks,
+                acoustic=data.targets.shape[1],
+                dropout=options.dropout,
+            )
+        own = replace(data, split=split, false_negatives=_false_negatives(data.targets, split, options))
+        history = train(
+            aligner,
+            losses.load(options.loss).build(),
+            own,
+            options=options,
+            accelerator=accelerator,
+            checkpoint=checkpoints[name],
+            progress=lambda step, _, n_done=n_done: progress(n_done + step, sum(steps.values())),  # type: ignore[misc]
+        )
+        aligners[name] = aligner.eval()
+        n_done += steps[name]
+    final = aligners.pop(FINAL)
+    return CrossFittedAligner(final=final, folds=aligners, aligner_of_clip=plan.aligner_of_clip), history
 
 
 def _evaluate(
@@ -185,6 +223,9 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Return the metrics of a trained aligner; every process must call it, because encoding is shared."""
     held_out, cpu = data.split.held_out, torch.device("cpu")
+    if len(held_out) > MAX_HELD_OUT_CLIPS:
+        chosen = np.random.default_rng(seed).choice(held_out, MAX_HELD_OUT_CLIPS, replace=False)
+        held_out = np.sort(chosen)
     visual = encode_distributed(aligner, data.stream, held_out, accelerator=accelerator)
     groups = _known_speakers(manifest, data, held_out) if manifest else None
     return {
@@ -206,7 +247,7 @@ def _known_speakers(manifest: Manifest, data: AlignmentData, rows: np.ndarray) -
 
 
 def _probe(
-    aligner: Aligner,
+    aligners: CrossFittedAligner,
     video_store: FeatureStore,
     *,
     examples: LabelledClips,
@@ -214,14 +255,14 @@ def _probe(
     options: AlignOptions,
 ) -> dict[str, Any]:
     """Return what alignment gains for a linear probe of the labelled clips."""
-    device = next(aligner.parameters()).device
+    device = next(aligners.final.parameters()).device
     store_rows = video_store.rows(examples.clips)
     order = np.argsort(store_rows)  # a stream reads clips in the order of the store
     rows = np.arange(len(examples))
-    aligned = np.zeros((len(examples), aligner.sizes["acoustic"]), np.float32)
+    aligned = np.zeros((len(examples), aligners.final.sizes["acoustic"]), np.float32)
     stream = FrameStream(video_store, store_rows[order], MAX_FRAMES)
-    for batch_rows, vectors in encode_stream(aligner, stream, rows, device=device):
-        aligned[order[batch_rows]] = vectors.cpu().numpy()
+    for batch_rows, vectors in _encode_by_own_aligner(aligners, stream, rows, device=device):
+        aligned[order[batch_rows]] = vectors
     unaligned = np.zeros((len(examples), video_store.channels), np.float32)
     with FrameStream(video_store, store_rows[order], max_frames=None).in_order(rows) as batches:
         for batch in batches:
@@ -229,9 +270,19 @@ def _probe(
     return probe_gain(unaligned, aligned, examples, folds=folds, classes=len(options.classes))
 
 
+def _encode_by_own_aligner(
+    aligners: CrossFittedAligner, stream: FrameStream, rows: np.ndarray, *, device: torch.device
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield rows (B,) and vectors (B, A) of the clips `rows`, ascending, each by the aligner that is meant for it."""
+    names = np.array([aligners.name_of(stream.store.ids[stream.store_rows[row]]) for row in rows])
+    for name in np.unique(names):
+        for batch_rows, vectors in encode_stream(aligners.aligner(name), stream, rows[names == name], device=device):
+            yield batch_rows, vectors.cpu().numpy()
+
+
 def _write_run(
     output: Path,
-    aligner: Aligner,
+    aligners: CrossFittedAligner,
     metrics: dict[str, Any],
     *,
     key: str,
@@ -247,12 +298,15 @@ def _write_run(
         "audio": audio_store.recipe.to_json(),
         "video": video_store.recipe.to_json(),
         "origin": video_store.provenance,
-        "sizes": aligner.sizes,
+        "sizes": aligners.final.sizes,
+        "aligner_of_clip": dict(aligners.aligner_of_clip),
         "held_out_clips": [clips[row] for row in data.split.held_out],
         "development_clips": [clips[row] for row in data.split.development],
     }
     with new_run(output, "align", key=key, options=asdict(options), **facts) as draft:
-        draft.save_tensors("aligner", aligner.state_dict())
+        draft.save_tensors("aligner", aligners.final.state_dict())
+        for name, aligner in aligners.folds.items():
+            draft.save_tensors(f"{FOLDS}/{name}", aligner.state_dict())
         draft.metrics.update(metrics)
         _draw_plots(draft.folder, metrics, options)
 
@@ -284,14 +338,14 @@ def _is_fresh(aligned: Path, run: Run, video_store: FeatureStore) -> bool:
 
 def _write_aligned_store(aligned: Path, run: Run, video_store: FeatureStore, *, device: torch.device) -> None:
     """Encode every clip that has frames; a killed command resumes after the last part that was written."""
-    aligner = Aligner.load(run.folder).to(device)
+    aligners = CrossFittedAligner.load(run.folder, device)
     signatures, stats = video_store.signatures(), video_store.media_stats_of_clips()
     origin = {**video_store.provenance, "aligner": str(run.folder.absolute())}
     with StoreWriter(aligned, _aligned_recipe(run, video_store), origin, overwrite=True) as writer:
         pending = [row for row, clip in enumerate(video_store.ids) if writer.done.get(clip) != signatures[clip]]
         stream = FrameStream(video_store, np.arange(len(video_store)), MAX_FRAMES)
-        for rows, vectors in encode_stream(aligner, stream, np.array(pending, np.int64), device=device):
-            for row, vector in zip(rows.tolist(), vectors.cpu().numpy(), strict=True):
+        for rows, vectors in _encode_by_own_aligner(aligners, stream, np.array(pending, np.int64), device=device):
+            for row, vector in zip(rows.tolist(), vectors, strict=True):
                 clip = video_store.ids[row]
                 if np.isfinite(vector).all():
                     writer.add(ClipFeatures(clip, signatures[clip], vector[None], **stats[row].to_dict()))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
+from mertool.alignment.cross_fitting import warn_of_trained_clips
 from mertool.bundle import FeatureSpec, check_provenance, describe_features, write
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
@@ -100,6 +101,7 @@ def fuse(
         if run := find_reusable_run(output, "fuse", key=key, options=options, inputs=[*stores, manifest.source]):
             return run, True
         inputs = _load(opened, unlabelled, manifest, options=options)
+        warn_of_trained_clips(opened, inputs.data.labelled)
     config, labelled = ensemble_config(options), inputs.data.labelled
     rare_classes = warn_of_rare_classes(labelled, [inputs.data.folds], options.classes)
     ensembles = _train(inputs, config, options, progress=progress)

@@ -29,7 +29,9 @@ def _is_window(value: Any) -> bool:
 
 _FORMS: dict[str, Callable[[Any], bool]] = {
     "adapter_of_clip": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
+    "aligner_of_clip": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
     "encoder": _is_encoder,
+    "held_out_clips": lambda value: isinstance(value, list) and all(isinstance(clip, str) for clip in value),
     "folds": lambda value: isinstance(value, dict) and all(type(fold) is int for fold in value.values()),
     "origin": lambda value: is_provenance(value) and isinstance(value.get("encoder"), dict),
     "recipe": _is_recipe,

@@ -276,3 +276,155 @@ def test_resume_of_a_killed_run_ends_as_an_undisturbed_one(call, paired, tmp_pat
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert (tmp_path / "whole" / "metrics.json").read_text() == (tmp_path / "killed" / "metrics.json").read_text()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture(scope="module")
+def labelled_stores(tmp_path_factory, make_store, write_manifest):
+    """A function (video_shows_label, n_unlabelled): audio and frame stores of 120 labelled clips, and their manifest.
+
+    Audio and video share a cause that says nothing of the label. The audio carries the label, too, the video only if
+    asked for. What else a face looks like differs from clip to clip, so an aligner can tell the clips of its training.
+    """
+
+    def make(video_shows_label, n_unlabelled=0):
+        folder, random = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+        labels = np.arange(120 + n_unlabelled) % 3
+        to_audio, to_video = random.normal(0, 1, (4, 10)), random.normal(0, 1, (4, 64))
+        audio, video = {}, {}
+        for number, label in enumerate(labels):
+            cause = random.normal(0, 1, 4)
+            heard = 2 * np.eye(3, 10)[label] + cause @ to_audio + random.normal(0, 0.3, (1, 10))
+            seen = cause @ to_video + random.normal(0, 1, 64) + random.normal(0, 0.3, (4, 64))
+            audio[f"c{number:03d}"] = heard.astype(np.float32)
+            video[f"c{number:03d}"] = (seen + 4 * video_shows_label * np.eye(3, 64)[label]).astype(np.float32)
+        rows = [
+            {"clip": f"c{n:03d}", "path": "x", "speaker": f"s{n // 20}", "label": ("neutral", "angry", "happy")[label]}
+            for n, label in enumerate(labels[:120])
+        ]
+        manifest = write_manifest(folder / "clips.csv", rows)
+        return make_store(folder / "a.h5", "audio", audio), make_store(folder / "v.h5", "frames", video), manifest
+
+    return make
+
+
+def run_align(call, stores, folder, *arguments):
+    """Return the JSON object of the command, and what the run says of itself."""
+    audio, video, manifest = stores
+    places = ["-o", folder / "run", "--aligned", folder / "aligned.h5", "--classes", "neutral,angry,happy", "--json"]
+    given = ["--audio", audio, "--video", video, "-m", manifest, *OPTIONS, *places, *arguments]
+    return json.loads(call("align", *given).stdout), json.loads((folder / "run" / "run.json").read_text())
+
+
+def probe_score(features, labels, speakers):
+    """Accuracy of scikit-learn's logistic regression, each speaker held out once."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+
+    guesses = cross_val_predict(LogisticRegression(), features, labels, groups=speakers, cv=LeaveOneGroupOut())
+    return np.mean(guesses == labels)
+
+
+def test_video_that_shows_nothing_gains_nothing(labelled_stores, call, tmp_path):
+    result, info = run_align(call, labelled_stores(video_shows_label=False), tmp_path)
+    with FeatureStore(tmp_path / "aligned.h5") as aligned:
+        stored = aligned.read([f"c{n:03d}" for n in range(120)])[:, 0]
+    assert probe_score(stored, np.arange(120) % 3, np.arange(120) // 20) < 0.43
+    assert result["probe"]["aligned"]["accuracy"]["value"] < 0.43
+    assert result["probe"]["gain"]["p"] > 0.05
+    assert len(info["aligner_of_clip"]) == 120
+
+
+def test_each_labelled_clip_is_encoded_by_an_aligner_that_did_not_see_its_fold(labelled_stores, call, tmp_path):
+    import torch
+
+    from mertool.encoders.aligner import CrossFittedAligner
+
+    stores = labelled_stores(video_shows_label=True)
+    result, info = run_align(call, stores, tmp_path)
+    # What the video shows of the label is kept.
+    assert result["probe"]["aligned"]["accuracy"]["value"] > 0.6
+    names = info["aligner_of_clip"]
+    assert result["probe"]["aligners"] == len(set(names.values())) == 5
+    for speaker in range(6):  # folds keep speakers apart
+        assert len({names[f"c{n:03d}"] for n in range(20 * speaker, 20 * speaker + 20)}) == 1
+    aligners = CrossFittedAligner.load(tmp_path / "run", torch.device("cpu"))
+    with FeatureStore(tmp_path / "aligned.h5") as aligned, FeatureStore(stores[1]) as frames:
+        for clip in ("c000", "c025", "c119"):
+            values = torch.from_numpy(frames.frames(clip).astype(np.float32))[None]
+            expected = aligners.folds[names[clip]].encode_clip(values)
+            np.testing.assert_allclose(aligned.read([clip])[0], expected.numpy(), rtol=2e-3, atol=1e-3)
+
+
+def test_labelled_clips_train_nothing_where_enough_others_are_left(labelled_stores, call, tmp_path):
+    stores = labelled_stores(video_shows_label=False, n_unlabelled=130)
+    result, info = run_align(call, stores, tmp_path)
+    labelled = {f"c{n:03d}" for n in range(120)}
+    assert info["aligner_of_clip"] == {}
+    assert set(info["held_out_clips"]) == labelled
+    assert result["train_clips"] + result["development_clips"] == 130
+    assert result["held_out"]["clips"] == 120
+    assert result["held_out"]["interval"] == "speakers"
+    assert result["probe"]["gain"]["p"] > 0.05
+    assert not (tmp_path / "run" / "folds").exists()
+
+
+def test_a_killed_cross_fit_resumes_after_the_aligners_that_are_finished(labelled_stores, call, tmp_path, monkeypatch):
+    from mertool.alignment import trainer
+
+    stores = labelled_stores(video_shows_label=True)
+    small = ["--width", 8, "--epochs", 2]
+    run_align(call, stores, tmp_path, *small)
+    step, steps = trainer._training_step, []
+
+    def dying(*arguments, **keywords):
+        steps.append(1)
+        if len(steps) == 5:  # each of the six aligners takes four steps
+            raise KeyboardInterrupt
+        return step(*arguments, **keywords)
+
+    monkeypatch.setattr(trainer, "_training_step", dying)
+    killed = tmp_path / "killed"
+    with pytest.raises((KeyboardInterrupt, AssertionError)):
+        run_align(call, stores, killed, *small)
+    run_align(call, stores, killed, *small)
+    assert len(steps) == 5 + 24 - 4  # the first aligner was finished
+    for name in ("aligner.safetensors", "folds/fold0.safetensors", "folds/fold4.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (killed / "run" / name).read_bytes()
+
+
+def test_a_run_without_one_of_its_aligners_is_refused(labelled_stores, call, tmp_path):
+    import torch
+
+    from mertool.encoders.aligner import CrossFittedAligner
+
+    run_align(call, labelled_stores(video_shows_label=True), tmp_path, "--width", 8, "--epochs", 1)
+    (tmp_path / "run" / "folds" / "fold2.safetensors").unlink()
+    with pytest.raises(MertoolError, match=r"lacks aligners that .* names: run `mertool align` again"):
+        CrossFittedAligner.load(tmp_path / "run", torch.device("cpu"))
+
+
+def test_fuse_says_which_labelled_clips_trained_the_aligner(labelled_stores, call, invoke, tmp_path):
+    audio, video, manifest = labelled_stores(video_shows_label=True)
+    places = ["-o", tmp_path / "run", "--aligned", tmp_path / "aligned.h5", "--width", 8, "--epochs", 1]
+    fuse = ["fuse", audio, tmp_path / "aligned.h5", "-m", manifest, "-o", tmp_path / "fusion", "--epochs", 1]
+    fuse += ["--classes", "neutral,angry,happy", "--seeds", 1, "--overwrite"]
+    call("align", "--audio", audio, "--video", video, *places)
+    told = invoke(*fuse)
+    held_out = json.loads((tmp_path / "run" / "run.json").read_text())["held_out_clips"]
+    assert f"the aligner was trained on {120 - len(held_out)} labelled clips" in told.stderr, told.exception
+    call(
+        "align",
+        "--audio",
+        audio,
+        "--video",
+        video,
+        "-m",
+        manifest,
+        *places,
+        "--classes",
+        "neutral,angry,happy",
+        "--overwrite",
+    )
+    again = invoke(*fuse)
+    assert again.exit_code == 0, again.exception
+    assert "the aligner was trained on" not in again.stderr

@@ -103,8 +103,8 @@ def probe_gain(
 ) -> dict[str, Any]:
     """Compare linear probes on the mean of the frames (N, C) and on the aligned vectors (N, A) under cross-validation.
 
-    The aligner may have been trained on these clips, but never on a label. If the acoustic targets are those of
-    adapters, the target of a labelled clip is by the adapter that was not trained on its label.
+    The aligned vector of a clip is by an aligner that was not trained on the clip (`cross_fitting`). If the acoustic
+    targets are those of adapters, the target of a labelled clip is by the adapter that was not trained on its label.
     """
     truth, groups = examples.labels, speaker_groups(examples)
     without_alignment, with_alignment = (

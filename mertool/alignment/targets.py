@@ -41,6 +41,17 @@ def split_clips(count: int, seed: int) -> AlignmentSplit:
     return AlignmentSplit(train=np.sort(train), development=np.sort(development), held_out=np.sort(held_out))
 
 
+def split_rows(rows: np.ndarray, seed: int, *, held_out: np.ndarray | None = None) -> AlignmentSplit:
+    """Split `rows` into training and development rows at random; the mask `held_out` (N,) names the held-out ones."""
+    order = np.random.default_rng(seed).permutation(rows)
+    n_development = min(MAX_HELD_OUT_CLIPS, max(2, round(len(rows) * DEVELOPMENT_FRACTION)))
+    return AlignmentSplit(
+        train=np.sort(order[n_development:]),
+        development=np.sort(order[:n_development]),
+        held_out=np.flatnonzero(held_out) if held_out is not None else np.zeros(0, np.int64),
+    )
+
+
 def common_clips(audio_store: FeatureStore, video_store: FeatureStore) -> list[str]:
     """Return the sorted ids of clips in both stores; too few raise MertoolError.
 

@@ -76,6 +76,10 @@ def train(
     else:  # a checkpoint holds the statistics among the weights
         aligner.set_statistics(*frame_statistics(data.stream, data.split.train))
 
+    def save() -> None:
+        state = {"step": step, "epoch_loss": epoch_loss, "history": asdict(history), "stopping": stopping.to_json()}
+        checkpoint.save(training_tensors(model, optimizer, stopping.best_weights), state)
+
     epochs, epoch_steps = plan_epochs(len(data.split.train), options)
     total_steps = epochs * epoch_steps
     while step < total_steps and not stopping.should_stop:
@@ -101,9 +105,10 @@ def train(
                     epoch_loss = 0.0
                 progress(step, total_steps)
                 if checkpoint.should_save:
-                    state = {"step": step, "epoch_loss": epoch_loss}
-                    state |= {"history": asdict(history), "stopping": stopping.to_json()}
-                    checkpoint.save(training_tensors(model, optimizer, stopping.best_weights), state)
+                    save()
+    # Others may be trained after this one: a killed run must find that it was finished.
+    if checkpoint.is_writer:
+        save()
     stopping.restore(model.state_dict())
     history.best_epoch = stopping.best_epoch
     progress(total_steps, total_steps)

@@ -49,7 +49,7 @@ def _copy_trained(spec: FeatureSpec, bundle: Path, number: int) -> None:
             _copy_files(files, folder / "adapters" / final.name)
         if spec.recipe.aligner:
             run = Path(spec.provenance["aligner"])
-            _copy_files([run / "run.json", *run.glob("*.safetensors")], folder / "aligner")
+            _copy_files([run / "run.json", run / "aligner.safetensors"], folder / "aligner")
         for _, checkpoint, digest in copied_encoders(spec):
             copy = bundle / encoder_folder(digest)
             if not copy.exists():  # specs may share an encoder

@@ -41,7 +41,11 @@ def align(
     ] = None,
     manifest: Annotated[
         Path | None,
-        typer.Option("--manifest", "-m", help="Labels, to measure the gain of a linear probe; they train nothing."),
+        typer.Option(
+            "--manifest",
+            "-m",
+            help="Labels. No labelled clip is encoded by an aligner that saw it; a linear probe shows the gain.",
+        ),
     ] = None,
     options: AlignOptions,
     quiet: Quiet = False,
@@ -113,4 +117,9 @@ def print_probe(probe: dict[str, Any]) -> None:
     intervals = f"per cent, {format_intervals(probe['interval'], probe['aligned']['waf'])}"
     title = f"{count_of(probe['clips'], 'labelled clip')}; {probe['folds']}; {intervals}"
     table(title, ["linear probe", "weighted F1", "accuracy", "UAR"], rows)
+    if probe["aligners"]:
+        aligners = count_of(probe["aligners"], "aligner")
+        echo(f"each labelled clip is encoded by the one of {aligners} that was not trained on its fold")
+    else:
+        echo("labelled clips trained no aligner: enough others were there")
     echo(f"gain: {format_gain(probe['gain'])} ({format_test(probe['gain'])})")

@@ -1,6 +1,7 @@
 """The visual encoder that `align` trains: from the face features of frames to one vector in the acoustic space."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from mertool.runs import load_tensors
 from mertool.untrusted import read_json_object
 
 HEADS = 4
+FINAL = "final"  # the aligner of new clips
+FOLDS = "folds"  # folder of the others in a run
 MAX_FRAMES = 64  # of a clip; of a longer one so many are taken at equal distances
 FRAMES_LIMIT = 100_000  # largest valid value of `frames` in a file
 MAX_WAVELENGTH = 10_000.0  # of the position encoding, in frames (Vaswani et al., 2017)
@@ -71,10 +74,13 @@ class Aligner(nn.Module):
         self.std.copy_(torch.from_numpy(std))
 
     @classmethod
-    def load(cls, folder: Path) -> "Aligner":
-        """Load the aligner of a run of `align`, or of a bundle; raises MertoolError for anything else."""
+    def load(cls, folder: Path, tensors_file: Path | None = None) -> "Aligner":
+        """Load the final aligner of a run of `align` or of a bundle, or another one of the run from `tensors_file`.
+
+        Raises MertoolError for anything else.
+        """
         sizes: Any = read_json_object(folder / "run.json", "run `mertool align` again").get("sizes")
-        tensors = load_tensors(folder / "aligner.safetensors")
+        tensors = load_tensors(tensors_file or folder / "aligner.safetensors")
         try:
             # Compared before a model is made: sizes that are wrong might need all memory.
             if sizes != {**_sizes_of(tensors), "frames": sizes["frames"]} or not 0 < sizes["frames"] <= FRAMES_LIMIT:
@@ -88,6 +94,41 @@ class Aligner(nn.Module):
                 f"{folder} holds no aligner of this version of mertool: run `mertool align` again"
             ) from error
         return aligner.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossFittedAligner:
+    """The aligners of a run: the final one, and one for each fold of the labelled clips if they were cross-fitted.
+
+    Attributes:
+        final: Encodes new clips, and clips that no fold holds.
+        folds: Aligners by name; each was trained without the clips of its fold.
+        aligner_of_clip: The name of the aligner of clips that trained `final`.
+    """
+
+    final: Aligner
+    folds: Mapping[str, Aligner] = field(default_factory=dict)
+    aligner_of_clip: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> "CrossFittedAligner":
+        """Load the aligners of a run of `align`. A bundle has only the final one. Raises MertoolError."""
+        info = read_json_object(folder / "run.json", "run `mertool align` again")
+        folds = {path.stem: Aligner.load(folder, path).to(device) for path in sorted((folder / FOLDS).glob("fold*"))}
+        aligner_of_clip = info.get("aligner_of_clip", {})
+        if folds and set(aligner_of_clip.values()) != set(folds):
+            raise MertoolError(
+                f"{folder / FOLDS} lacks aligners that {folder / 'run.json'} names: run `mertool align` again"
+            )
+        return cls(final=Aligner.load(folder).to(device), folds=folds, aligner_of_clip=aligner_of_clip if folds else {})
+
+    def name_of(self, clip_id: str) -> str:
+        """Return the name of a clip's aligner."""
+        return self.aligner_of_clip.get(clip_id, FINAL)
+
+    def aligner(self, name: str) -> Aligner:
+        """Return an aligner by its name."""
+        return self.final if name == FINAL else self.folds[name]
 
 
 def _sizes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:

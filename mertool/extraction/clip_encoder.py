@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mertool import encoders
-from mertool.encoders.aligner import Aligner
+from mertool.encoders.aligner import CrossFittedAligner
 from mertool.encoders.base import Encoder
 from mertool.encoders.cpu import optimize_for_cpu
 from mertool.encoders.hidden_states import truncate_after
@@ -88,7 +88,10 @@ class ClipEncoder:
             self.encoder.select(self.adapter_of(clips[0].item.clip.clip))
         started = _timestamp(self.device)
         frames_of_clips = self.encoder.encode_prepared([clip.inputs for clip in clips], self.layers)
-        values = [[pooling(frames) for pooling in self.poolings] for frames in frames_of_clips]
+        values = [
+            [pooling(frames, clip.item.clip.clip) for pooling in self.poolings]
+            for clip, frames in zip(clips, frames_of_clips, strict=True)
+        ]
         shapes = [[value.shape for value in clip_values] for clip_values in values]
         flat = torch.cat([value.flatten().float() for clip_values in values for value in clip_values])
         if self.device.type == "cuda":
@@ -158,5 +161,5 @@ class EncoderAssets:
         )
 
 
-def _load_aligner(target: StoreTarget, device: torch.device) -> Aligner | None:
-    return Aligner.load(target.aligner).to(device) if target.aligner else None
+def _load_aligner(target: StoreTarget, device: torch.device) -> CrossFittedAligner | None:
+    return CrossFittedAligner.load(target.aligner, device) if target.aligner else None

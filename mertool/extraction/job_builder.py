@@ -111,7 +111,9 @@ def _faces_path(output: Path, options: ExtractOptions, suffix: str) -> Path | No
 
 def _with_encoder(job: ExtractionJob, output: Path, frames: Path | None, *, options: ExtractOptions) -> ExtractionJob:
     """The job with the encoder, the adapters and the aligner that the options name, and a second store if asked for."""
-    aligner = Run.read(options.aligner, "align", "video", "sizes", "origin") if options.aligner else None
+    aligner = (
+        Run.read(options.aligner, "align", "video", "sizes", "origin", "aligner_of_clip") if options.aligner else None
+    )
     name = options.encoder or _default_encoder(options, aligner)
     checkpoint = encoders.resolve_encoder(name, options.modality)
     adapter = _read_adapter(options.adapter, checkpoint)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mertool.encoders.aligner import Aligner
+from mertool.encoders.aligner import CrossFittedAligner
 from mertool.features import Recipe
 
 
@@ -14,17 +14,17 @@ class FeaturePooling:
 
     recipe: names the layers, their sum, the pooling and the number format of the store.
     encoded_layers: the layers that the encoder returns, in their order; it may encode more for other stores.
-    aligner: the aligner that the recipe names, on the device of the encoder.
+    aligner: the aligners that the recipe names, on the device of the encoder.
     """
 
     recipe: Recipe
     encoded_layers: tuple[int, ...]
-    aligner: Aligner | None = None
+    aligner: CrossFittedAligner | None = None
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: torch.Tensor, clip_id: str) -> torch.Tensor:
         """Map frames (L, T, D) of `encoded_layers` to what is stored: (L, D), or with frames kept (L, T, D) or (T, D).
 
-        With an aligner it is (1, C), C being the channels of the acoustic space.
+        With aligners it is (1, C), C being the channels of the acoustic space. `clip_id` decides which one is used.
         """
         if self.recipe.layers != self.encoded_layers:
             frames = frames[[self.encoded_layers.index(layer) for layer in self.recipe.layers]]
@@ -32,7 +32,8 @@ class FeaturePooling:
             frames = frames.sum(0, keepdim=True)
         if self.aligner:
             # Rounded as a frame store rounds them, so that both ways to aligned features agree.
-            return self.aligner.encode_clip(_round_as_stored(frames, self.recipe.storage_dtype))
+            aligner = self.aligner.aligner(self.aligner.name_of(clip_id))
+            return aligner.encode_clip(_round_as_stored(frames, self.recipe.storage_dtype))
         if self.recipe.pool == "none":
             return frames[0] if len(frames) == 1 else frames
         return frames.mean(dim=1)
