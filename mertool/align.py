@@ -67,7 +67,12 @@ def align(
         # Also for a reused run: of several processes only the main one writes the aligned store.
         accelerator = make_accelerator(device, torch.float32)
         if not reused:
-            plan = plan_alignment(common_clips(audio_store, video_store), labelled, options.seed)
+            plan = plan_alignment(
+                common_clips(audio_store, video_store),
+                labelled,
+                test_clips={clip.clip for clip in manifest.clips if clip.split == "test"} if manifest else (),
+                seed=options.seed,
+            )
             data = _load_data(audio_store, video_store, plan, options)
             checkpoints = _open_checkpoints(output, key, plan, accelerator)
             aligners, history = _train_all(

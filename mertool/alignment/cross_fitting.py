@@ -10,7 +10,7 @@ not what the face shows, so scores of such clips are far too high. There are two
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -60,21 +60,32 @@ def warn_of_trained_clips(stores: Sequence[FeatureStore], examples: LabelledClip
             )
 
 
-def plan_alignment(clips: list[str], labelled: tuple[LabelledClips, Folds] | None, seed: int) -> AlignmentPlan:
-    """Plan the aligners of `clips`, which are sorted ids; `labelled` has the labelled ones and their folds, if any."""
+def plan_alignment(
+    clips: list[str],
+    labelled: tuple[LabelledClips, Folds] | None,
+    *,
+    test_clips: Collection[str] = (),
+    seed: int,
+) -> AlignmentPlan:
+    """Plan the aligners of `clips`, which are sorted ids; `labelled` has the labelled ones and their folds, if any.
+
+    `test_clips` train nothing, because the features of a test clip must be made as those of any new clip.
+    """
+    is_usable = ~np.isin(clips, list(test_clips))
     if labelled is None:
-        return AlignmentPlan(splits={FINAL: split_clips(len(clips), seed)})
+        return AlignmentPlan(splits={FINAL: split_clips(np.flatnonzero(is_usable), seed)})
     examples, folds = labelled
     fold_of_clip = dict(zip(examples.clips, folds.fold_of.tolist(), strict=True))
     fold_of_row = np.array([fold_of_clip.get(clip, -1) for clip in clips])
-    others, labelled_rows = np.flatnonzero(fold_of_row < 0), np.flatnonzero(fold_of_row >= 0)
+    others, labelled_rows = np.flatnonzero((fold_of_row < 0) & is_usable), np.flatnonzero(fold_of_row >= 0)
     if len(others) >= max(len(labelled_rows), MIN_CLIPS):
         split = split_rows(others, seed)
         return AlignmentPlan(splits={FINAL: replace(split, held_out=labelled_rows)})
     splits = {
-        f"fold{fold}": split_rows(np.flatnonzero(fold_of_row != fold), seed, held_out=fold_of_row == fold)
+        f"fold{fold}": split_rows(np.flatnonzero((fold_of_row != fold) & is_usable), seed, held_out=fold_of_row == fold)
         for fold in range(folds.count)
         if np.any(fold_of_row == fold)
     }
     of_clip = {clip: f"fold{fold}" for clip, fold in zip(clips, fold_of_row.tolist(), strict=True) if fold >= 0}
-    return AlignmentPlan(splits={**splits, FINAL: split_clips(len(clips), seed)}, aligner_of_clip=of_clip)
+    final = split_clips(np.flatnonzero(is_usable), seed)
+    return AlignmentPlan(splits={**splits, FINAL: final}, aligner_of_clip=of_clip)

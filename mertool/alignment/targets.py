@@ -30,9 +30,10 @@ class AlignmentSplit:
     held_out: np.ndarray
 
 
-def split_clips(count: int, seed: int) -> AlignmentSplit:
-    """Split `count` rows at random."""
-    order = np.random.default_rng(seed).permutation(count)
+def split_clips(rows: np.ndarray, seed: int) -> AlignmentSplit:
+    """Split `rows` at random."""
+    count = len(rows)
+    order = np.random.default_rng(seed).permutation(rows)
     n_held_out, n_development = (
         min(MAX_HELD_OUT_CLIPS, max(2, round(count * fraction)))
         for fraction in (HELD_OUT_FRACTION, DEVELOPMENT_FRACTION)

@@ -1,5 +1,6 @@
 """Writing a bundle: trained parts and small encoders are copied into it, the others named by digest."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 from mertool.adapters import methods as peft_methods
 from mertool.bundle.feature_spec import FeatureSpec, check_provenance, copied_encoders
 from mertool.bundle.layout import encoder_files, encoder_folder, file_digest, manifest_digest, trained_folder
-from mertool.files import explain_write_errors
+from mertool.files import explain_write_errors, write_atomic
 from mertool.fusion.calibration import Correction
 from mertool.fusion.ensemble_weights import EnsembleWeights
-from mertool.runs import RunDraft
+from mertool.runs import Run, RunDraft
 
 
 def write(
@@ -49,7 +50,10 @@ def _copy_trained(spec: FeatureSpec, bundle: Path, number: int) -> None:
             _copy_files(files, folder / "adapters" / final.name)
         if spec.recipe.aligner:
             run = Path(spec.provenance["aligner"])
-            _copy_files([run / "run.json", run / "aligner.safetensors"], folder / "aligner")
+            _copy_files([run / "aligner.safetensors"], folder / "aligner")
+            # Only the final aligner is copied: the others are for clips of the training.
+            info = {**Run.read(run, "align").info, "aligner_of_clip": {}}
+            write_atomic(folder / "aligner" / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
         for _, checkpoint, digest in copied_encoders(spec):
             copy = bundle / encoder_folder(digest)
             if not copy.exists():  # specs may share an encoder

@@ -25,7 +25,10 @@ from mertool.cli.tables import table
 from mertool.errors import count_of
 from mertool.options.align import AlignOptions
 
-EXAMPLE = "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual"
+EXAMPLE = (
+    "Example: mertool align --audio features/acoustic.h5 --video features/video-frames.h5 -o runs/visual "
+    "--manifest clips.csv"
+)
 DIRECTIONS = {"video_to_audio": "video finds its audio", "audio_to_video": "audio finds its video"}
 RECALLS = ("recall@1", "recall@5", "recall@10")
 

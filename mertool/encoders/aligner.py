@@ -112,15 +112,15 @@ class CrossFittedAligner:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> "CrossFittedAligner":
-        """Load the aligners of a run of `align`. A bundle has only the final one. Raises MertoolError."""
+        """Load the aligners of a run of `align`, or of a bundle, which has only the final one; raises MertoolError."""
         info = read_json_object(folder / "run.json", "run `mertool align` again")
         folds = {path.stem: Aligner.load(folder, path).to(device) for path in sorted((folder / FOLDS).glob("fold*"))}
         aligner_of_clip = info.get("aligner_of_clip", {})
-        if folds and set(aligner_of_clip.values()) != set(folds):
+        if set(aligner_of_clip.values()) != set(folds):
             raise MertoolError(
                 f"{folder / FOLDS} lacks aligners that {folder / 'run.json'} names: run `mertool align` again"
             )
-        return cls(final=Aligner.load(folder).to(device), folds=folds, aligner_of_clip=aligner_of_clip if folds else {})
+        return cls(final=Aligner.load(folder).to(device), folds=folds, aligner_of_clip=aligner_of_clip)
 
     def name_of(self, clip_id: str) -> str:
         """Return the name of a clip's aligner."""

@@ -12,7 +12,7 @@ def plan(n_labelled: int, n_others: int, n_folds: int = 4):
     clips = [f"c{number:03d}" for number in range(n_labelled + n_others)]
     examples = LabelledClips(tuple(clips[:n_labelled]), np.arange(n_labelled) % 3, (None,) * n_labelled)
     folds = Folds(np.arange(n_labelled) % n_folds, n_folds, "")
-    return clips, plan_alignment(clips, (examples, folds), 0)
+    return clips, plan_alignment(clips, (examples, folds), seed=0)
 
 
 @pytest.mark.parametrize(("n_labelled", "n_others"), [(40, 0), (40, 39), (8, 7)])
@@ -40,6 +40,19 @@ def test_labelled_clips_are_held_out_where_enough_others_are_left(n_labelled, n_
 
 
 def test_without_labels_there_is_one_aligner():
-    planned = plan_alignment([f"c{number}" for number in range(50)], None, 0)
+    planned = plan_alignment([f"c{number}" for number in range(50)], None, seed=0)
     assert list(planned.splits) == ["final"]
     assert len(planned.final.held_out) == 10
+
+
+@pytest.mark.parametrize("n_labelled", [0, 20, 60])
+def test_test_clips_train_nothing(n_labelled):
+    clips = [f"c{number:03d}" for number in range(120)]
+    labelled = None
+    if n_labelled:
+        examples = LabelledClips(tuple(clips[:n_labelled]), np.arange(n_labelled) % 3, (None,) * n_labelled)
+        labelled = examples, Folds(np.arange(n_labelled) % 4, 4, "")
+    planned = plan_alignment(clips, labelled, test_clips=clips[80:], seed=0)
+    for split in planned.splits.values():
+        assert max(*split.train, *split.development) < 80
+    assert not set(planned.aligner_of_clip) & set(clips[80:])

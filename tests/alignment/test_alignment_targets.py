@@ -75,7 +75,7 @@ def test_common_clips_are_sorted(store, make_store, tmp_path):
     ("count", "held_out", "development"), [(8, 2, 2), (100, 20, 12), (115_595, MAX_HELD_OUT_CLIPS, 2000)]
 )
 def test_split_is_disjoint_and_follows_the_seed(count, held_out, development):
-    split = split_clips(count, 0)
+    split = split_clips(np.arange(count), 0)
     assert sorted(np.concatenate([split.train, split.development, split.held_out])) == list(range(count))
     assert (len(split.held_out), len(split.development)) == (held_out, development)
-    assert not np.array_equal(split.held_out, split_clips(count, 1).held_out)
+    assert not np.array_equal(split.held_out, split_clips(np.arange(count), 1).held_out)

@@ -46,7 +46,7 @@ def data(stored):
         yield AlignmentData(
             stream=FrameStream(store, np.arange(CLIPS), 64),
             targets=stored[1].astype(np.float16),
-            split=split_clips(CLIPS, 0),
+            split=split_clips(np.arange(CLIPS), 0),
             false_negatives=FalseNegativeFilter(kind="none"),
         )
 
