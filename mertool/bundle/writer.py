@@ -50,7 +50,7 @@ def _copy_trained(spec: FeatureSpec, bundle: Path, number: int) -> None:
             _copy_files(files, folder / "adapters" / final.name)
         if spec.recipe.aligner:
             run = Path(spec.provenance["aligner"])
-            _copy_files([run / "aligner.safetensors"], folder / "aligner")
+            _copy_files(sorted(run.glob("*.safetensors")), folder / "aligner")
             # Only the final aligner is copied: the others are for clips of the training.
             info = {**Run.read(run, "align").info, "aligner_of_clip": {}}
             write_atomic(folder / "aligner" / "run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
