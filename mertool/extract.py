@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mertool import encoders
 from mertool.devices import resolve_device
 from mertool.errors import MISSING_MODALITY_REASONS, MertoolError
 from mertool.extraction.driver import ExtractionSummary, extract_to_stores
 from mertool.extraction.estimate import Estimate, estimate_extraction
 from mertool.extraction.job import ExtractionJob
-from mertool.extraction.job_builder import build_job
+from mertool.extraction.job_builder import build_job, find_recognition
 from mertool.extraction.progress import ProgressCallback, no_progress
 from mertool.extraction.transcription import Transcriber
 from mertool.extraction.transcripts import transcripts_beside
@@ -74,10 +73,18 @@ def extract(
 ) -> ExtractResult:
     """Write features of every clip into the store `output`; clips that it has already are skipped."""
     manifest, job = build_job(manifest, output, options)
-    if options.asr:
+    if recognition := find_recognition(options):
         for target in job.targets:
             target.check()  # before hours of speech recognition
-        manifest, job = _transcribe(manifest, job, options, on_progress=on_progress)
+        transcriber = Transcriber(
+            output=transcripts_beside(job.targets[0].path),
+            recognition=recognition,
+            device=resolve_device(options.device),
+            limits=job.limits,
+            warn_without_vad=options.vad,
+        )
+        transcribed = transcriber.transcribe(manifest, on_progress)
+        manifest, job = transcribed.manifest, replace(job, missing_text=transcribed.reasons)
     summary = extract_to_stores(manifest, job, on_progress)
     return _make_result(manifest, job, summary, options=options)
 
@@ -88,20 +95,6 @@ def estimate(manifest: Manifest, output: Path, options: ExtractOptions) -> Estim
     if options.asr and any(not (clip.text or "").strip() for clip in manifest.clips):
         raise MertoolError("--dry-run measures no speech recognition: leave out --asr for an estimate of the rest")
     return estimate_extraction(manifest, job)
-
-
-def _transcribe(
-    manifest: Manifest, job: ExtractionJob, options: ExtractOptions, *, on_progress: ProgressCallback
-) -> tuple[Manifest, ExtractionJob]:
-    """Transcribe the clips without a transcript; the CSV beside the store keeps the texts."""
-    transcriber = Transcriber(
-        output=transcripts_beside(job.targets[0].path),
-        checkpoint=encoders.resolve_recogniser(str(options.asr)),
-        device=resolve_device(options.device),
-        limits=job.limits,
-    )
-    transcribed = transcriber.transcribe(manifest, on_progress)
-    return transcribed.manifest, replace(job, missing_text=transcribed.reasons)
 
 
 def _make_result(

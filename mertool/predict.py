@@ -96,7 +96,8 @@ def predict(
         folder=feature_cache_folder(output),
         device=resolve_device(options.device),
         limits=DecoderLimits(options.workers, options.clip_timeout),
-        asr=_find_recogniser(opened, options),
+        asr=_find_recognition(opened, options),
+        warn_without_vad=options.vad,
     )
     paths = extractor.extract(opened.feature_specs, manifest, on_progress)
     with ExitStack() as stack:
@@ -132,7 +133,7 @@ def _read_candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle
     return names
 
 
-def _find_recogniser(bundle: Bundle, options: PredictOptions) -> encoders.CheckpointRef | None:
+def _find_recognition(bundle: Bundle, options: PredictOptions) -> encoders.SpeechRecognition | None:
     """The speech recogniser of `--asr`; one that the bundle would not use is an error."""
     if options.asr is None:
         return None
@@ -141,7 +142,9 @@ def _find_recogniser(bundle: Bundle, options: PredictOptions) -> encoders.Checkp
         raise MertoolError(f"--asr: {bundle.run.folder} uses no text; leave it out")
     if all(spec.recogniser for spec in texts):
         raise MertoolError(f"--asr: {bundle.run.folder} has a speech recogniser of its own, and uses it; leave it out")
-    return encoders.resolve_recogniser(options.asr)
+    return encoders.resolve_recognition(
+        options.asr, language=options.language, chinese=options.chinese, vad=options.vad
+    )
 
 
 def _write_predictions(

@@ -12,7 +12,8 @@ import torch
 
 from mertool.bundle.feature_spec import FeatureSpec
 from mertool.bundle.reader import Bundle
-from mertool.encoders import CheckpointRef
+from mertool.encoders import SpeechRecognition
+from mertool.encoders.recognition import recognition_id
 from mertool.extraction.clip_encoder import ClipEncoder, EncoderAssets
 from mertool.extraction.decoding import DecoderLimits
 from mertool.extraction.driver import extract_to_stores
@@ -48,16 +49,18 @@ class ClipFeatureExtractor:
     folder: of the stores, one per feature spec, of the face crops and of the transcripts.
     device: of the encoders.
     limits: of the decoder processes.
-    asr: a Whisper that transcribes clips without a transcript, for features that were trained on given transcripts.
+    asr: speech recognition for clips without a transcript, for features that were trained on given transcripts.
     noise: mixed into the audio, and blurs the frames.
+    warn_without_vad: see Transcriber.
     """
 
     bundle: Bundle
     folder: Path
     device: torch.device
     limits: DecoderLimits = field(default_factory=DecoderLimits)
-    asr: CheckpointRef | None = None
+    asr: SpeechRecognition | None = None
     noise: NoiseCorruption | None = None
+    warn_without_vad: bool = False
 
     def extract(self, specs: Sequence[FeatureSpec], manifest: Manifest, on_progress: ProgressCallback) -> list[Path]:
         """Bring one store for each of `specs` up to date with the manifest, and return their paths.
@@ -73,12 +76,12 @@ class ClipFeatureExtractor:
         groups = self._group_by_encoder(specs)
         progress = StagedProgress(on_progress, stages=len(recognisers) + len(groups), clips=len(manifest))
         transcribed = {
-            digest: self._transcribe(manifest, recogniser, progress.stage(stage))
-            for stage, (digest, recogniser) in enumerate(recognisers.items())
+            name: self._transcribe(manifest, recognition, progress.stage(stage))
+            for stage, (name, recognition) in enumerate(recognisers.items())
         }
         for stage, group in enumerate(groups, start=len(recognisers)):
             job = self._make_job(group, [targets[spec.name] for spec in group], self._faces_of(group, groups))
-            texts = transcribed.get(job.recipe.media.get("asr", ""))
+            texts = transcribed.get(recognition_id(job.recipe.media) or "")
             if texts:
                 job = replace(job, missing_text=texts.reasons)
             extract_to_stores(texts.manifest if texts else manifest, job, progress.stage(stage))
@@ -89,7 +92,7 @@ class ClipFeatureExtractor:
         recipe = self.bundle.recipe_of(spec)
         media = dict(recipe.media)
         if spec.modality == "text" and self.asr and "asr" not in media:
-            media["asr"] = self.asr.digest()
+            media |= self.asr.to_media()
         if self.noise and (spec.modality != "text" or "asr" in media):
             media["noise"] = self.noise.to_json("video" if spec.modality == "video" else "audio")
         return replace(recipe, media=media)
@@ -98,7 +101,7 @@ class ClipFeatureExtractor:
         path, recipe = self.folder / f"{spec.name}.h5", self.recipe_of(spec)
         provenance = dict(spec.provenance)
         if self.asr and "asr" in recipe.media:
-            provenance["asr"] = self.asr.to_json()
+            provenance["asr"] = self.asr.checkpoint.to_json()
         return StoreTarget(
             path=path,
             recipe=recipe,
@@ -107,14 +110,14 @@ class ClipFeatureExtractor:
             overwrite=_is_of_another_bundle(path, recipe),
         )
 
-    def _find_recognisers(self, specs: Sequence[FeatureSpec]) -> dict[str, CheckpointRef]:
-        """The speech recognisers of the text features, by digest."""
-        refs = [
-            self.bundle.recogniser_of(spec) if spec.recogniser else self.asr
+    def _find_recognisers(self, specs: Sequence[FeatureSpec]) -> dict[str, SpeechRecognition]:
+        """The speech recognisers of the text features, by id."""
+        found = [
+            self.bundle.recognition_of(spec) if spec.recogniser else self.asr
             for spec in specs
             if spec.modality == "text"
         ]
-        return {ref.digest(): ref for ref in refs if ref}
+        return {recognition.id: recognition for recognition in found if recognition}
 
     def _group_by_encoder(self, specs: Sequence[FeatureSpec]) -> list[list[FeatureSpec]]:
         """Group features that share encoder, adapter, number format and media settings; text comes last."""
@@ -147,21 +150,22 @@ class ClipFeatureExtractor:
         )
 
     def _transcribe(
-        self, manifest: Manifest, recogniser: CheckpointRef, on_progress: ProgressCallback
+        self, manifest: Manifest, recognition: SpeechRecognition, on_progress: ProgressCallback
     ) -> TranscribedManifest:
         transcriber = Transcriber(
-            output=transcripts_in(self.folder, recogniser.digest()),
-            checkpoint=recogniser,
+            output=transcripts_in(self.folder, recognition.id),
+            recognition=recognition,
             device=self.device,
             limits=self.limits,
             noise=self.noise,
+            warn_without_vad=self.warn_without_vad,
         )
         return transcriber.transcribe(manifest, on_progress)
 
 
-def transcripts_in(folder: Path, digest: str) -> Path:
-    """The CSV in a cache folder with the transcripts by the recogniser of this digest."""
-    return folder / f"transcripts-{digest[:8]}.csv"
+def transcripts_in(folder: Path, recogniser: str) -> Path:
+    """The CSV in a cache folder with the transcripts by the recogniser of this id."""
+    return folder / f"transcripts-{recogniser[:8]}.csv"
 
 
 def _is_of_another_bundle(store: Path, recipe: Recipe) -> bool:

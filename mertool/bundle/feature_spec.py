@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mertool.bundle.layout import COPY_BYTES, encoder_files
-from mertool.encoders import CheckpointRef
+from mertool.encoders import CheckpointRef, RecognitionSettings
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe, is_provenance
 from mertool.learning.cached_features import SPANS, feature_shape, span_count
@@ -45,6 +45,7 @@ class FeatureSpec:
             raise ValueError(f"the shape {self.shape} of features '{self.name}' is not valid")
         if self.spans not in (None, SPANS):
             raise ValueError(f"features '{self.name}' have {self.spans} spans, {SPANS} are valid")
+        _ = self.recognition  # raises for settings that are not valid
         if not is_provenance(self.provenance):
             raise ValueError(f"the origin of features '{self.name}' is not valid")
 
@@ -57,6 +58,12 @@ class FeatureSpec:
     def recogniser(self) -> str | None:
         """Digest of the speech recogniser that made the transcripts; None for given transcripts."""
         return self.recipe.media.get("asr")
+
+    @property
+    def recognition(self) -> RecognitionSettings | None:
+        """Settings of the speech recogniser; None for given transcripts, and for those of mertool before it had any."""
+        settings = self.recipe.media.get("recognition")
+        return None if settings is None else RecognitionSettings.from_json(settings)
 
     @property
     def encoder_digests(self) -> list[str]:

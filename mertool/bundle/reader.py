@@ -12,7 +12,7 @@ from mertool.bundle.feature_spec import FeatureSpec
 from mertool.bundle.integrity import find_file_faults
 from mertool.bundle.layout import encoder_folder, manifest_digest, trained_folder
 from mertool.bundle.members import Heads, load_heads
-from mertool.encoders import CheckpointRef, resolve_encoder
+from mertool.encoders import CheckpointRef, SpeechRecognition, resolve_encoder
 from mertool.errors import MertoolError, combine_errors
 from mertool.features import Recipe
 from mertool.fusion.calibration import Correction, apply_correction
@@ -126,9 +126,17 @@ class Bundle:
         """Find the encoder: in the bundle, by hub id and revision, or in a local folder; check its digest."""
         return self._find(spec, "encoder", digest=spec.recipe.weights, modality=spec.modality)
 
-    def recogniser_of(self, spec: FeatureSpec) -> CheckpointRef:
-        """Find the speech recogniser that made the transcripts, as `encoder_of` does."""
-        return self._find(spec, "asr", digest=spec.recipe.media["asr"], modality="audio")
+    def recognition_of(self, spec: FeatureSpec) -> SpeechRecognition:
+        """Find the speech recogniser that made the transcripts, as `encoder_of` does, and check its settings."""
+        features = f"features '{spec.name}' of {self.run.folder}"
+        if spec.recognition is None:
+            raise MertoolError(
+                f"{features} were transcribed by a mertool without voice activity detection: extract the text again, "
+                "and fuse"
+            )
+        spec.recognition.check_available(features)
+        checkpoint = self._find(spec, "asr", digest=spec.recipe.media["asr"], modality="audio")
+        return SpeechRecognition(checkpoint=checkpoint, settings=spec.recognition)
 
     def _folder_of(self, spec: FeatureSpec) -> Path:
         return self.run.folder / trained_folder(self.feature_specs.index(spec))

@@ -16,7 +16,8 @@ import torch
 from mertool.bundle.clip_features import ClipFeatureExtractor, transcripts_in
 from mertool.bundle.reader import Bundle
 from mertool.bundle.scoring import score_blocks
-from mertool.encoders import CheckpointRef, resolve_encoder
+from mertool.encoders import RecognitionSettings, SpeechRecognition, resolve_encoder
+from mertool.encoders.recognition import recognition_id
 from mertool.errors import MertoolError, combine_errors
 from mertool.extraction.decoding import DecoderLimits, find_noise_faults
 from mertool.extraction.progress import ProgressCallback
@@ -172,8 +173,8 @@ class RobustnessEvaluator:
                 }
                 reached |= blurred
             else:
-                digest = str(noisy_store.recipe.media.get("asr"))
-                rows = read_rows(transcripts_in(noisy_store.path.parent, digest))
+                name = str(recognition_id(noisy_store.recipe.media))
+                rows = read_rows(transcripts_in(noisy_store.path.parent, name))
                 silent |= {clip for clip, row in rows.items() if row.reason == "silent"}
                 reached |= {clip for clip, row in rows.items() if row.reason in ("", "no_text")}
         reasons: dict[str, list[str]] = {}
@@ -217,19 +218,22 @@ class RobustnessEvaluator:
         noisy = {spec.name: path for spec, path in zip(noisy_specs, paths, strict=True)}
         return [noisy.get(spec.name, store.path) for spec, store in zip(self.bundle.feature_specs, stores, strict=True)]
 
-    def _given_recogniser(self, stores: Sequence[FeatureStore]) -> CheckpointRef | None:
+    def _given_recogniser(self, stores: Sequence[FeatureStore]) -> SpeechRecognition | None:
         """The speech recogniser that `predict` was given with --asr, if any."""
         for spec, store in zip(self.bundle.feature_specs, stores, strict=True):
             if spec.modality == "text" and "asr" in store.recipe.media and not spec.recogniser:
                 origin = store.provenance["asr"]
-                return resolve_encoder(origin["checkpoint"], "audio", origin["revision"])
+                settings = RecognitionSettings.from_json(store.recipe.media["recognition"])
+                settings.check_available(str(store.path))
+                checkpoint = resolve_encoder(origin["checkpoint"], "audio", origin["revision"])
+                return SpeechRecognition(checkpoint=checkpoint, settings=settings)
         return None
 
     def _without_recognised_texts(self, stores: Sequence[FeatureStore], clips: Sequence[str]) -> Manifest:
         """The clips, without the transcripts that were recognised, so that they are recognised again in noise."""
         folder = feature_cache_folder(self.predictions)
-        digests = {store.recipe.media.get("asr") for store in stores if store.recipe.modality == "text"} - {None}
-        recognised = {clip for digest in digests for clip in read_rows(transcripts_in(folder, str(digest)))}
+        names = {recognition_id(store.recipe.media) for store in stores if store.recipe.modality == "text"} - {None}
+        recognised = {clip for name in names for clip in read_rows(transcripts_in(folder, str(name)))}
         scored = set(clips)
         chosen = [clip for clip in self.manifest.clips if clip.clip in scored]
         without_text = [replace(clip, text=None) if clip.clip in recognised else clip for clip in chosen]

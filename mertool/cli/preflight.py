@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mertool.encoders import check_encoder, check_recogniser
+from mertool.encoders.recognition import check_chinese
 from mertool.errors import MertoolError
 from mertool.files import check_writable
 from mertool.options import Options
@@ -28,6 +29,11 @@ def check_before_torch(options: Options, output: Any) -> None:
         check_encoder(values["encoder"], values.get("modality", "audio"))
     if values.get("asr"):
         check_recogniser(values["asr"])
+        check_chinese(values["chinese"])
+    if values.get("language"):
+        from mertool.encoders.whisper_languages import parse_language
+
+        parse_language(values["language"])
     if isinstance(output, Path) and not output.is_dir():
         check_writable(output)
 

@@ -8,7 +8,9 @@ checkpoint_files  which files of its folder are loaded
 loading         loading it
 hidden_states   reading the outputs of transformer blocks by hooks
 cpu             layers that compute faster on a CPU
-asr             speech recognition with Whisper, which is not an encoder
+recognition     a Whisper and the settings of speech recognition, which is no encoder
+asr             speech recognition with Whisper
+voice_activity  voice activity detection with silero-vad
 aligner         the temporal encoder that `align` trains on the frames of a visual encoder
 
 The names below need no torch until an encoder is loaded.
@@ -20,10 +22,10 @@ from mertool.encoders.checkpoints import (
     check_recogniser,
     count_layers,
     resolve_encoder,
-    resolve_recogniser,
     stores_half_precision,
 )
 from mertool.encoders.loading import load_encoder, load_recogniser
+from mertool.encoders.recognition import RecognitionSettings, SpeechRecognition, resolve_recognition
 from mertool.encoders.table import DEFAULT_ENCODERS, ENCODERS, EncoderSpec
 
 __all__ = [
@@ -31,12 +33,14 @@ __all__ = [
     "ENCODERS",
     "CheckpointRef",
     "EncoderSpec",
+    "RecognitionSettings",
+    "SpeechRecognition",
     "check_encoder",
     "check_recogniser",
     "count_layers",
     "load_encoder",
     "load_recogniser",
     "resolve_encoder",
-    "resolve_recogniser",
+    "resolve_recognition",
     "stores_half_precision",
 ]

@@ -1,4 +1,8 @@
-"""Speech recognition with Whisper (Radford et al., 2022), by transformers' `generate`."""
+"""Speech recognition with Whisper (Radford et al., 2022), by transformers' `generate`.
+
+Whisper makes up words where nobody speaks. A window is therefore transcribed only if voice activity detection hears
+speech in it, and its text is kept only if it passes the tests of openai/whisper.
+"""
 
 import math
 import zlib
@@ -13,6 +17,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mertool.devices import to_device
 from mertool.encoders.pretrained import load_config, load_feature_extractor, load_pretrained
+from mertool.encoders.recognition import RecognitionSettings
+from mertool.encoders.voice_activity import VoiceActivity
 from mertool.encoders.whisper_tokens import WhisperTokens, find_tokens, load_whisper_tokenizer
 from mertool.features import SAMPLE_RATE
 
@@ -20,9 +26,8 @@ from mertool.features import SAMPLE_RATE
 MAX_BATCH_SECONDS = {"cpu": 120.0, "mps": 240.0, "cuda": 480.0}
 MIN_SECONDS = 0.1  # shorter audio has no word in it, and Whisper makes one up
 MAX_TOKENS = 224  # of a window, as in openai/whisper
-# Radford et al. (2022), section 4.5, with the thresholds of openai/whisper. transformers compresses token ids instead
-# of text, for which its documentation gives 1.35 as the threshold.
-NO_SPEECH_THRESHOLD, LOG_PROBABILITY_THRESHOLD, COMPRESSION_RATIO_THRESHOLD = 0.6, -1.0, 1.35
+# Radford et al. (2022), section 4.5, with the thresholds of openai/whisper (transcribe.py).
+NO_SPEECH_THRESHOLD, LOG_PROBABILITY_THRESHOLD, COMPRESSION_RATIO_THRESHOLD = 0.6, -1.0, 2.4
 FALLBACK_TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 SEED = 0
 
@@ -36,20 +41,28 @@ class Transcript:
     gave NaN.
     no_speech: the probability of the no-speech token after <|startoftranscript|>, the lowest of the windows; NaN where
     the vocabulary has no such token or no window was run.
+    language: the code of the spoken language (`zh`), of several that of the longest text; "" without text.
     """
 
     text: str
     confidence: float
     no_speech: float
+    language: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodedWindow:
-    """The text tokens of a window, the log probability of each and of the end after them, and that of no speech."""
+    """The text of a window, and how sure the model is of it.
 
+    tokens: of the text. log_probabilities: of each token and of the end after them.
+    no_speech: the probability of no speech. language: the code of the language.
+    """
+
+    text: str
     tokens: list[int]
     log_probabilities: list[float]
     no_speech: float
+    language: str
 
     @property
     def mean_log_probability(self) -> float:
@@ -62,34 +75,40 @@ class DecodedWindow:
         return self.no_speech > NO_SPEECH_THRESHOLD and self.mean_log_probability < LOG_PROBABILITY_THRESHOLD
 
     @property
-    def needs_fallback(self) -> bool:
-        """True if it is decoded again by sampling: the text is unlikely, or repeats itself."""
-        if self.is_silent or math.isnan(self.mean_log_probability):
+    def is_failed(self) -> bool:
+        """True if the text is unlikely or repeats itself; False for NaN, which is recorded as such."""
+        if math.isnan(self.mean_log_probability):
             return False
-        repeats = compression_ratio(self.tokens) > COMPRESSION_RATIO_THRESHOLD
+        repeats = compression_ratio(self.text) > COMPRESSION_RATIO_THRESHOLD
         return repeats or self.mean_log_probability < LOG_PROBABILITY_THRESHOLD
 
 
-def compression_ratio(tokens: list[int]) -> float:
-    """Return the length of token ids of two bytes each over their length compressed, as `generate` computes it."""
-    content = np.asarray(tokens, "<u2").tobytes()
+def compression_ratio(text: str) -> float:
+    """Return the length of a text over its length compressed by zlib, in bytes of UTF-8."""
+    content = text.encode()
     return len(content) / len(zlib.compress(content))
 
 
-def load(folder: Path, *, device: torch.device, dtype: torch.dtype, language: str | None = None) -> "Recogniser":
-    """Load the Whisper in `folder`, which detects the language of each window unless it is given (`zh`, `chinese`).
+def load(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, settings: RecognitionSettings | None = None
+) -> "Recogniser":
+    """Load the Whisper in `folder`, and voice activity detection if the settings have it.
 
-    Raises ValueError if the folder has no Whisper or no tokenizer of one, MertoolError for an unknown language.
+    Raises ValueError if the folder has no Whisper or no tokenizer of one, MertoolError for an unknown language and for
+    voice activity detection that is not installed.
     """
+    settings = settings or RecognitionSettings()
     config = load_config(folder)
     if config.model_type != "whisper":
         raise ValueError(f"a Whisper is needed to recognise speech, and this is a model of type {config.model_type}")
     tokenizer = load_whisper_tokenizer(folder)
     extractor = load_feature_extractor(folder)
     model: Any = load_pretrained(WhisperForConditionalGeneration, folder, device=device, dtype=dtype, config=config)
-    tokens = find_tokens(tokenizer.get_vocab(), model, language)
+    tokens = find_tokens(tokenizer.get_vocab(), model, settings.language)
     model.generation_config = tokens.generation_config()
-    return Recogniser(model, extractor=extractor, tokenizer=tokenizer, tokens=tokens)
+    settings.check_available(str(folder))
+    vad = VoiceActivity.load() if settings.vad else None
+    return Recogniser(model, extractor=extractor, tokenizer=tokenizer, tokens=tokens, vad=vad)
 
 
 class Recogniser:
@@ -98,10 +117,13 @@ class Recogniser:
     model: whose `generation_config` is that of `tokens`.
     extractor: transformers' computation of log-mel spectrograms.
     windows: number of windows (30 s each) that are run at once.
+    vad: voice activity detection; None: every window is transcribed.
     """
 
-    def __init__(self, model: Any, *, extractor: Any, tokenizer: Any, tokens: WhisperTokens):
-        self.model, self.extractor, self.tokenizer, self.tokens = model, extractor, tokenizer, tokens
+    def __init__(
+        self, model: Any, *, extractor: Any, tokenizer: Any, tokens: WhisperTokens, vad: VoiceActivity | None = None
+    ):
+        self.model, self.extractor, self.tokenizer, self.tokens, self.vad = model, extractor, tokenizer, tokens, vad
         self.samples = int(extractor.n_samples)
         self.seconds = self.samples / SAMPLE_RATE
         self.windows = max(1, int(MAX_BATCH_SECONDS.get(model.device.type, 0.0) // self.seconds))
@@ -135,9 +157,14 @@ class Recogniser:
         return [self._join([next(remaining) for _ in clip_windows]) for clip_windows in windows]
 
     def _cut(self, waveform: np.ndarray) -> list[np.ndarray]:
-        """Cut a waveform into windows (n,), without digital silence and windows too short for a word."""
+        """Cut a waveform into windows (n,), without those that hold no speech or are too short for a word."""
         windows = (waveform[start : start + self.samples] for start in range(0, len(waveform), self.samples))
-        return [window for window in windows if len(window) >= MIN_SECONDS * SAMPLE_RATE and window.any()]
+        return [window for window in windows if self._may_hold_speech(window)]
+
+    def _may_hold_speech(self, window: np.ndarray) -> bool:
+        if len(window) < MIN_SECONDS * SAMPLE_RATE or not window.any():
+            return False
+        return self.vad is None or self.vad.has_speech(window)
 
     @torch.inference_mode()
     def _decode(self, windows: list[np.ndarray]) -> list[DecodedWindow]:
@@ -147,26 +174,24 @@ class Recogniser:
         # Computed once for the language, the text and its score: `generate` alone runs the encoder for each of them.
         encoded = self.model.get_encoder()(mels).last_hidden_state
         languages = self._detect_languages(encoded)
-        decoded = self._score(encoded, languages, self._generate(languages, encoder_outputs=_output(encoded)))
+        decoded = self._score(encoded, languages, self._generate(encoded, languages))
         for row, window in enumerate(decoded):
-            if window.needs_fallback:
+            if window.is_failed and not window.is_silent:
                 # One by one and each with the same seed, so that a transcript does not depend on its batch.
-                decoded[row] = self._decode_by_sampling(mels[[row]], encoded[[row]], languages[row])
+                decoded[row] = self._decode_by_sampling(encoded[[row]], languages[row])
         return decoded
 
-    def _decode_by_sampling(self, mel: torch.Tensor, encoded: torch.Tensor, language: str | None) -> DecodedWindow:
-        """Decode one window at rising temperatures until it passes the tests; the last one is taken in any case."""
+    def _decode_by_sampling(self, encoded: torch.Tensor, language: str | None) -> DecodedWindow:
+        """Decode one window at rising temperatures until it passes the tests; return the last attempt in any case."""
         device = self.model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(SEED)
-            tokens = self._generate(
-                [language],
-                input_features=mel,  # the fallback of `generate` cannot start from encoder outputs
-                temperature=FALLBACK_TEMPERATURES,
-                compression_ratio_threshold=COMPRESSION_RATIO_THRESHOLD,
-                logprob_threshold=LOG_PROBABILITY_THRESHOLD,
-            )
-        return self._score(encoded, [language], tokens)[0]
+            for temperature in FALLBACK_TEMPERATURES:
+                tokens = self._generate(encoded, [language], do_sample=True, temperature=temperature, top_k=0)
+                (window,) = self._score(encoded, [language], tokens)
+                if window.is_silent or not window.is_failed:
+                    break
+        return window
 
     def _detect_languages(self, encoded: torch.Tensor) -> list[str | None]:
         """Return the most probable language token of each window; None for an English-only checkpoint."""
@@ -175,11 +200,13 @@ class Recogniser:
         token_of = {number: token for token, number in self.tokens.languages.items()}
         return [token_of[number] for number in self.model.detect_language(encoder_outputs=_output(encoded)).tolist()]
 
-    def _generate(self, languages: list[str | None], **options: Any) -> list[list[int]]:
+    def _generate(self, encoded: torch.Tensor, languages: list[str | None], **options: Any) -> list[list[int]]:
         """Return the text tokens of each window, without prompt and end."""
         if self.tokens.languages:
             options |= {"language": languages, "task": "transcribe"}
-        sequences = self.model.generate(max_new_tokens=self.max_tokens, return_timestamps=False, **options)
+        sequences = self.model.generate(
+            encoder_outputs=_output(encoded), max_new_tokens=self.max_tokens, return_timestamps=False, **options
+        )
         return [row[: row.index(self.tokens.end)] if self.tokens.end in row else row for row in sequences.tolist()]
 
     def _score(
@@ -200,20 +227,29 @@ class Recogniser:
             no_speech = math.nan
             if self.tokens.no_speech is not None:
                 no_speech = float(logits[0].softmax(-1)[self.tokens.no_speech])
-            decoded.append(DecodedWindow(tokens, log_probabilities, no_speech))
+            decoded.append(
+                DecodedWindow(
+                    text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+                    tokens=tokens,
+                    log_probabilities=log_probabilities,
+                    no_speech=no_speech,
+                    language=language.strip("<|>") if language else "en",
+                )
+            )
         return decoded
 
     def _join(self, windows: list[DecodedWindow]) -> Transcript:
+        """Join the texts of a clip's windows. Texts that fail the tests in spite of sampling are left out."""
         no_speech = min((window.no_speech for window in windows), default=math.nan)
-        spoken = [window for window in windows if not window.is_silent]
-        texts = [self.tokenizer.decode(window.tokens, skip_special_tokens=True) for window in spoken]
-        text = " ".join(" ".join(texts).split())
+        spoken = [window for window in windows if not window.is_failed]
+        text = " ".join(" ".join(window.text for window in spoken).split())
         log_probabilities = [value for window in spoken for value in window.log_probabilities[: len(window.tokens)]]
         if any(map(math.isnan, log_probabilities)):
             return Transcript("", math.nan, no_speech)
         if not any(map(str.isalnum, text)):  # only dots, dashes or notes of music
             return Transcript("", 0.0, no_speech)
-        return Transcript(text, math.exp(sum(log_probabilities) / len(log_probabilities)), no_speech)
+        confidence = math.exp(sum(log_probabilities) / len(log_probabilities))
+        return Transcript(text, confidence, no_speech, max(spoken, key=lambda window: len(window.tokens)).language)
 
 
 def _output(encoded: torch.Tensor) -> BaseModelOutput:

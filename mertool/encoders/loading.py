@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mertool.encoders.checkpoint_files import loadable_view
 from mertool.encoders.checkpoints import CheckpointRef
+from mertool.encoders.recognition import SpeechRecognition
 from mertool.encoders.table import DEFAULT_ENCODERS
 from mertool.errors import MertoolError, check_choice
 
@@ -28,11 +29,18 @@ def load_encoder(
     return encoder
 
 
-def load_recogniser(checkpoint: CheckpointRef, *, device: "torch.device", dtype: "torch.dtype") -> "Recogniser":
+def load_recogniser(recognition: SpeechRecognition, *, device: "torch.device", dtype: "torch.dtype") -> "Recogniser":
     """Load a Whisper as a speech recogniser; raises MertoolError."""
     from mertool.encoders import asr
 
-    recogniser: Recogniser = _load(asr.load, checkpoint, "a speech recogniser", device=device, dtype=dtype)
+    recogniser: Recogniser = _load(
+        asr.load,
+        recognition.checkpoint,
+        "a speech recogniser",
+        device=device,
+        dtype=dtype,
+        settings=recognition.settings,
+    )
     return recogniser
 
 

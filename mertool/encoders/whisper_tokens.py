@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from mertool.encoders.pretrained import load_tokenizer
+from mertool.encoders.whisper_languages import LANGUAGES, MULTILINGUAL_SIZE, parse_language
 from mertool.errors import check_choice
 
 REQUIRED_TOKENS = ("<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>")
 NO_SPEECH_TOKENS = ("<|nospeech|>", "<|nocaptions|>")  # the name differs between versions of Whisper
-MULTILINGUAL_SIZE = 51_865  # vocabularies of multilingual checkpoints have at least so many tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +82,8 @@ def find_tokens(vocabulary: Mapping[str, int], model: Any, language: str | None)
     """
     languages = _languages(vocabulary, model)
     if language:
-        code = language.strip("<|>").lower()
-        code = check_choice("language", TO_LANGUAGE_CODE.get(code, code), languages or ("en",))
+        code = parse_language(language)
+        check_choice("language", code, languages or ("en",))
         languages = {code: languages[code]} if languages else {}
     size, end = int(model.config.vocab_size), vocabulary["<|endoftext|>"]
     words = [number for token, number in vocabulary.items() if not (token[:2] == "<|" and token[-2:] == "|>")]

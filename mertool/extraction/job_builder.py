@@ -225,7 +225,8 @@ def _encoder_settings(
 
 def _media_settings(options: ExtractOptions) -> dict[str, Any]:
     if options.modality == "text":
-        return {"asr": encoders.resolve_recogniser(options.asr).digest()} if options.asr else {}
+        recognition = find_recognition(options)
+        return recognition.to_media() if recognition else {}
     from mertool.faces import SETTINGS  # it imports torch and the face detector
 
     return {"fps": options.fps, "most_frames": MAX_FRAMES, **SETTINGS}
@@ -237,9 +238,18 @@ def _provenance(options: ExtractOptions, checkpoint: encoders.CheckpointRef) -> 
         "adapter": str(options.adapter.absolute()) if options.adapter else None,
         "aligner": str(options.aligner.absolute()) if options.aligner else None,
     }
-    if options.asr:
-        provenance["asr"] = encoders.resolve_recogniser(options.asr).to_json()
+    if recognition := find_recognition(options):
+        provenance["asr"] = recognition.checkpoint.to_json()
     return provenance
+
+
+def find_recognition(options: ExtractOptions) -> encoders.SpeechRecognition | None:
+    """Find the speech recogniser that the options name; None without --asr."""
+    if options.asr is None:
+        return None
+    return encoders.resolve_recognition(
+        options.asr, language=options.language, chinese=options.chinese, vad=options.vad
+    )
 
 
 def _max_batch_cost(options: ExtractOptions) -> float | None:

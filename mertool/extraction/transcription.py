@@ -10,6 +10,8 @@ import torch
 
 from mertool import encoders
 from mertool.devices import is_out_of_memory
+from mertool.encoders.chinese import convert_chinese
+from mertool.encoders.recognition import warn_without_vad
 from mertool.errors import MISSING_MODALITY_REASONS, TRANSIENT_REASONS, ClipError
 from mertool.extraction.decoding import DecodedClip, DecodeResult, DecoderLimits, DecoderPool, decode_audio
 from mertool.extraction.plan import WorkItem, is_unchanged
@@ -42,17 +44,19 @@ class Transcriber:
     """Transcribes clips without a transcript with a Whisper, and keeps the texts in a CSV.
 
     output: the CSV; rows of the same recogniser and unchanged media are not transcribed again.
-    checkpoint: of the Whisper; it is loaded only if a clip has to be transcribed.
+    recognition: the Whisper and its settings; it is loaded only if a clip has to be transcribed.
     device: of the Whisper.
     limits: of the decoder processes.
     noise: mixed into the audio.
+    warn_without_vad: issue a MertoolWarning where clips are transcribed without voice activity detection.
     """
 
     output: Path
-    checkpoint: encoders.CheckpointRef
+    recognition: encoders.SpeechRecognition
     device: torch.device
     limits: DecoderLimits = field(default_factory=DecoderLimits)
     noise: NoiseCorruption | None = None
+    warn_without_vad: bool = False
 
     def transcribe(self, manifest: Manifest, on_progress: ProgressCallback) -> TranscribedManifest:
         """Transcribe the clips without a transcript. Raises MertoolError if `output` is a file of another kind."""
@@ -63,6 +67,8 @@ class Transcriber:
         rows = read_rows(self.output)
         pending = [item for item in items if not self._is_cached(item, rows.get(item.clip.clip))]
         if pending:
+            if self.warn_without_vad and self.recognition.settings.vad is None:
+                warn_without_vad()
             table = TranscriptTable(self.output, rows, [clip.clip for clip in manifest.clips])
             self._fill(table, pending, on_progress)
         transcribed = {item.clip.clip: rows[item.clip.clip] for item in items}
@@ -79,14 +85,14 @@ class Transcriber:
 
     @property
     def recogniser_id(self) -> str:
-        """The name of the recogniser in the CSV."""
-        return self.checkpoint.digest()[:16]
+        """The name of the recogniser and its settings in the CSV."""
+        return self.recognition.id
 
     def load_recogniser(self) -> Any:
         """Load the Whisper in the number format that suits the device (see encoders.asr)."""
         # On a CPU half precision gains little here, and near ties would depend on the batch.
         dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        return encoders.load_recogniser(self.checkpoint, device=self.device, dtype=dtype)
+        return encoders.load_recogniser(self.recognition, device=self.device, dtype=dtype)
 
     def decode(self, items: Iterable[WorkItem]) -> Iterator[DecodeResult]:
         """Decode the audio of the clips."""
@@ -135,7 +141,8 @@ class Transcriber:
                 reason = "not_finite"
             yield TranscriptRow(
                 clip=item.clip.clip,
-                text=transcript.text,
+                text=convert_chinese(transcript.text, transcript.language, self.recognition.settings.chinese),
+                language=transcript.language,
                 confidence=transcript.confidence,
                 no_speech=transcript.no_speech,
                 digest=item.digest,

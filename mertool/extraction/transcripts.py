@@ -13,7 +13,7 @@ from mertool.files import write_atomic
 from mertool.tables import MAX_TABLE_BYTES
 from mertool.untrusted import read_bytes
 
-COLUMNS = ("clip", "text", "confidence", "no_speech", "digest", "recogniser", "reason")
+COLUMNS = ("clip", "text", "language", "confidence", "no_speech", "digest", "recogniser", "reason")
 SAVE_SECONDS, SAVE_CLIPS = 60.0, 256  # a killed run loses no more than this
 
 
@@ -21,13 +21,14 @@ SAVE_SECONDS, SAVE_CLIPS = 60.0, 256  # a killed run loses no more than this
 class TranscriptRow:
     """One row of the CSV: the text recognised in a clip, or the reason why it has none.
 
-    confidence, no_speech: see `encoders.asr.Transcript`; NaN (an empty cell) where they are not known.
-    digest: of the clip's media. recogniser: of the model.
+    language, confidence, no_speech: see `encoders.asr.Transcript`; NaN (an empty cell) where they are not known.
+    digest: of the clip's media. recogniser: of the model and its settings.
     reason: "" or one of errors.REASONS; `no_text` if nobody speaks.
     """
 
     clip: str
     text: str = ""
+    language: str = ""
     confidence: float = math.nan
     no_speech: float = math.nan
     digest: str
@@ -37,15 +38,16 @@ class TranscriptRow:
     def cells(self) -> list[str]:
         """Return the cells of the row, in the order of COLUMNS."""
         numbers = ["" if math.isnan(value) else f"{value:.4f}" for value in (self.confidence, self.no_speech)]
-        return [self.clip, self.text, *numbers, self.digest, self.recogniser, self.reason]
+        return [self.clip, self.text, self.language, *numbers, self.digest, self.recogniser, self.reason]
 
     @classmethod
     def from_cells(cls, cells: Sequence[str]) -> "TranscriptRow":
         """Parse the cells of a row; raise ValueError if they are not those of COLUMNS."""
-        clip, text, confidence, no_speech, digest, recogniser, reason = cells
+        clip, text, language, confidence, no_speech, digest, recogniser, reason = cells
         return cls(
             clip=clip,
             text=text.strip(),
+            language=language,
             confidence=float(confidence or "nan"),
             no_speech=float(no_speech or "nan"),
             digest=digest,

@@ -82,6 +82,9 @@ class ExtractOptions(Options):
         help="Whisper model that transcribes clips without a transcript; the texts are written beside the store.",
         only_for=("text",),
     )
+    language: str | None = shared.language(only_for=("text",))
+    chinese: str | None = shared.chinese(only_for=("text",))
+    vad: bool = shared.vad(only_for=("text",))
     fps: float = option(4.0, help="Face frames per second of video.", above=0, maximum=120, only_for=("video", "faces"))
     frames: Path | None = option(
         None,
@@ -121,6 +124,10 @@ class ExtractOptions(Options):
             is_set = getattr(self, declared.name) != declared.default
             if is_set and declared.only_for and self.modality not in declared.only_for:
                 yield f"{declared.flag} belongs to `extract {'|'.join(declared.only_for)}`"
+        if self.modality == "text":
+            yield from shared.recognition_conflicts(
+                self.asr, language=self.language, chinese=self.chinese, vad=self.vad
+            )
         if self.ray_address and self.engine != "ray":
             yield "--ray-address belongs to --engine ray"
         if self.engine == "ray" and self.device.startswith("cuda:"):

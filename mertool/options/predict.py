@@ -23,6 +23,9 @@ class PredictOptions(Options):
     asr: str | None = option(
         None, help="Whisper model that transcribes clips without a transcript, such as whisper-large-v3."
     )
+    language: str | None = shared.language()
+    chinese: str | None = shared.chinese()
+    vad: bool = shared.vad()
     submission: str | None = option(None, help="Also write the labels in the form of a challenge.", choices=SUBMISSIONS)
     candidates: Path | None = option(
         None, help="CSV with the names of the clips to predict and to submit, such as candidate_20000.csv."
@@ -32,6 +35,7 @@ class PredictOptions(Options):
     clip_timeout: float = shared.clip_timeout()
 
     def conflicts(self) -> Iterator[str]:
+        yield from shared.recognition_conflicts(self.asr, language=self.language, chinese=self.chinese, vad=self.vad)
         if bool(self.submission) != bool(self.candidates):
             year = self.submission or "mer2024"
             yield f"a submission holds exactly the clips of a list: give --submission {year} --candidates CSV"

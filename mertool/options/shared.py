@@ -1,6 +1,7 @@
 """Options that several stages have."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mertool.options.option import option
 MAX_FOLDS = 1000  # each is a training of its own; corpora have fewer speakers
 TRAINING = "Training"  # heading of the help
 DEVICES = ("auto", "cpu", "cuda", "mps")
+CHINESE_SCRIPTS = ("simplified", "traditional")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -48,6 +50,40 @@ def clip_timeout() -> Any:
         unit="seconds",
         affects_result=False,
     )
+
+
+def language(only_for: tuple[str, ...] = ()) -> Any:
+    return option(
+        None,
+        help="With --asr: the spoken language, as en or chinese.",
+        default_help="detected by the Whisper",
+        only_for=only_for,
+    )
+
+
+def chinese(only_for: tuple[str, ...] = ()) -> Any:
+    return option(
+        None,
+        help="With --asr: characters of recognised Chinese, which is converted by OpenCC.",
+        choices=CHINESE_SCRIPTS,
+        default_help="those that the Whisper writes",
+        only_for=only_for,
+    )
+
+
+def vad(only_for: tuple[str, ...] = ()) -> Any:
+    return option(
+        True,
+        help="With --asr: transcribe only where silero-vad hears speech, if it is installed.",
+        only_for=only_for,
+    )
+
+
+def recognition_conflicts(asr: str | None, *, language: str | None, chinese: str | None, vad: bool) -> Iterator[str]:
+    """Messages about settings of speech recognition without it."""
+    given = {"--language": language, "--chinese": chinese, "--no-vad": not vad}
+    if not asr:
+        yield from (f"{flag} belongs to --asr: give a Whisper, too" for flag, value in given.items() if value)
 
 
 def seed() -> Any:

@@ -35,9 +35,9 @@ def clips(tmp_path, write_manifest):
 def extract_text(invoke, clips, tiny_encoders, whisper, tmp_path):
     """A function (*options) that runs `extract text` with speech recognition; the command's result."""
 
-    def run(*options, source=clips, asr=whisper, store="text.h5"):
+    def run(*options, source=clips, asr=whisper, store="text.h5", vad=("--no-vad",)):  # its speech is tones
         command = ["extract", "text", source, "-o", tmp_path / store, "--encoder", tiny_encoders["bert"], "--asr", asr]
-        return invoke(*command, "--workers", 1, "--max-failed", 1, "--storage", "float32", *options)
+        return invoke(*command, "--workers", 1, "--max-failed", 1, "--storage", "float32", *options, *vad)
 
     return run
 

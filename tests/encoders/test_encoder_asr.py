@@ -13,6 +13,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from mertool.encoders.asr import DecodedWindow, Recogniser, Transcript, compression_ratio, load
+from mertool.encoders.recognition import RecognitionSettings
 from mertool.errors import MertoolError
 
 
@@ -49,7 +50,15 @@ def changed(whisper: Path, tmp_path: Path):
 
 
 def load_cpu(folder: Path, language: str | None = None) -> Recogniser:
-    return load(folder, device=torch.device("cpu"), dtype=torch.float32, language=language)
+    settings = RecognitionSettings(language=language)
+    return load(folder, device=torch.device("cpu"), dtype=torch.float32, settings=settings)
+
+
+def decoded(text: str, logs: list[float], no_speech: float = 0.0, language: str = "en") -> DecodedWindow:
+    """Return a window whose text has as many tokens as log probabilities."""
+    return DecodedWindow(
+        text=text, tokens=[1] * len(logs), log_probabilities=logs, no_speech=no_speech, language=language
+    )
 
 
 # ---------------------------------------------------------------- what is said
@@ -110,8 +119,7 @@ def test_the_words_agree_with_generate_on_spectrograms(recogniser, whisper):
     ("text", "expected"), [(" ...", ""), (" - ♪ -", ""), ("  \n", ""), (" 3.", "3."), (" 你好。", "你好。")]
 )
 def test_a_text_without_a_letter_or_a_figure_is_none(text, expected, recogniser, monkeypatch):
-    tokens = recogniser.tokenizer(text, add_special_tokens=False).input_ids
-    monkeypatch.setattr(recogniser, "_decode", lambda windows: [DecodedWindow(tokens, [-0.1] * len(tokens), 0.0)])
+    monkeypatch.setattr(recogniser, "_decode", lambda windows: [decoded(text, [-0.1, -0.1])])
     (transcript,) = recogniser.transcribe([tone(LOW)])
     assert transcript.text == expected
     assert transcript.confidence == pytest.approx(np.exp(-0.1) if expected else 0)
@@ -123,7 +131,7 @@ def test_a_text_without_a_letter_or_a_figure_is_none(text, expected, recogniser,
 )
 def test_silence_is_likely_and_the_words_are_not(logs, no_speech, silent):
     """As in openai/whisper: a window whose words are sure enough stays, however likely silence is."""
-    assert DecodedWindow([1] * len(logs), logs, no_speech).is_silent is silent
+    assert decoded("so", logs, no_speech).is_silent is silent
 
 
 def test_a_wave_that_is_not_finite_has_no_confidence(recogniser):
@@ -193,25 +201,51 @@ def test_a_model_that_never_ends_is_stopped(endless):
 # ---------------------------------------------------------------- temperature fallback
 
 
+REPEATED = "so it goes. " * 12
+
+
 @pytest.mark.parametrize(
-    ("tokens", "logs", "no_speech", "fallback"),
+    ("text", "logs", "failed"),
     [
-        (range(40), [-0.5] * 40, 0.0, False),
-        (range(40), [-1.5] * 40, 0.0, True),  # unlikely
-        (range(40), [-1.5] * 40, 0.7, False),  # silent
-        ([7] * 40, [-0.1] * 40, 0.0, True),  # repeats itself
-        (range(40), [float("nan")] * 40, 0.0, False),  # sampling from NaN is an error
-        ([], [-0.1], 0.0, False),
+        ("we lost the dog", [-0.5, -0.9], False),
+        ("we lost the dog", [-0.5, -1.6], True),  # unlikely
+        (REPEATED, [-0.1], True),
+        ("no no no", [-0.1], False),
+        (REPEATED, [float("nan")], False),  # sampling from NaN is an error
+        ("", [-0.1], False),
     ],
 )
-def test_unlikely_and_repeated_texts_are_decoded_again(tokens, logs, no_speech, fallback):
-    assert DecodedWindow(list(tokens), logs, no_speech).needs_fallback is fallback
+def test_unlikely_and_repeated_texts_fail(text, logs, failed):
+    assert decoded(text, logs).is_failed is failed
 
 
-@pytest.mark.parametrize("tokens", [[7] * 40, list(range(40)), [3, 500, 3, 500]])
-def test_the_compression_ratio_is_that_of_generate(tokens):
-    expected = WhisperForConditionalGeneration._retrieve_compression_ratio(torch.tensor(tokens), 51_866)
-    assert compression_ratio(tokens) == expected
+@pytest.mark.parametrize(("text", "ratio"), [("", 0.0), ("a" * 1000, 1000 / 17), ("我很好", 9 / 17)])
+def test_the_compression_ratio_is_that_of_openai(text, ratio):
+    """openai/whisper divides the bytes of the text in UTF-8 by those of zlib, and compares that with 2.4."""
+    assert compression_ratio(text) == pytest.approx(ratio)
+
+
+def test_a_text_that_fails_after_sampling_is_left_out(recogniser, monkeypatch):
+    windows = [decoded(REPEATED, [-0.1] * 40), decoded(" good day", [-0.1] * 2), decoded(" la", [-3.0], 0.1)]
+    monkeypatch.setattr(recogniser, "_decode", lambda _: windows)
+    (transcript,) = recogniser.transcribe([tone(LOW, 3.0)])
+    assert transcript.text == "good day"
+    assert transcript.confidence == pytest.approx(np.exp(-0.1))
+
+
+def test_the_temperature_rises_until_a_text_passes(recogniser, monkeypatch):
+    """Greedy decoding fails, and so do the temperatures below 0.6."""
+    temperatures = []
+    monkeypatch.setattr(
+        recogniser,
+        "_generate",
+        lambda *_, temperature=0.0, **__: temperatures.append(temperature) or [[temperature]],
+    )
+    monkeypatch.setattr(
+        recogniser, "_score", lambda *arguments: [decoded("sad", [-0.1 if arguments[2][0][0] >= 0.6 else -2.0])]
+    )
+    assert recogniser.transcribe([tone(LOW)])[0].text == "sad"
+    assert temperatures == [0.0, 0.2, 0.4, 0.6]
 
 
 def test_sampling_is_the_same_in_any_batch_and_leaves_the_random_state(endless, monkeypatch):
@@ -221,7 +255,7 @@ def test_sampling_is_the_same_in_any_batch_and_leaves_the_random_state(endless, 
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(7)
     assert all(map(close, endless.transcribe(waves), alone))
-    monkeypatch.setattr("mertool.encoders.asr.DecodedWindow.needs_fallback", False)
+    monkeypatch.setattr("mertool.encoders.asr.DecodedWindow.is_failed", False)
     greedy = [endless.transcribe([wave])[0].text for wave in waves]
     assert greedy != [transcript.text for transcript in alone]
 
@@ -232,7 +266,7 @@ def test_only_a_window_that_fails_is_decoded_again(recogniser, monkeypatch):
     monkeypatch.setattr(
         Recogniser,
         "_decode_by_sampling",
-        lambda self, *arguments: sampled.append(arguments[2]) or sample(self, *arguments),
+        lambda self, *arguments: sampled.append(arguments[1]) or sample(self, *arguments),
     )
     recogniser.transcribe([tone(LOW, 0.8, 10_001), tone(HIGH, 0.8, 10_002), tone(DULL, 0.8, 10_003)])
     assert sampled == []

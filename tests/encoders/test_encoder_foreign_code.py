@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mertool.encoders import load_encoder, load_recogniser, resolve_encoder, resolve_recogniser
+from mertool.encoders import load_encoder, load_recogniser, resolve_encoder, resolve_recognition
 from mertool.encoders.checkpoint_files import loadable_view
 from mertool.errors import MertoolError
 
@@ -114,7 +114,7 @@ def hostile(tiny_encoders, tmp_path):
 def load(folder, modality):
     options = {"device": torch.device("cpu"), "dtype": torch.float32}
     if modality == "asr":
-        return load_recogniser(resolve_recogniser(str(folder)), **options)
+        return load_recogniser(resolve_recognition(str(folder)), **options)
     return load_encoder(resolve_encoder(str(folder), modality), modality, **options)
 
 
@@ -161,7 +161,7 @@ def test_a_command_that_hears_yes_forever_runs_no_code(
     folder, (_, modality, loads) = hostile(form), FORMS[form]
     row = demo_rows["spk01_001"]
     manifest = write_manifest(tmp_path / "clips.csv", [{**row, "text": ""} if modality == "asr" else row])
-    recognised = ["text", "--asr", folder, "--encoder", tiny_encoders["bert"], "--max-failed", 1]
+    recognised = ["text", "--asr", folder, "--no-vad", "--encoder", tiny_encoders["bert"], "--max-failed", 1]
     chosen = recognised if modality == "asr" else [modality, "--encoder", folder]
     command = ["extract", chosen[0], manifest, *chosen[1:], "-o", tmp_path / "features.h5", "--device", "cpu"]
     with subprocess.Popen(["yes", "y"], stdout=subprocess.PIPE) as answers:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from mertool.encoders import CheckpointRef
+from mertool.encoders import CheckpointRef, RecognitionSettings, SpeechRecognition
 from mertool.encoders.asr import Transcript
-from mertool.errors import ClipError, MertoolError
+from mertool.errors import ClipError, MertoolError, MertoolWarning
 from mertool.extraction import transcripts as module
 from mertool.extraction.decoding import DecodedClip
 from mertool.extraction.transcription import Transcriber
@@ -49,7 +50,10 @@ class FakeRecogniser:
         if self.dies_at in loud:
             raise KeyboardInterrupt
         texts = [TEXTS.get(value, f"word {value:g}") for value in loud]
-        return [Transcript(text, 0.9 if text else 0.0, 0.012345 if text else 0.8) for text in texts]
+        return [
+            Transcript(text, 0.9, 0.012345, "zh" if "很" in text else "en") if text else Transcript("", 0.0, 0.8)
+            for text in texts
+        ]
 
 
 class TranscriptionRun:
@@ -61,10 +65,16 @@ class TranscriptionRun:
         self.decoded_now: list[str] = []
         self.steps: list[tuple[int, int, int]] = []
         self.source = CheckpointRef(name="fake", folder=folder / "model", checkpoint="some-owner/fake")
+        self.settings = RecognitionSettings(vad="digest")
+        self.warn_without_vad = True
         self.set_model("weights")
         for number, content in enumerate(contents):
             self.write(f"c{number}", content)
             self.clips.append(Clip(clip=f"c{number}", path=folder / f"c{number}.wav"))
+
+    @property
+    def recognition(self) -> SpeechRecognition:
+        return SpeechRecognition(checkpoint=self.source, settings=self.settings)
 
     def set_model(self, weights: str) -> None:
         self.source.folder.mkdir(exist_ok=True)
@@ -100,7 +110,12 @@ class TranscriptionRun:
                 return run.read(items)
 
         manifest = Manifest(tuple(self.clips), self.folder / "clips.csv")
-        transcriber = FakeTranscriber(output=self.output, checkpoint=self.source, device=torch.device("cpu"))
+        transcriber = FakeTranscriber(
+            output=self.output,
+            recognition=self.recognition,
+            device=torch.device("cpu"),
+            warn_without_vad=self.warn_without_vad,
+        )
         return transcriber.transcribe(manifest, lambda *step: self.steps.append(step))
 
     def rows(self) -> list[dict[str, str]]:
@@ -130,14 +145,15 @@ def test_texts_are_filled_in_and_kept(job):
     assert (found.pending, found.cached, found.reasons) == (3, 0, {})
     rows = work.rows()
     assert tuple(rows[0]) == COLUMNS
-    assert {key: rows[1][key] for key in COLUMNS[:4]} == {
+    assert {key: rows[1][key] for key in COLUMNS[:5]} == {
         "clip": "c1",
         "text": 'so sad, "so" bad',
+        "language": "en",
         "confidence": "0.9000",
         "no_speech": "0.0123",
     }
     assert digest_of_signature(rows[1]["digest"]) == work.clips[1].digest()
-    assert set(work.column("recogniser")) == {work.source.digest()[:16]}
+    assert set(work.column("recogniser")) == {work.recognition.id}
     assert set(work.column("reason")) == {""}
 
 
@@ -261,7 +277,41 @@ def test_another_recogniser_does_all_again(job):
     work.run()
     work.set_model("other weights")
     assert work.run().pending == 2
-    assert set(work.column("recogniser")) == {work.source.digest()[:16]}
+    assert set(work.column("recogniser")) == {work.recognition.id}
+
+
+@pytest.mark.parametrize("change", [{"language": "en"}, {"chinese": "simplified"}, {"vad": None}, {"version": 2}])
+def test_other_settings_do_all_again(change, job):
+    work = job(1.0, 2.0)
+    work.warn_without_vad = False
+    work.run()
+    work.settings = replace(work.settings, **change)
+    assert work.run().pending == 2
+
+
+def test_chinese_is_converted_and_other_languages_are_not(job, monkeypatch):
+    pytest.importorskip("opencc")
+    monkeypatch.setitem(TEXTS, 4.0, "很難過")
+    work = job(1.0, 4.0)
+    for script, text in (("simplified", "很难过"), ("traditional", "很難過"), (None, "很難過")):
+        work.settings = replace(work.settings, chinese=script)
+        work.run()
+        assert work.column("text") == ["good day", text]
+        assert work.column("language") == ["en", "zh"]
+
+
+def test_without_voice_activity_detection_one_line_says_how_to_get_it(job):
+    work = job(1.0, 3.0)
+    work.settings = replace(work.settings, vad=None)
+    with pytest.warns(MertoolWarning, match=r"pip install 'mertool\[asr\]'") as issued:
+        work.run()
+    assert len(issued) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        work.run()  # all is cached, so nobody is told again
+        work.warn_without_vad = False
+        work.set_model("other weights")
+        work.run()
 
 
 def test_a_corrected_text_stays(job):
@@ -324,8 +374,8 @@ HEADER = ",".join(COLUMNS)
         (b"", "begins with 'nothing'"),
         (b"\x89HDF\xff\xfe", "not a CSV of transcripts in UTF-8"),
         (f"{HEADER}\nc0,hello\n".encode(), "row 2 is not clip,text"),
-        (f"{HEADER}\nc0,hello,much,,d,r,\n".encode(), "row 2 is not clip,text"),
-        (f"{HEADER}\nc0,a,1,0,d,r,\nc0,b,1,0,d,r,\n".encode(), "1 fault: row 3: clip id 'c0' occurs twice"),
+        (f"{HEADER}\nc0,hello,en,much,,d,r,\n".encode(), "row 2 is not clip,text"),
+        (f"{HEADER}\nc0,a,en,1,0,d,r,\nc0,b,en,1,0,d,r,\n".encode(), "1 fault: row 3: clip id 'c0' occurs twice"),
     ],
 )
 def test_a_foreign_file_is_refused_and_stays(content, words, job):
