@@ -26,7 +26,7 @@ _ROWS = (
     FailureReason(code="no_audio", message="the file has no audio stream", missing_modality=True),
     FailureReason(code="no_video", message="the file has no video stream", missing_modality=True),
     FailureReason(code="no_face", message="no face was found in any sampled frame", missing_modality=True),
-    FailureReason(code="no_text", message="the transcript is empty, or no speech was recognised", missing_modality=True),
+    FailureReason(code="no_text", message="the transcript is empty, or nobody speaks", missing_modality=True),
     FailureReason(code="silent", message="the audio is digital silence", missing_modality=True),
     FailureReason(code="missing_file", message="the file does not exist", transient=True),
     FailureReason(code="unreadable", message="the container or a stream cannot be decoded"),

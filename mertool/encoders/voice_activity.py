@@ -16,10 +16,10 @@ from mertool.errors import MertoolError
 
 FRAME, CONTEXT, PADDING = 512, 64, 64  # samples at 16 kHz; each frame is read with the end of the one before
 FREQUENCIES = 129
-# The package's threshold of 0.5 misses one in 70 clips of women who shout or cry (RAVDESS), this one misses one in 240;
-# signals without speech stay below 0.13 (tests/bench/asr.py --vad-only).
+# At the package's threshold of 0.5, ten of 720 clips of women in RAVDESS are missed, most of them shouted; at this one
+# four. Signals without speech stay below 0.12. `tests/bench/asr.py RAVDESS --vad-only` prints such figures.
 SPEECH_PROBABILITY = 0.25
-SPEECH_FRAMES = 3  # about 0.1 s, the shortest word
+SPEECH_FRAMES = 6  # 0.19 s, a short word; the onset of a tone of 300 Hz passes for speech during three
 # The network hears nothing in speech below about -60 dB of full scale, so every waveform is brought to this level.
 LEVEL = 0.1
 
@@ -75,10 +75,13 @@ class VoiceActivity(nn.Module):
         return self.speech_probability(waveform) >= SPEECH_PROBABILITY
 
     def speech_probability(self, waveform: np.ndarray) -> float:
-        """Return the probability that SPEECH_FRAMES frames of a waveform (n,) float32 at 16 kHz reach; 0 if it is too
-        short or does not move."""
+        """Return the probability that SPEECH_FRAMES frames of a waveform (n,) float32 at 16 kHz reach.
+
+        Of a shorter waveform all frames have to reach it; one that does not move has 0.
+        """
         level = float(waveform.std(dtype=np.float64))
-        if level == 0 or len(waveform) <= FRAME * (SPEECH_FRAMES - 1):
+        if level == 0:
             return 0.0
         scaled = (waveform - waveform.mean(dtype=np.float64)) * (LEVEL / level)
-        return float(self(torch.from_numpy(scaled.astype(np.float32))).topk(SPEECH_FRAMES).values[-1])
+        probabilities = self(torch.from_numpy(scaled.astype(np.float32)))
+        return float(probabilities.topk(min(SPEECH_FRAMES, len(probabilities))).values[-1])

@@ -3,12 +3,16 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 from fixtures.whisper import DULL, HIGH, LOW, RATE, tone
 
+from mertool.bundle import Bundle
+from mertool.encoders import RecognitionSettings
+from mertool.encoders.recognition import find_vad_weights
 from mertool.errors import MertoolError
 from mertool.extraction.transcripts import COLUMNS
 from mertool.predictions import Predictions
@@ -171,6 +175,41 @@ def test_asr_writes_no_table_where_every_clip_has_a_transcript(extract_text, wri
     assert json.loads(extract_text("--json", source=manifest).stdout)["transcripts"] is None
 
 
+def test_nothing_is_transcribed_where_nobody_speaks(transcribe, tmp_path):
+    """To silero-vad tones are no speech."""
+    if find_vad_weights() is None:
+        pytest.skip("silero-vad is not installed")
+    result = transcribe(vad=())
+    assert (result["features"], result["missing"]) == (1, {"no_text": 3})
+    assert {row["reason"] for clip, row in rows_of(tmp_path / "text.transcripts.csv").items() if clip in PITCHES} == {
+        "no_text"
+    }
+
+
+def test_without_silero_vad_the_user_is_told_once(extract_text, monkeypatch):
+    from mertool.encoders import recognition
+
+    monkeypatch.setattr(recognition, "find_vad_weights", lambda: None)
+    result = extract_text(vad=())
+    assert "3 of 6 clips have text features" in result.stdout
+    assert result.stderr.count("pip install 'mertool[asr]'") == 1
+    assert extract_text("--overwrite", vad=()).stderr.count("pip install") == 1  # the missing file is tried again
+
+
+def test_the_language_is_kept_and_another_one_is_another_recipe(transcribe, extract_text, tmp_path):
+    transcribe()
+    assert [rows_of(tmp_path / "text.transcripts.csv")[clip]["language"] for clip in ("low", "high", "dull")] == [
+        "en", "zh", "",
+    ]  # fmt: skip
+    assert "was made by another recipe" in str(extract_text("--language", "chinese").exception)
+    transcribe("--language", "chinese", "--overwrite")
+    rows = rows_of(tmp_path / "text.transcripts.csv")
+    assert [(rows[clip]["text"], rows[clip]["language"]) for clip in ("low", "high")] == [("so", "zh"), ("sad", "zh")]
+    with FeatureStore(tmp_path / "text.h5") as store:
+        settings = store.recipe.media["recognition"]
+    assert settings == {"language": "zh", "chinese": None, "vad": None, "version": 1}
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -189,6 +228,21 @@ def test_asr_models_that_are_not_whisper(asr, words, extract_text, tiny_encoders
     assert words in str(result.exception)
     assert len(str(result.exception).splitlines()) == 1
     assert not list(tmp_path.glob("text.*"))
+
+
+@pytest.mark.parametrize("option", [["--language", "en"], ["--chinese", "simplified"], ["--no-vad"]])
+def test_settings_of_speech_recognition_need_it(option, invoke, clips, tmp_path):
+    for command in (["extract", "text", clips, "-o", tmp_path / "t.h5"], ["predict", "run", clips, "-o", "p.csv"]):
+        result = invoke(*command, *option)
+        assert result.exit_code != 0
+        assert f"{option[0]} belongs to --asr: give a Whisper, too" in f"{result.exception} {result.stderr}"
+
+
+def test_a_language_that_is_misspelt(extract_text, forbid_whisper):
+    forbid_whisper()
+    assert "unknown language 'englsh' (--language): did you mean 'english'?" in str(
+        extract_text("--language", "englsh").exception
+    )
 
 
 def test_asr_does_not_start_before_a_store_of_another_recipe_is_refused(
@@ -222,3 +276,21 @@ def test_a_bundle_with_asr_transcribes_new_clips(
     assert texts == {**TEXTS, "told": "good day", "dull": "", "broken": ""}
     reasons = {clip: row["reason"] for clip, row in rows_of(tmp_path / "p.failures.csv").items()}
     assert reasons == {"broken": "unreadable", "dull": "no_text"}
+
+
+def test_a_bundle_transcribes_with_its_own_settings_or_refuses(
+    extract_text, workspace, write_manifest, demo_rows, make_bundle, tmp_path
+):
+    rows = [demo_rows[clip] for clip in workspace.clips if clip in demo_rows]
+    labelled = write_manifest(tmp_path / "labelled.csv", [row for row in rows if row["label"] and row["text"]])
+    assert extract_text("-q", "--language", "zh", source=labelled).exit_code == 0
+    bundle = Bundle.open(make_bundle(tmp_path / "run", [tmp_path / "text.h5"]))
+    (spec,) = bundle.feature_specs
+    assert bundle.recognition_of(spec).settings == RecognitionSettings(language="zh")
+    for settings, words in (
+        ({}, "were transcribed by a mertool without voice activity detection: extract the text again, and fuse"),
+        ({"recognition": {"vad": "0" * 64}}, "voice activity detection by silero-vad, which is here"),
+    ):
+        media = {"asr": spec.recipe.media["asr"], **settings}
+        with pytest.raises(MertoolError, match=words):
+            bundle.recognition_of(replace(spec, recipe=replace(spec.recipe, media=media)))
