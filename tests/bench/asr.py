@@ -6,7 +6,7 @@ RAVDESS is a folder of its clips as FLAC with labels.csv; WHISPER are model fold
 changing emotion and sentence, as they are and in white noise at an SNR of 5 dB. The signals without speech are made
 here: white noise (-50, -30 and -10 dB of full scale), a 50 Hz hum, a tone, clicks and digital silence, each 3 s and
 30 s long. `words` is 1 - word error rate; a made signal with a transcript counts as `invented`. `seconds` in the JSON
-is the time per clip, one clip at a time. Writes build/bench/asr.json.
+is the processor time per clip, one clip at a time on one thread. Writes build/bench/asr.json.
 
     python tests/bench/asr.py RAVDESS --vad-only
 
@@ -88,9 +88,9 @@ def measure(name: str, signals: list[Signal], recogniser: Recogniser) -> Row:
     """Transcribe the signals one by one; the value is the word accuracy, without speech the number of transcripts."""
     texts, seconds, logged = [], [], []
     for signal in signals:
-        start = time.perf_counter()
+        start = time.process_time()
         (transcript,) = recogniser.transcribe([signal.waveform])
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         texts.append(transcript.text)
         logged.append([transcript.text[:80], round(transcript.confidence, 3), round(transcript.no_speech, 3)])
     fields: dict[str, Any] = {"seconds": float(np.mean(seconds)), "signals": len(signals), "transcripts": logged}
