@@ -16,7 +16,7 @@ from mertool.errors import MertoolError
 
 FRAME, CONTEXT, PADDING = 512, 64, 64  # samples at 16 kHz; each frame is read with the end of the one before
 FREQUENCIES = 129
-# At the package's threshold of 0.5, ten of RAVDESS's 1,440 clips are missed, all of them of women; at this one four.
+# At the package's threshold of 0.5, ten of RAVDESS's 1,440 clips are missed, at this one four.
 # Signals without speech stay below 0.12. `tests/bench/asr.py RAVDESS --vad-only` prints such figures.
 SPEECH_PROBABILITY = 0.25
 SPEECH_FRAMES = 6  # 0.19 s, a short word; the onset of a tone of 300 Hz passes for speech during three

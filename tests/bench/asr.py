@@ -35,6 +35,7 @@ from mertool.noise import NoiseMix, add_noise
 
 RESULT = ROOT / "build" / "bench" / "asr.json"
 RATE, SNR, HUM, TONE = SAMPLE_RATE, 5.0, 50.0, 440.0
+DEFAULT_PROBABILITY = 0.5  # of silero-vad
 NOISE_LEVELS = (-50, -30, -10)  # dB of full scale
 SENTENCES = {"01": "kids are talking by the door", "02": "dogs are sitting by the door"}
 
@@ -74,7 +75,8 @@ def show_vad(folder: Path) -> None:
     for group in ("speech", "speech in noise"):
         probabilities = [vad.speech_probability(signal.waveform) for signal in speech if signal.name == group]
         missed = sum(probability < SPEECH_PROBABILITY for probability in probabilities)
-        print(f"{group}: {missed} of {len(probabilities)} clips missed")
+        at_default = sum(probability < DEFAULT_PROBABILITY for probability in probabilities)
+        print(f"{group}: {missed} of {len(probabilities)} clips missed, {at_default} at {DEFAULT_PROBABILITY}")
     made = {
         signal.name: vad.speech_probability(signal.waveform)
         for seconds in (1, 3, 10, 30)
