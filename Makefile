@@ -7,8 +7,10 @@ DEMO := build/demo
 RAVDESS ?= ../shared/data/ravdess
 # CMU-MOSI's utterance features of Poria et al., mosi_bclstm.npz (see tests/bench/mosi.py).
 MOSI ?= ../shared/data/mosi
+# Real encoders in the form of Hugging Face: whisper-base, whisper-tiny-en, minilm-l6 (see tests/bench/claims.py).
+WEIGHTS ?= ../weights
 
-.PHONY: help setup demo test test-slow lint docs fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi gpu clean
+.PHONY: help setup demo test test-slow lint docs fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi bench-claims gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +32,7 @@ help:
 	@echo "make bench-predict   predict against extract for each store of a bundle, into build/bench/predict.json"
 	@echo "make bench-mosi   fusion on CMU-MOSI, into build/bench/mosi.json"
 	@echo "make gpu     everything that only a GPU can show, into build/bench/gpu.json (at most 35 min; it resumes)"
+	@echo "make bench-claims   the paper's claims on real encoders, into build/bench/claims.json (many hours; it resumes)"
 	@echo "make clean   remove build/ and caches (the environment stays)"
 
 setup: $(VENV)/.ready
@@ -95,6 +98,9 @@ bench-mosi: setup
 
 gpu: setup
 	$(VENV)/bin/python tests/bench/gpu.py
+
+bench-claims: setup
+	$(VENV)/bin/python tests/bench/claims.py --ravdess $(RAVDESS) --mosi $(MOSI) --weights $(WEIGHTS)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

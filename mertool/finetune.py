@@ -1,8 +1,7 @@
 """Stage `finetune`: train adapters in chosen layers of a speech encoder.
 
 One adapter is trained per fold, without the clips of that fold, and one (`final`) on all clips. So the features of a
-training clip can come from an adapter that was not trained on its label, and all scores are of held-out clips. The best
-epoch of each adapter is chosen on development clips, which are an eighth of those it may see.
+training clip can come from an adapter that was not trained on its label, and all scores are of held-out clips.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -263,7 +262,7 @@ def _prepare(
     labelled = _LabelledData(
         examples=examples,
         folds=folds,
-        splits=adapter_splits(examples, folds, options.seed),
+        splits=adapter_splits(folds),
         skipped={clip: reason for clip, reason in data.skipped.items() if clip in set(resolved.examples.clips)},
         cut=data.cut,
     )
@@ -301,7 +300,6 @@ def _adapter_config(resolved: _ResolvedOptions, options: FinetuneOptions, model:
         epochs=options.epochs,
         batch_size=options.batch,
         learning_rate=float(method.RATE) if options.learning_rate is None else options.learning_rate,
-        patience=options.patience,
         seed=options.seed,
     )
 

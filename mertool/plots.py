@@ -170,21 +170,14 @@ def plot_retrieval_recall(path: Path, scores: dict[str, Any], title: str) -> Non
     _save(figure, path)
 
 
-def plot_training_losses(path: Path, losses: dict[str, tuple[list[float], list[float], int]], title: str) -> None:
-    """Training loss of each adapter, and its development loss from before the first epoch; the epoch kept is marked."""
-    figure, (training_axes, development_axes) = plt.subplots(
-        1, 2, figsize=(9, 4), layout="constrained", sharey=True, sharex=True
-    )
-    for number, (name, (training, development, best)) in enumerate(losses.items()):
-        colour = f"C{number % 10}"
-        training_axes.plot(range(1, len(training) + 1), training, ".-", color=colour, label=name)
-        development_axes.plot(range(len(development)), development, ".-", color=colour)
-        development_axes.plot(best, development[best], "o", ms=9, mfc="none", mec=colour)
-    training_axes.set(xlabel="epoch", ylabel="cross-entropy", title="training part")
-    development_axes.set(xlabel="epoch (0: the start)", title="development part (circle: the epoch kept)")
-    training_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    training_axes.legend(fontsize=8)
-    figure.suptitle(title)
+def plot_training_losses(path: Path, losses: dict[str, list[float]], title: str) -> None:
+    """Mean training loss of each adapter in every epoch."""
+    figure, axes = plt.subplots(figsize=(5, 4), layout="constrained")
+    for number, (name, training) in enumerate(losses.items()):
+        axes.plot(range(1, len(training) + 1), training, ".-", color=f"C{number % 10}", label=name)
+    axes.set(xlabel="epoch", ylabel="cross-entropy of the training clips", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -31,8 +31,8 @@ DRAWN = {
         ["linear probe", "small MLP"],
     ),
     "adapters": (
-        lambda path: plots.plot_training_losses(path, {"fold0": ([2.0, 1.0], [2.1, 1.8, 1.9], 1)}, "lora on layer 3"),
-        ["fold0", "development part (circle: the epoch kept)", "lora on layer 3"],
+        lambda path: plots.plot_training_losses(path, {"fold0": [2.0, 1.0]}, "lora on layer 3"),
+        ["fold0", "cross-entropy of the training clips", "lora on layer 3"],
     ),
     "recall": (
         lambda path: plots.plot_recall_by_layer(

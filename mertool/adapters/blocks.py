@@ -75,6 +75,15 @@ class AdaptableBlocks(nn.Module):
         """Numbers of the first block to the last, those between adapted blocks included."""
         return tuple(range(self.first, self.last + 1))
 
+    @property
+    def can_drop_frames(self) -> bool:
+        """Whether frames keep their positions when others are left out.
+
+        They do if positions are part of the inputs. The blocks of a WavLM count them inside, as the layers before the
+        blocks do.
+        """
+        return not (self.from_frontend or any(hasattr(module, "compute_bias") for module in self.modules()))
+
     def forward(
         self, inputs: torch.Tensor, lengths: torch.Tensor, mask: torch.Tensor | None, layers: tuple[int, ...]
     ) -> dict[int, torch.Tensor]:

@@ -10,6 +10,7 @@ import torch
 from mertool.adapters import methods as peft_methods
 from mertool.adapters.blocks import AdaptableBlocks
 from mertool.adapters.cross_validation import AdapterSplit, join_held_out
+from mertool.adapters.model import side_by_side
 from mertool.adapters.setup import Adapter, AdapterSetup, TrainingHistory
 from mertool.encoders.hidden_states import truncate_after
 from mertool.learning.cka import linear_cka
@@ -17,6 +18,9 @@ from mertool.learning.folds import speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.significance import adjust_by_holm, paired_test, score_json
 
+# Systems that are scored: a probe of frozen features, the trained head, a new probe of adapted features, and the mean
+# of the first two.
+SYSTEMS = ("frozen", "adapted", "adapted_probe", "averaged")
 MAX_OFFSET_CLIPS = 500  # enough for a mean: the offset varies little from clip to clip
 
 
@@ -26,8 +30,10 @@ class AdapterResult:
 
     Attributes:
         head_logits: Logits (H, C) of the trained classification head.
-        frozen_logits: Logits (W, H, C) of a linear probe of each block of the window, without the adapter.
+        frozen_logits: Logits (H, C) of a linear probe of all W blocks side by side, without the adapter.
         adapted_logits: The same with the adapter.
+        frozen_layer_logits: Logits (W, H, C) of a linear probe of each block, without the adapter.
+        adapted_layer_logits: The same with the adapter.
         cka: Linear CKA (W,) of each block's features without and with the adapter; NaN for fewer than two clips.
         history: Losses by epoch.
         n_trainable: Number of trained parameters of the adapter.
@@ -36,13 +42,15 @@ class AdapterResult:
     head_logits: np.ndarray
     frozen_logits: np.ndarray
     adapted_logits: np.ndarray
+    frozen_layer_logits: np.ndarray
+    adapted_layer_logits: np.ndarray
     cka: np.ndarray
     history: TrainingHistory
     n_trainable: int
 
 
 def evaluate_adapter(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> AdapterResult:
-    """Apply the trained head, and linear probes of every block with and without the adapter, to the held-out clips."""
+    """Apply the trained head, and linear probes with and without the adapter, to the held-out clips."""
     blocks = adapter.model.blocks
     adapted_features = setup.inputs.mean_pool(blocks, setup.labelled_rows, blocks.layers)
     frozen_logits, adapted_logits, cka = [], [], []
@@ -52,12 +60,15 @@ def evaluate_adapter(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter)
         # On held-out clips: on training clips any adapter changes the features more.
         pair = frozen[split.held_out], adapted[split.held_out]
         cka.append(linear_cka(*pair) if len(split.held_out) > 1 else float("nan"))
+    window = side_by_side(adapted_features)
     with torch.no_grad():
-        head_logits = adapter.model.head(adapted_features[-1][split.held_out]).cpu().numpy()
+        head_logits = adapter.model.head(window[split.held_out]).cpu().numpy()
     return AdapterResult(
         head_logits=head_logits,
-        frozen_logits=np.stack(frozen_logits),
-        adapted_logits=np.stack(adapted_logits),
+        frozen_logits=_probe_logits(setup, split, setup.window_features),
+        adapted_logits=_probe_logits(setup, split, window),
+        frozen_layer_logits=np.stack(frozen_logits),
+        adapted_layer_logits=np.stack(adapted_logits),
         cka=np.array(cka),
         history=adapter.history,
         n_trainable=peft_methods.count_trainable(adapter.peft_model),
@@ -66,17 +77,17 @@ def evaluate_adapter(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter)
 
 def _probe_logits(setup: AdapterSetup, split: AdapterSplit, features: torch.Tensor) -> np.ndarray:
     """Return logits (H, C) of the held-out clips by a linear probe of features (n, D) fitted on the training clips."""
-    probe = setup.fit_head(features, split.train)
-    return probe(features[split.held_out]).detach().cpu().numpy()
+    probe = setup.fit_probe(features, split.train)
+    return probe.logits(features[split.held_out])[0].cpu().numpy()
 
 
 def measure_mean_offset(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> torch.Tensor:
     """Return the mean offset (layers + 1, D) of an adapter: the mean change of each layer's features by it.
 
-    The mean is over the clips that the adapter was trained on or chosen on, at most 500 of them.
+    The mean is over the clips that the adapter was trained on, at most 500 of them.
     """
     rng = np.random.default_rng(setup.config.seed)
-    rows = rng.permutation(np.union1d(split.train, split.development))[:MAX_OFFSET_CLIPS]
+    rows = rng.permutation(split.train)[:MAX_OFFSET_CLIPS]
     offset = torch.zeros(setup.encoder_layers + 1, setup.inputs.channels, device=setup.accelerator.device)
     adapted, frozen = (_mean_features(setup, blocks, rows) for blocks in (adapter.model.blocks, setup.blocks))
     offset[setup.blocks.first :] = adapted - frozen
@@ -131,10 +142,13 @@ def score_adaptation(
     *,
     layers: tuple[int, ...],
 ) -> dict[str, Any]:
-    """Return the scores of all clips without and with adapters: of the trained heads, and of a probe of each block."""
-    frozen = join_held_out(splits, [result.frozen_logits for result in results])
-    adapted = join_held_out(splits, [result.adapted_logits for result in results])
-    head = join_held_out(splits, [result.head_logits for result in results])
+    """Return the scores of all clips without and with adapters, and of a probe of each block.
+
+    The systems are a probe of the frozen features, the trained head, a new probe of the adapted features, and the mean
+    of the probabilities of the head and the frozen probe.
+    """
+    frozen = join_held_out(splits, [result.frozen_layer_logits for result in results])
+    adapted = join_held_out(splits, [result.adapted_layer_logits for result in results])
     cka = np.mean([result.cka for result, split in zip(results, splits, strict=True) if len(split.held_out)], axis=0)
     probes: dict[str, dict[str, Any]] = {
         str(layer): {
@@ -146,10 +160,15 @@ def score_adaptation(
         for index, layer in enumerate(layers)
     }
     adjust_by_holm([probe["gain"] for probe in probes.values()])
-    return {
-        "frozen": scorer.score(frozen[-1]),
-        "adapted": scorer.score(head),
-        # Partly due to the head, which was trained further than its probe; `probes` has the gain of the features.
-        "gain": scorer.compare(frozen[-1], head),
-        "probes": probes,
-    }
+    systems = held_out_probabilities(splits, results)
+    gains = {name: scorer.compare(systems["frozen"], systems[name]) for name in SYSTEMS[1:]}
+    adjust_by_holm(list(gains.values()))
+    return {**{name: scorer.score(systems[name]) for name in SYSTEMS}, "gains": gains, "probes": probes}
+
+
+def held_out_probabilities(splits: Sequence[AdapterSplit], results: Sequence[AdapterResult]) -> dict[str, np.ndarray]:
+    """Return the probabilities (N, C) of each of `SYSTEMS` for all clips, by adapters that held them out."""
+    logits = {name: [getattr(result, f"{name}_logits") for result in results] for name in ("frozen", "head", "adapted")}
+    joined = {name: torch.from_numpy(join_held_out(splits, parts)) for name, parts in logits.items()}
+    frozen, head, adapted = (joined[name].double().softmax(1).numpy() for name in logits)
+    return dict(zip(SYSTEMS, (frozen, head, adapted, (frozen + head) / 2), strict=True))

@@ -17,7 +17,14 @@ from mertool.learning.checkpoint import Checkpoint
 from mertool.untrusted import read_json
 
 ADAPTERS = "adapters"
-TENSORS = ("head_logits", "frozen_logits", "adapted_logits", "cka")
+TENSORS = (
+    "head_logits",
+    "frozen_logits",
+    "adapted_logits",
+    "frozen_layer_logits",
+    "adapted_layer_logits",
+    "cka",
+)
 
 
 class FinishedAdapters:

@@ -14,6 +14,9 @@ from mertool.adapters.blocks import AdaptableBlocks, mean_over_time
 MAX_FRAMES_CPU = 1600
 MAX_FRAMES_GPU = 16_000
 SORTED_BATCHES = 8  # clips of this many batches are sorted by length together
+# Frames that a training step leaves out of each clip, in random blocks. It makes training twice as fast, and what is
+# learned does not hang on single moments of a clip.
+DROPPED_SHARE, DROPPED_BLOCK = 0.6, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +37,12 @@ class BlockInputs:
     supports_padding: bool
     accelerator: Accelerator
 
-    def length_batches(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Divide `rows` into batches for one forward pass each: sorted by length, with few padded frames."""
-        max_frames = MAX_FRAMES_CPU if self.accelerator.device.type == "cpu" else MAX_FRAMES_GPU
+    def length_batches(self, rows: np.ndarray, share: float = 1.0) -> list[np.ndarray]:
+        """Divide `rows` into batches for one forward pass each: sorted by length, with few padded frames.
+
+        `share` is that of the frames of each clip that the pass gets.
+        """
+        max_frames = (MAX_FRAMES_CPU if self.accelerator.device.type == "cpu" else MAX_FRAMES_GPU) / share
         batches: list[list[int]] = []
         for row in sorted(rows, key=lambda row: -self.lengths[row]):
             # The first clip of a batch is its longest, to whose length all others are padded.
@@ -47,11 +53,17 @@ class BlockInputs:
                 batches.append([int(row)])
         return [np.array(batch) for batch in batches]
 
-    def load(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the inputs (B, T, .) of `rows`, zero-padded, and their lengths (B,), on the device."""
+    def load(self, rows: np.ndarray, kept: Sequence[np.ndarray] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the inputs (B, T, .) of `rows`, zero-padded, and their lengths (B,), on the device.
+
+        `kept` has the indices of the frames to load of each clip; by default all are.
+        """
         device = self.accelerator.device
-        padded = nn.utils.rnn.pad_sequence([self.frames[row] for row in rows], batch_first=True)
-        lengths = torch.as_tensor(self.lengths[rows])
+        clips = [self.frames[row] for row in rows]
+        if kept is not None:
+            clips = [clip[torch.from_numpy(frames)] for clip, frames in zip(clips, kept, strict=True)]
+        padded = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        lengths = torch.tensor([len(clip) for clip in clips])
         return padded.to(device, non_blocking=True).float(), lengths.to(device)
 
     @torch.no_grad()
@@ -75,6 +87,15 @@ class BlockInputs:
         """Return the mean frame of the clips `rows`, on the CPU."""
         total = sum(self.frames[row].float().sum(0) for row in rows)
         return torch.as_tensor(total) / sum(len(self.frames[row]) for row in rows)
+
+
+def kept_frames(n_frames: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Return the indices of the frames of a clip that a training step keeps: random blocks of four, at least one."""
+    n_blocks = -(-n_frames // DROPPED_BLOCK)
+    n_kept = max(1, round((1 - DROPPED_SHARE) * n_blocks))
+    blocks = np.sort(np.random.default_rng(seed).permutation(n_blocks)[:n_kept])
+    frames = (blocks[:, None] * DROPPED_BLOCK + np.arange(DROPPED_BLOCK)).ravel()
+    return frames[frames < n_frames]
 
 
 def epoch_batches(

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import torch
-
-from mertool.adapters.cross_validation import AdapterSplit, join_held_out
-from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, score_adaptation
+from mertool.adapters.cross_validation import AdapterSplit
+from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, held_out_probabilities, score_adaptation
 from mertool.adapters.setup import AdapterSetup
 from mertool.features import describe_layers, format_layers
 from mertool.learning.folds import speaker_groups
@@ -17,6 +14,13 @@ from mertool.predictions import Predictions
 from mertool.runs import RunDraft
 
 HELD_OUT = "held_out.csv"
+# The files of held-out predictions by system; that of the trained head has no ending, as in other runs.
+HELD_OUT_FILES = {
+    "adapted": HELD_OUT,
+    "frozen": "held_out-frozen.csv",
+    "adapted_probe": "held_out-probe.csv",
+    "averaged": "held_out-averaged.csv",
+}
 
 
 def write_results(
@@ -30,10 +34,10 @@ def write_results(
 ) -> None:
     """Add metrics without and with adapters to the run, and write the predictions of held-out clips and the plots."""
     draft.metrics.update(_metrics(setup, examples, splits=splits, results=results))
-    logits = torch.from_numpy(join_held_out(splits, [result.head_logits for result in results]))
-    probabilities = logits.softmax(1).numpy().astype(np.float64)
     modalities = tuple(("audio",) for _ in examples.clips)
-    Predictions(examples.clips, classes, probabilities, modalities).write(draft.folder / HELD_OUT)
+    for system, probabilities in held_out_probabilities(splits, results).items():
+        predictions = Predictions(examples.clips, classes, probabilities, modalities)
+        predictions.write(draft.folder / HELD_OUT_FILES[system])
     _plot(draft, setup.blocks.layers)
 
 
@@ -65,9 +69,6 @@ def _plot(draft: RunDraft, layers: tuple[int, ...]) -> None:
 
     metrics = draft.metrics
     title = f"{metrics['method']} on {describe_layers(metrics['layers'])}"
-    losses = {
-        name: (history["label_loss"], [history["start_loss"], *history["development_loss"]], history["best_epoch"])
-        for name, history in metrics["history"].items()
-    }
+    losses = {name: history["label_loss"] for name, history in metrics["history"].items()}
     plot_training_losses(draft.folder / "losses", losses, title)
     plot_adaptation(draft.folder / "layers", list(layers), metrics["probes"], title=title)

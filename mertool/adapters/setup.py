@@ -16,9 +16,9 @@ from mertool.adapters.cross_validation import AdapterSplit
 from mertool.adapters.data import AdaptationData
 from mertool.adapters.inputs import BlockInputs
 from mertool.adapters.masked_prediction import ReconstructionTarget
-from mertool.adapters.model import AdapterModel, ClassificationHead
+from mertool.adapters.model import AdapterModel, ClassificationHead, side_by_side
 from mertool.learning.labelled_clips import IGNORE_INDEX
-from mertool.probing.linear import fit_probes
+from mertool.probing.linear import Probes, fit_probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,10 @@ class AdapterConfig:
         mask_target: Target of the reconstruction (see masked_prediction.py).
         class_weights: `balanced` weights the cross-entropy by inverse class frequency, `none` does not.
         label_smoothing: Of the cross-entropy, from 0 to below 1.
-        epochs: Number of epochs at most.
+        epochs: Number of epochs.
         batch_size: Labelled clips per step, over all processes.
-        learning_rate: Peak of warm-up and cosine decay.
-        weight_decay: Of AdamW.
-        patience: Epochs without a lower development loss before training stops.
+        learning_rate: Of the adapter, after the warm-up.
+        weight_decay: Of the adapter.
         seed: Of initialization, batches and masks.
     """
 
@@ -47,16 +46,15 @@ class AdapterConfig:
     mask_weight: float = 0.1
     mask_target: str = "units"
     class_weights: str = "none"
-    label_smoothing: float = 0.0
-    epochs: int = 30
+    label_smoothing: float = 0.1
+    epochs: int = 6
     batch_size: int = 16
     learning_rate: float = 5e-4
-    weight_decay: float = 1e-4
-    patience: int = 5
+    weight_decay: float = 0.01
     seed: int = 0
 
     def count_steps(self, split: AdapterSplit) -> int:
-        """Return the number of training steps on `split`, if early stopping does not end training before."""
+        """Return the number of training steps on `split`."""
         return self.epochs * -(-len(split.train) // self.batch_size)
 
 
@@ -72,7 +70,8 @@ class AdapterSetup:
         labels: Class index (N,) of each clip: labelled clips first, then those with IGNORE_INDEX.
         reconstruction_frames: Frames (T, M) of each clip that masked frames are reconstructed as; None without masks.
         n_classes: Number of classes.
-        frozen_features: Means over time (W, n, D) of the frozen blocks, for the n labelled clips.
+        frozen_features: Means over time (W, n, D) of the frozen blocks from the first adapted one to the last, for the
+            n labelled clips.
         encoder_parameters: Number of parameters of the whole encoder.
         encoder_layers: Number of blocks of the whole encoder.
         accelerator: Device, precision and processes.
@@ -100,13 +99,17 @@ class AdapterSetup:
         """Rows of the other clips."""
         return np.flatnonzero(self.labels == IGNORE_INDEX)
 
-    def fit_head(self, features: torch.Tensor, rows: np.ndarray) -> ClassificationHead:
+    @property
+    def window_features(self) -> torch.Tensor:
+        """The frozen features of all blocks side by side (n, W D)."""
+        return side_by_side(self.frozen_features)
+
+    def fit_probe(self, features: torch.Tensor, rows: np.ndarray) -> Probes:
         """Fit the linear probe of features (n, D) of the labelled clips on the training rows `rows`."""
         labels = torch.as_tensor(self.labels[: len(features)], device=features.device)
         is_training = torch.zeros(1, len(features), device=features.device)
         is_training[0, rows] = 1
-        probes = fit_probes(features, labels, is_training, n_classes=self.n_classes)
-        return ClassificationHead(probes).to(self.accelerator.device)
+        return fit_probes(features, labels, is_training, n_classes=self.n_classes)
 
 
 def prepare(
@@ -155,16 +158,10 @@ class TrainingHistory:
     Attributes:
         label_loss: Mean cross-entropy of the training clips.
         mask_loss: Mean reconstruction loss of masked frames, 0 without masks.
-        development_loss: Mean cross-entropy of the development clips, unmasked.
-        start_loss: Development loss before the first step.
-        best_epoch: Epoch with the lowest development loss, from 1; 0 if none was lower than `start_loss`.
     """
 
     label_loss: list[float] = field(default_factory=list)
     mask_loss: list[float] = field(default_factory=list)
-    development_loss: list[float] = field(default_factory=list)
-    start_loss: float = float("inf")
-    best_epoch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +173,6 @@ class Adapter:
         model: The blocks of the same encoder, with both heads.
         target: Target of the reconstruction loss; None without masks.
         class_weights: Weight (C,) of each class in the cross-entropy.
-        n_training_clips: Number of labelled clips it is trained on.
         history: Losses by epoch.
     """
 
@@ -184,7 +180,6 @@ class Adapter:
     model: AdapterModel
     target: ReconstructionTarget | None
     class_weights: np.ndarray
-    n_training_clips: int
     history: TrainingHistory = field(default_factory=TrainingHistory)
 
     @property
@@ -202,14 +197,13 @@ def new_adapter(setup: AdapterSetup, split: AdapterSplit) -> Adapter:
     )
     peft_model.to(device)
     target = _fit_target(setup, blocks, split)
-    head = setup.fit_head(setup.frozen_features[-1], split.train)
+    head = ClassificationHead.from_features(setup.window_features[split.train], setup.n_classes)
     reconstruction_head = nn.Linear(setup.inputs.channels, target.size).to(device) if target else None
     return Adapter(
         peft_model=peft_model,
-        model=AdapterModel(blocks, head, reconstruction_head),
+        model=AdapterModel(blocks, head.to(device), reconstruction_head),
         target=target,
         class_weights=_class_weights(setup, split),
-        n_training_clips=len(split.train),
     )
 
 

@@ -30,12 +30,10 @@ from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.significance import adjust_by_holm
 
-EPOCHS = 8
+EPOCHS = 4
 
-
-CONFIG = AdapterConfig(
-    method="bottleneck", size=32, layers=(), mask_weight=0.0, epochs=EPOCHS, patience=EPOCHS
-)  # of every window; layers and seed are added
+# Of every window; layers and seed are added.
+CONFIG = AdapterConfig(method="lora", size=8, layers=(), mask_weight=0.0, epochs=EPOCHS, learning_rate=1e-3)
 
 
 def candidate_windows(n_blocks: int, width: int, *recommended: tuple[int, int]) -> list[tuple[int, int]]:
@@ -88,7 +86,7 @@ def ablate_windows(
     has_audio = np.isin(examples.clips, data.names)
     examples = examples.select(has_audio)
     folds = replace(folds, fold_of=folds.fold_of[has_audio])
-    splits = adapter_splits(examples, folds, seed, final=False)
+    splits = adapter_splits(folds, final=False)
     results = {}
     with progress("injection", "steps") as update:
         training = TrainingProgress(update, total=len(windows) * sum(map(CONFIG.count_steps, splits)))
@@ -134,7 +132,7 @@ def _rank(
             "trainable": results[window][0].n_trainable,
             **scores[window],
             "gain": scorer.compare(
-                join_held_out(splits, [row.frozen_logits[-1] for row in results[window]]), adapted[window]
+                join_held_out(splits, [row.frozen_logits for row in results[window]]), adapted[window]
             ),
             "against_best": scorer.compare(adapted[ranked[0]], adapted[window]),
         }

@@ -25,6 +25,12 @@ from mertool.errors import count_of
 from mertool.features import describe_layers
 from mertool.options.finetune import FinetuneOptions
 
+SYSTEMS = {
+    "frozen": "frozen encoder, linear probe",
+    "adapted": "adapted, with its trained head",
+    "adapted_probe": "adapted, new linear probe",
+    "averaged": "mean of head and frozen probe",
+}
 EXAMPLE = "Example: mertool finetune clips.csv --probe runs/probe -o runs/acoustic --budget 1.6M"
 
 
@@ -83,18 +89,16 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     trainable = f"{metrics['trainable']:,} trainable parameters ({share:.2%})"
     echo(f"{metrics['method']}{size} on {describe_layers(metrics['layers'])}: {trainable}")
     rows = [
-        [name, *(format_score(metrics[key][metric]) for metric in ("waf", "accuracy", "uar"))]
-        for key, name in (("frozen", "frozen encoder, linear probe"), ("adapted", "adapted, with its head"))
+        [
+            name,
+            *(format_score(metrics[key][metric]) for metric in ("waf", "uar")),
+            format_gain(metrics["gains"][key]) if key in metrics["gains"] else "",
+        ]
+        for key, name in SYSTEMS.items()
     ]
-    table(_format_protocol(metrics), ["held-out clips", "weighted F1", "accuracy", "UAR"], rows)
+    table(_format_protocol(metrics), ["held-out clips", "weighted F1", "UAR", "gain in weighted F1"], rows)
     print_probes(metrics["probes"])
-    gain = metrics["gain"]
-    echo(f"gain: {format_gain(gain)} with the head, which is not kept ({format_test(gain)})")
-    histories = metrics["history"].values()
-    unused = sum(history["best_epoch"] == 0 for history in histories)
-    if unused:
-        adapters = count_of(len(histories), "adapter")
-        warn(f"note: {unused} of {adapters} without effect: no epoch was better than the start")
+    echo(f"gains by a {format_test(metrics['gains']['adapted'])}; the head is not kept")
     if metrics["skipped"]:
         warn(f"note: left out for lack of audio: {', '.join(sorted(metrics['skipped']))}")
     if cut := metrics.get("cut"):
@@ -129,7 +133,7 @@ def print_comparison(metrics: dict[str, Any]) -> None:
                 f"{scores['trainable']:,}",
                 f"{scores['share']:.2%}",
                 *(format_score(scores["adapted"][name]) for name in ("waf", "uar")),
-                format_gain(scores["gain"]),
+                format_gain(scores["gains"]["adapted"]),
                 format_gain(scores["against_best"]) if "against_best" in scores else "best",
             ]
         )

@@ -24,6 +24,15 @@ def warmup_cosine(step: int, total_steps: int) -> float:
     return max(decay, MIN_LR_RATIO)
 
 
+def warmup(step: int, warmup_steps: int) -> float:
+    """Return the factor of the peak learning rate in `step` (from 0): linear warm-up, then constant.
+
+    >>> [warmup(step, 4) for step in (0, 1, 3, 100)]
+    [0.25, 0.5, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / warmup_steps)
+
+
 def cosine(step: int, total_steps: int) -> float:
     """Return the factor of the peak learning rate in `step` (from 0): cosine decay to zero, without warm-up.
 

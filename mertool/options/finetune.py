@@ -13,6 +13,7 @@ from mertool.options import shared
 from mertool.options.option import Options, option
 
 METHODS = "adapters.methods"
+DEFAULT_METHOD = "lora"
 MASK_TARGETS = {"units": "k-means clusters", "features": "", "logmel": ""}
 CLASS_WEIGHTS = {"none": "", "balanced": "inverse class frequency"}
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -46,7 +47,7 @@ class FinetuneOptions(Options):
         default_help="that of --probe, else hubert-large-zh",
     )
     method: str = option(
-        "bottleneck", help="PEFT method.", noun="PEFT method", choices=partial(registry.choices, METHODS)
+        DEFAULT_METHOD, help="PEFT method.", noun="PEFT method", choices=partial(registry.choices, METHODS)
     )
     size: int | None = option(
         None,
@@ -71,8 +72,7 @@ class FinetuneOptions(Options):
         affects_result=False,
     )
     folds: int | Path = shared.folds()
-    epochs: int = option(30, help="Most passes over the training clips.", minimum=1, group=TRAINING)
-    patience: int = shared.patience(5)
+    epochs: int = option(6, help="Passes over the training clips.", minimum=1, group=TRAINING)
     batch: int = option(16, help="Labelled clips per step.", minimum=1, group=TRAINING)
     learning_rate: float | None = shared.learning_rate(None, " of the adapters", "the method's own")
     prefix_cache: bool = option(
@@ -80,7 +80,9 @@ class FinetuneOptions(Options):
         help="Start from stored frames below the first adapted block, or run every block each time.",
         group=TRAINING,
     )
-    mask_weight: float = option(0.1, help="Weight of the masked reconstruction, 0 for none.", minimum=0, group=LOSS)
+    mask_weight: float = option(
+        0.0, help="Weight of the masked reconstruction beside the cross-entropy, such as 0.1.", minimum=0, group=LOSS
+    )
     mask_target: str = option(
         "units", help="Target of the reconstruction of masked frames.", choices=MASK_TARGETS, group=LOSS
     )
@@ -96,7 +98,7 @@ class FinetuneOptions(Options):
     )
     class_weights: str = option("none", help="Class weights of the loss.", choices=CLASS_WEIGHTS, group=LOSS)
     label_smoothing: float = option(
-        0.0, help="Share of the label that is spread over all classes.", minimum=0, maximum=0.9, group=LOSS
+        0.1, help="Share of the label that is spread over all classes.", minimum=0, maximum=0.9, group=LOSS
     )
     classes: tuple[str, ...] = shared.classes()
     device: str = shared.device()
@@ -110,7 +112,7 @@ class FinetuneOptions(Options):
         if self.probe is None and self.layers is None:
             yield "which layers? Give --probe RUN (of `mertool probe-layers`) or --layers as 16-21"
         # The default method cannot be told from one that was given; it does no harm here.
-        if self.compare and self.method != "bottleneck":
+        if self.compare and self.method != DEFAULT_METHOD:
             yield "--compare names the methods to train: leave out --method"
         if self.compare and len(set(self.compare)) < max(2, len(self.compare)):
             yield "--compare takes two methods or more, each once, as bottleneck,lora,bitfit"
@@ -118,6 +120,8 @@ class FinetuneOptions(Options):
             yield "--size and --budget both say how large the adapter is: give one of them"
         elif self.size is not None and registry.load(METHODS, "PEFT method", self.method).SIZE is None:
             yield f"--method {self.method} has no size: leave out --size"
-        if self.target_layer is not None and (self.mask_weight == 0 or self.mask_target == "logmel"):
-            why = "--mask-weight 0 masks nothing" if self.mask_weight == 0 else "--mask-target logmel reads no layer"
-            yield f"--target-layer {self.target_layer}: {why}, leave it out"
+        if self.mask_weight == 0 and (self.target_layer is not None or self.mask_target != "units"):
+            given = "--mask-target" if self.target_layer is None else "--target-layer"
+            yield f"{given}: --mask-weight 0 masks nothing, leave {given} out or give a weight such as 0.1"
+        elif self.mask_target == "logmel" and self.target_layer is not None:
+            yield f"--target-layer {self.target_layer}: --mask-target logmel reads no layer, leave it out"

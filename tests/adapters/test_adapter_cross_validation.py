@@ -19,29 +19,25 @@ def make_examples(n_clips, n_speakers):
 
 
 @pytest.mark.parametrize("n_speakers", [0, 12])
-def test_development_clips_are_among_those_outside_the_fold(n_speakers):
+def test_an_adapter_is_trained_on_all_clips_outside_its_fold(n_speakers):
     examples = make_examples(120, n_speakers)
-    splits = adapter_splits(examples, make_folds(examples, 4, 0), 0)
+    folds = make_folds(examples, 4, 0)
+    splits = adapter_splits(folds)
     assert [split.name for split in splits] == ["fold0", "fold1", "fold2", "fold3", "final"]
-    for split in splits:
-        train, development, held_out = (set(rows.tolist()) for rows in (split.train, split.development, split.held_out))
-        assert len(train) + len(development) + len(held_out) == len(train | development | held_out) == 120
-        assert 0.05 < len(development) / (len(train) + len(development)) < 0.25
+    for number, split in enumerate(splits[:4]):
+        assert split.held_out.tolist() == folds.held_out(number).tolist()
+        assert sorted([*split.train, *split.held_out]) == list(range(120))
         if n_speakers:
-            speakers = [{examples.speakers[row] for row in rows} for rows in (train, development, held_out)]
-            assert not (speakers[0] & speakers[1] or speakers[0] & speakers[2] or speakers[1] & speakers[2])
-
-
-def test_too_few_clips_to_divide_are_both_training_and_development():
-    examples = LabelledClips(("a", "b", "c", "d"), np.array([0, 1, 0, 1]), ("s", "s", "t", "t"))
-    splits = adapter_splits(examples, make_folds(examples, 2, 0), 0)
-    assert all(len(split.development) >= 1 for split in splits)
-    assert all(len(set(examples.labels[split.train])) == 2 for split in splits)
+            train, held_out = ({examples.speakers[row] for row in rows} for rows in (split.train, split.held_out))
+            assert not train & held_out
+    assert splits[-1].train.tolist() == list(range(120))
+    assert len(splits[-1].held_out) == 0
+    assert [split.name for split in adapter_splits(folds, final=False)] == ["fold0", "fold1", "fold2", "fold3"]
 
 
 def test_held_out_logits_of_all_folds_are_in_the_order_of_the_clips():
     examples = make_examples(30, 0)
-    splits = adapter_splits(examples, make_folds(examples, 3, 0), 0)
+    splits = adapter_splits(make_folds(examples, 3, 0))
     logits = [split.held_out[:, None].astype(np.float32) for split in splits]
     assert join_held_out(splits, logits)[:, 0].tolist() == list(range(30))
 

@@ -82,14 +82,20 @@ def test_log_mel_follows_the_pitch_and_has_the_frames_of_the_encoder():
 
 def test_the_classification_head_reads_unmasked_clips():
     class IdentityBlocks(torch.nn.Module):
-        last = 3
+        layers, last = (2, 3), 3
 
         def forward(self, inputs, lengths, mask, layers):
-            return {3: inputs if mask is None else inputs.masked_fill(mask[..., None], -1.0)}
+            outputs = inputs if mask is None else inputs.masked_fill(mask[..., None], -1.0)
+            return {layer: layer * outputs for layer in layers}
+
+    class FirstArgument(torch.nn.Module):
+        def forward(self, features, dropout):
+            return features
 
     inputs, lengths = torch.rand(2, 6, 4), torch.tensor([6, 4])
     mask = torch.tensor([[True, True, False, False, False, False], [False, True, False, False, False, False]])
-    model = AdapterModel(IdentityBlocks(), torch.nn.Identity(), torch.nn.Identity())
-    logits, predictions = model(inputs, lengths, torch.tensor([1]), mask)
-    torch.testing.assert_close(logits, inputs[1:, :4].mean(1))
-    assert torch.equal(predictions, torch.full((3, 4), -1.0))
+    model = AdapterModel(IdentityBlocks(), FirstArgument(), torch.nn.Identity())
+    logits, predictions = model(inputs, lengths, labelled=torch.tensor([1]), mask=mask)
+    mean = inputs[1:, :4].mean(1)
+    torch.testing.assert_close(logits, torch.cat([2 * mean, 3 * mean], 1))
+    assert torch.equal(predictions, torch.full((3, 4), -3.0))

@@ -1,4 +1,4 @@
-"""Training of adapters: batches, losses, learning rates, early stopping, and the epoch that is restored."""
+"""Training of adapters: batches, kept frames, losses, learning rates, and the averaged weights."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,15 @@ import torch
 from mertool.adapters import inputs, trainer
 from mertool.adapters.cross_validation import AdapterSplit
 from mertool.adapters.data import AdaptationData
-from mertool.adapters.inputs import epoch_batches
+from mertool.adapters.inputs import DROPPED_BLOCK, DROPPED_SHARE, epoch_batches, kept_frames
+from mertool.adapters.model import ClassificationHead
 from mertool.adapters.setup import AdapterConfig, new_adapter, prepare
 from mertool.errors import MertoolError
 from mertool.learning.accelerator import make_accelerator
 from mertool.learning.labelled_clips import IGNORE_INDEX
 
 N_CLIPS = 16
-SPLIT = AdapterSplit(name="fold0", train=np.arange(8), development=np.arange(8, 12), held_out=np.arange(12, 14))
+SPLIT = AdapterSplit(name="fold0", train=np.arange(12), held_out=np.arange(12, 14))
 LENGTHS = np.random.default_rng(1).integers(5, 50, 40)
 
 
@@ -52,12 +53,6 @@ def make_setup(load_tiny):
 
 def weights(adapter):
     return {name: value.detach().clone() for name, value in adapter.trainable_parameters.items()}
-
-
-def use_development_losses(monkeypatch, losses):
-    """Make the trainer find these losses of the development clips, the first before training."""
-    iterator = iter(losses)
-    monkeypatch.setattr(trainer, "_development_loss", lambda *_: next(iterator))
 
 
 # ---------------------------------------------------------------- batches
@@ -127,48 +122,105 @@ def test_an_unlabelled_clip_has_no_label_loss(make_setup):
     assert losses[0] == 0 < losses[1]
 
 
-def test_the_head_has_a_lower_learning_rate(make_setup):
-    setup = make_setup(learning_rate=0.01)
+def test_the_head_has_its_own_learning_rate_and_weight_decay(make_setup):
+    setup = make_setup(learning_rate=0.01, weight_decay=0.02)
     optimizer = trainer._make_optimizer(new_adapter(setup, SPLIT).trainable_parameters, setup.config)
     adapter_group, head_group = optimizer.param_groups
-    assert (adapter_group["lr"], head_group["lr"]) == (0.01, trainer.MAX_HEAD_LEARNING_RATE)
-    assert [parameter.shape for parameter in head_group["params"]] == [(setup.inputs.channels, 2), (2,)]
+    assert (adapter_group["lr"], adapter_group["weight_decay"]) == (0.01, 0.02)
+    assert (head_group["lr"], head_group["weight_decay"]) == (trainer.HEAD_LEARNING_RATE, trainer.HEAD_WEIGHT_DECAY)
+    # The head reads both blocks side by side.
+    assert [parameter.shape for parameter in head_group["params"]] == [(2 * setup.inputs.channels, 2), (2,)]
+
+
+def test_a_new_head_tells_no_class_from_another(make_setup):
+    setup = make_setup()
+    logits = new_adapter(setup, SPLIT).model.head(setup.window_features)
+    assert logits.shape == (14, 2)
+    assert not logits.any()
+
+
+def test_a_channel_that_does_not_vary_has_no_weight_in_the_head():
+    features = torch.randn(20, 3) + 5
+    features[:, 1] = 1000.1
+    head = ClassificationHead.from_features(features, n_classes=2)
+    assert head.scale[1] == 0
+    standardised = (features - head.mean) * head.scale
+    torch.testing.assert_close(standardised[:, [0, 2]].std(0, correction=0), torch.ones(2))
 
 
 # ---------------------------------------------------------------- training
 
 
 def test_training_lowers_both_losses(make_setup):
-    setup = make_setup(mask_weight=0.5, mask_target="features", epochs=12, learning_rate=0.02, patience=12)
+    setup = make_setup(mask_weight=0.5, mask_target="features", epochs=12, learning_rate=0.02)
     history = trainer.train_adapter(setup, SPLIT, lambda step: None).history
-    assert len(history.label_loss) == len(history.mask_loss) == len(history.development_loss) == 12
+    assert len(history.label_loss) == len(history.mask_loss) == 12
     assert history.label_loss[-1] < history.label_loss[0]
     assert history.mask_loss[-1] < history.mask_loss[0]
 
 
-def test_training_stops_early_and_restores_the_best_epoch(make_setup, monkeypatch):
-    losses = [5.0, 3.0, 4.0, 4.0, 4.0, 1.0]
-    use_development_losses(monkeypatch, [6.0, *losses])
-    setup = make_setup(epochs=6, learning_rate=0.01, patience=3)
+def test_training_keeps_the_average_of_the_weights_after_each_step(make_setup, monkeypatch):
+    setup = make_setup(epochs=4, learning_rate=0.01)
     adapters, after_step = [], []
     make_adapter = trainer.new_adapter
     monkeypatch.setattr(trainer, "new_adapter", lambda *args: adapters.append(make_adapter(*args)) or adapters[-1])
     trained = trainer.train_adapter(setup, SPLIT, lambda step: after_step.append(weights(adapters[0])))
-    assert trained.history.development_loss == losses[:5]
-    assert trained.history.best_epoch == 2
-    # Two steps per epoch: the weights are those after the fourth step.
-    restored = weights(trained)
-    assert all(torch.equal(value, after_step[3][name]) for name, value in restored.items())
-    assert not all(torch.equal(value, after_step[-1][name]) for name, value in restored.items())
+    assert len(after_step) == 4 * 3
+    for name, value in weights(trained).items():
+        # So few steps all weigh the same.
+        mean = torch.stack([step[name] for step in after_step]).mean(0)
+        torch.testing.assert_close(value, mean)
+        assert not torch.equal(value, after_step[-1][name])
 
 
-def test_an_adapter_that_raises_the_development_loss_has_no_effect(make_setup, monkeypatch):
-    use_development_losses(monkeypatch, [1.0, 3.0, 2.0, 4.0])
-    setup = make_setup(epochs=6, learning_rate=0.01, patience=3)
-    adapter = trainer.train_adapter(setup, SPLIT, lambda step: None)
-    history = adapter.history
-    assert (history.best_epoch, history.start_loss, len(history.development_loss)) == (0, 1.0, 3)
-    assert not any(value.any() for name, value in weights(adapter).items() if ".up." in name)
+# ---------------------------------------------------------------- what is drawn
+
+
+def test_a_step_keeps_two_fifths_of_the_frames_in_blocks():
+    frames = kept_frames(200, (0, 1, 2))
+    assert len(frames) == round((1 - DROPPED_SHARE) * 200)
+    blocks = frames.reshape(-1, DROPPED_BLOCK)
+    assert (blocks % DROPPED_BLOCK == np.arange(DROPPED_BLOCK)).all()
+    assert (np.diff(frames) > 0).all()
+    assert kept_frames(200, (0, 1, 2)).tolist() == frames.tolist()
+    assert kept_frames(200, (0, 2, 2)).tolist() != frames.tolist()
+
+
+@pytest.mark.parametrize("n_frames", [1, 3, 5, 9])
+def test_short_clips_keep_at_least_one_frame(n_frames):
+    for seed in range(20):
+        frames = kept_frames(n_frames, (seed,))
+        assert 1 <= len(frames) <= n_frames
+        assert frames.max() < n_frames
+
+
+def test_a_pass_gets_the_kept_frames_and_their_targets(make_setup):
+    setup = make_setup(mask_weight=0.5, mask_target="features")
+    adapter = new_adapter(setup, SPLIT)
+    rows = np.array([3, 0, 14])
+    clips = trainer._load_micro_batch(setup, adapter, rows, epoch=2)
+    kept = [trainer._kept_frames(setup, row, 2) for row in rows]
+    assert clips.lengths.tolist() == [len(frames) for frames in kept]
+    for clip, row, frames in zip(clips.inputs, rows, kept, strict=True):
+        torch.testing.assert_close(clip[: len(frames)], setup.inputs.frames[row][frames])
+    targets = [
+        adapter.target.targets_for(int(row))[frames[mask[: len(frames)].numpy()]]
+        for row, frames, mask in zip(rows, kept, clips.mask, strict=True)
+    ]
+    torch.testing.assert_close(clips.targets, torch.cat(targets))
+    assert clips.labelled.tolist() == [0, 1]
+    assert set(clips.dropout.unique().tolist()) <= {0.0, float(np.float32(1 / (1 - trainer.HEAD_DROPOUT)))}
+
+
+def test_dropout_of_a_clip_depends_on_seed_epoch_and_clip_only(make_setup):
+    setup = make_setup()
+    draws = [trainer._head_dropout(setup, row, epoch) for row in (0, 1) for epoch in (0, 1)]
+    assert len({draw.tobytes() for draw in draws}) == 4
+    assert np.mean([draw == 0 for draw in draws]) == pytest.approx(trainer.HEAD_DROPOUT, abs=0.1)
+    np.testing.assert_array_equal(trainer._head_dropout(setup, 1, 0), draws[2])
+
+
+# ---------------------------------------------------------------- faults and progress
 
 
 def test_a_training_loss_that_is_not_finite_is_an_error(make_setup, monkeypatch):
@@ -177,17 +229,10 @@ def test_a_training_loss_that_is_not_finite_is_an_error(make_setup, monkeypatch)
         trainer.train_adapter(make_setup(), SPLIT, lambda step: None)
 
 
-def test_a_development_loss_that_is_not_finite_is_an_error(make_setup, monkeypatch):
-    use_development_losses(monkeypatch, [9.0, 5.0, float("nan"), 4.0])
-    with pytest.raises(MertoolError, match="the loss became nan in epoch 2"):
-        trainer.train_adapter(make_setup(epochs=3), SPLIT, lambda step: None)
-
-
-def test_progress_counts_the_steps_of_all_trainings(make_setup, monkeypatch):
-    use_development_losses(monkeypatch, [1.0, 2.0])
+def test_progress_counts_the_steps_of_all_trainings(make_setup):
     reported = []
-    progress = trainer.TrainingProgress(lambda done, total: reported.append((done, total)), total=12, finished=4)
-    setup = make_setup(epochs=4, patience=1)
+    progress = trainer.TrainingProgress(lambda done, total: reported.append((done, total)), total=10, finished=4)
+    setup = make_setup(epochs=1)
     trainer.train_adapter(setup, SPLIT, progress.report_step)
-    progress.finish(setup.config.count_steps(SPLIT))  # early stopping saved six of eight steps
-    assert reported == [(5, 12), (6, 12), (12, 12)]
+    progress.finish(setup.config.count_steps(SPLIT))
+    assert reported == [(5, 10), (6, 10), (7, 10), (7, 10)]

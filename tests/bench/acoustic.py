@@ -159,7 +159,7 @@ def collect(runs: dict[str, Path]) -> list[Row]:
     for name, scores in metrics.items():
         share = scores["trainable"] / scores["parameters"]
         extra = {"trainable": scores["trainable"], "share": share, "size": scores["size"], "layers": scores["layers"]}
-        extra["waf_gain_over_frozen"] = scores["gain"]
+        extra["waf_gain_over_frozen"] = scores["gains"]["adapted"]
         probe = json.loads((PLACE / f"probe-{runs[name].name}" / "metrics.json").read_text())
         extra["features"] = probe["layers"][str(layers_of(runs[name])[1])]
         if name != EVERY:

@@ -53,7 +53,7 @@ def add_adapter(
             setattr(config, field, sorted(value))
     # PEFT shortens many names to endings that are unique in this model. Where blocks were removed for training, the
     # same endings would match those blocks in the whole model.
-    config.target_modules = names
+    config.target_modules = sorted(names)
     return peft_model
 
 

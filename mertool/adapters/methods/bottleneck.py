@@ -14,7 +14,7 @@ from mertool.adapters.methods._modules import FEED_FORWARD, SECOND_LINEAR_ALONE
 from mertool.adapters.methods._tuner import ModuleTuner, ReplacementConfig, make_config, output_width, register
 
 SIZE = 64  # default bottleneck width
-RATE = 5e-4  # peak learning rate, as in PEFT-SER (Feng and Narayanan, 2023)
+RATE = 1e-3  # peak learning rate
 # In a block without a feed-forward module, its last layer, which has the same output.
 TARGETS = (FEED_FORWARD, SECOND_LINEAR_ALONE)
 

@@ -1,18 +1,18 @@
-"""LoRA on the feed-forward projections (Hu et al., 2022).
+"""LoRA on queries, values and the feed-forward projections (Hu et al., 2022).
 
-Not on queries and values: WavLM passes the weights of its projections to a fused attention, so a LoRA on them gets no
-gradient.
+WavLM passes the weights of its projections to a fused attention, where a LoRA gets no gradient; there only the
+feed-forward projections have one.
 """
 
 from peft import LoraConfig
 
-from mertool.adapters.methods._modules import FIRST_LINEAR, SECOND_LINEAR
+from mertool.adapters.methods._modules import FIRST_LINEAR, QUERIES, SECOND_LINEAR, VALUES
 
 SIZE = 16  # default rank
-RATE = 5e-4  # peak learning rate
-TARGETS = (*FIRST_LINEAR, *SECOND_LINEAR)
+RATE = 1e-3  # peak learning rate
+TARGETS = (*QUERIES, *VALUES, *FIRST_LINEAR, *SECOND_LINEAR)
 
 
 def config(targets: list[str], size: int) -> LoraConfig:
-    """Return the PEFT configuration of LoRA of rank `size` (alpha twice the rank) on the linear modules `targets`."""
-    return LoraConfig(target_modules=targets, r=size, lora_alpha=2 * size, lora_dropout=0.0)
+    """Return the PEFT configuration of LoRA of rank `size` (and alpha) on the linear modules `targets`."""
+    return LoraConfig(target_modules=targets, r=size, lora_alpha=size, lora_dropout=0.0)

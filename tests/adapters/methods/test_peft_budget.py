@@ -34,7 +34,7 @@ def hubert_large():
         ("bottleneck", 256, 3.15),
         ("bottleneck-parallel", 128, 1.58),
         ("layer-adapters", 128, 1.58),
-        ("lora", 16, 0.98),
+        ("lora", 16, 1.38),
         ("prompt", 16, 0.098),
         ("ia3", None, 0.037),
         ("bitfit", None, 0.061),

@@ -73,9 +73,9 @@ def test_settings_of_where_an_adapter_comes_from_do_not_matter(method, saved, lo
         {"lora_alpha": 1e308},
         {"r": True},
         {"r": -1},
-        {"r": 10**9, "lora_alpha": 2 * 10**9},
+        {"r": 10**9, "lora_alpha": 10**9},
         {"r": "4"},
-        {"r": 5, "lora_alpha": 10},
+        {"r": 5, "lora_alpha": 5},
     ],
 )
 def test_a_configuration_that_no_method_writes_is_refused(settings, saved, refused):
