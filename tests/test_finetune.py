@@ -446,23 +446,8 @@ def test_a_class_of_one_speaker_is_named_before_media_are_read(manifest, invoke,
 def test_a_run_killed_at_any_point_ends_with_the_same_files(leftover, manifest, tiny_encoders, tmp_path):
     """SIGKILL as soon as the cache is begun, and as soon as an adapter is saved; a rerun and an undisturbed run."""
     arguments = ["finetune", manifest(), "--encoder", tiny_encoders["hubert_group"], "--layers", "2-3"]
-    arguments += [
-        "--size",
-        4,
-        "--mask-weight",
-        0.1,
-        "--folds",
-        2,
-        "--epochs",
-        2,
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "-q",
-        "-o",
-        "run",
-    ]
+    arguments += ["--size", 4, "--mask-weight", 0.1, "--folds", 2, "--epochs", 2]
+    arguments += ["--device", "cpu", "--dtype", "float32", "-q", "-o", "run"]
     command = [sys.executable, "-m", "mertool", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment)
@@ -483,23 +468,8 @@ def test_two_processes_train_what_one_does(manifest, tiny_encoders, tmp_path):
     """By torchrun on two CPU processes; batches of five leave one of them with less."""
     source = manifest()
     arguments = ["finetune", source, "--encoder", tiny_encoders["hubert_group"], "--layers", "2-3"]
-    arguments += [
-        "--size",
-        4,
-        "--mask-weight",
-        0.1,
-        "--folds",
-        2,
-        "--epochs",
-        2,
-        "--batch",
-        3,
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--json",
-    ]
+    arguments += ["--size", 4, "--mask-weight", 0.1, "--folds", 2, "--epochs", 2]
+    arguments += ["--batch", 3, "--device", "cpu", "--dtype", "float32", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     results = []
     for processes in (1, 2):

@@ -11,7 +11,7 @@ from mertool.store import FeatureStore
 
 
 @pytest.fixture(scope="module")
-def chain(workspace, tiny_encoders, call, keep_a_trained_epoch, tmp_path_factory):
+def chain(workspace, tiny_encoders, call, tmp_path_factory):
     """The folder of the stores and runs of all stages."""
     folder, manifest = tmp_path_factory.mktemp("whisper"), workspace.manifest
     quick = ["--folds", 2, "-q"]
@@ -19,10 +19,8 @@ def chain(workspace, tiny_encoders, call, keep_a_trained_epoch, tmp_path_factory
     call(*extract, "-o", folder / "audio.h5", "--encoder", tiny_encoders["whisper"])
     probe = ["--seeds", 1, "--no-mlp", "--estimator", "ridge", "--width", 1, "--injection", *quick]
     call("probe-layers", folder / "audio.h5", "-m", manifest, "-o", folder / "probe", *probe)
-    with pytest.MonkeyPatch.context() as patch:
-        keep_a_trained_epoch(patch)
-        adapt = ["--layers", "2-3", "--size", 4, "--epochs", 2, "--learning-rate", 0.02, *quick]
-        call("finetune", manifest, "--probe", folder / "probe", "-o", folder / "acoustic", *adapt)
+    adapt = ["--layers", "2-3", "--size", 4, "--epochs", 4, "--learning-rate", 0.02, *quick]
+    call("finetune", manifest, "--probe", folder / "probe", "-o", folder / "acoustic", *adapt)
     call(*extract, "-o", folder / "acoustic.h5", "--adapter", folder / "acoustic")
     fuse = ["--seeds", 1, "--epochs", 2, "--width", 8, "-q"]
     call("fuse", folder / "acoustic.h5", "-m", manifest, "-o", folder / "fusion", *fuse)

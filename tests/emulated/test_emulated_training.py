@@ -94,7 +94,7 @@ def test_probes(estimator, kind):
 # ---------------------------------------------------------------- adapters
 
 N_CLIPS = 12
-SPLIT = AdapterSplit(name="fold0", train=np.arange(6), development=np.arange(6, 8), held_out=np.arange(8, 10))
+SPLIT = AdapterSplit(name="fold0", train=np.arange(8), held_out=np.arange(8, 10))
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def train(tiny_encoders):
         result = evaluate_adapter(setup, SPLIT, adapter)
         logits = {name: getattr(result, name) for name in ("head_logits", "frozen_logits", "adapted_logits", "cka")}
         offset = measure_mean_offset(setup, SPLIT, adapter).cpu().numpy()
-        losses = {name: getattr(result.history, name) for name in ("label_loss", "mask_loss", "development_loss")}
+        losses = {name: getattr(result.history, name) for name in ("label_loss", "mask_loss")}
         return logits | losses | {"mean_offset": offset, "n_trainable": result.n_trainable}
 
     return run
@@ -161,7 +161,7 @@ def test_bfloat16_by_autocast(method, train):
     with emulate("cuda") as emulation:
         found = train(torch.device("cuda"), torch.bfloat16, method=method, size=4)
         assert emulation.dtypes[torch.bfloat16] > 100
-    for name in ("label_loss", "development_loss", "cka"):
+    for name in ("label_loss", "cka"):
         np.testing.assert_allclose(found[name], expected[name], rtol=0.05, err_msg=name)
 
 
