@@ -248,7 +248,7 @@ def test_finetune_caches_large_frozen_layers(invoke, tiny_encoders, demo_rows, w
     assert sum(np.abs(values).max() > LARGEST for values in frames.values()) == 1
     manifest = write_manifest(tmp_path / "clips.csv", rows.values())
     command = ["finetune", manifest, "-o", tmp_path / "run", "--encoder", tmp_path / "encoder", "--layers", "2-3"]
-    result = invoke(*command, "--size", 4, "--folds", 2, "--epochs", 1)
+    result = invoke(*command, "--size", 4, "--folds", 2, "--epochs", 1, "--mask-weight", 0.1)
     assert result.exit_code == 0, (result.exception, result.stderr)
     assert result.stderr.count(NOTE) == 1
     (cache,) = (tmp_path / "frozen-layers").glob("*.h5")
