@@ -9,7 +9,7 @@ from mertool.files import digest_json
 
 MODALITIES = ("audio", "video", "text")
 STORAGE_DTYPES = ("float16", "float32")
-POOLING_MODES = ("mean", "none")
+POOLING_MODES = ("mean", "mean-std", "none")
 SAMPLE_RATE = 16_000
 MAX_LAYER = 10_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
@@ -25,7 +25,8 @@ class Recipe:
         encoder: Name of the encoder.
         weights: Digest of its weights.
         layers: Transformer blocks, counted from 1; 0 is the embedding, the input of block 1.
-        pool: `mean` (one vector per layer and clip) or `none` (frames are kept).
+        pool: `mean` (one vector per layer and clip), `mean-std` (the mean over time, then the standard deviation: twice
+            the channels) or `none` (frames are kept).
         compute_dtype: Number format of the encoder.
         storage_dtype: Number format of the values of a clip in the store; with float16, a clip that has a value beyond
             its range is kept in float32.

@@ -177,6 +177,6 @@ def _next_command(store: str, source: Path, options: ExtractOptions) -> list[obj
         return ["align", "--audio", "AUDIO_STORE", "--video", options.frames or store, "-o", "runs/visual"]
     if modality == "audio" and options.adapter:
         return ["align", "--audio", store, "--video", "FRAME_STORE", "-o", "runs/visual"]
-    if modality == "audio" and options.pool == "mean":
+    if modality == "audio" and options.pool != "none":
         return ["probe-layers", store, "--manifest", source, "-o", "runs/probe"]
     return ["fuse", store, "OTHER_STORES", "--manifest", source, "-o", "runs/fusion"]

@@ -22,7 +22,9 @@ class FeaturePooling:
     aligner: CrossFittedAligner | None = None
 
     def __call__(self, frames: torch.Tensor, clip_id: str) -> torch.Tensor:
-        """Map frames (L, T, D) of `encoded_layers` to what is stored: (L, D), or with frames kept (L, T, D) or (T, D).
+        """Map frames (L, T, D) of `encoded_layers` to what is stored.
+
+        That is (L, D), or with deviations (L, 2 D), or with frames kept (L, T, D) or (T, D).
 
         With aligners it is (1, C), C being the channels of the acoustic space. `clip_id` decides which one is used.
         """
@@ -36,7 +38,11 @@ class FeaturePooling:
             return aligner.encode_clip(_round_as_stored(frames, self.recipe.storage_dtype))
         if self.recipe.pool == "none":
             return frames[0] if len(frames) == 1 else frames
-        return frames.mean(dim=1)
+        mean = frames.mean(dim=1)
+        if self.recipe.pool == "mean":
+            return mean
+        # Of a single frame, the deviation is 0.
+        return torch.cat([mean, frames.std(dim=1, correction=0)], 1)
 
 
 def _round_as_stored(frames: torch.Tensor, storage_dtype: str) -> torch.Tensor:

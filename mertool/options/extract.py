@@ -12,7 +12,7 @@ from mertool.options.option import Options, option, options_of
 
 EXTRACTED = (*MODALITIES, "faces")  # each is a command; faces are crops, without an encoder
 ENGINES = {"local": "", "ray": "several GPUs or machines, pip install ray"}
-POOLING = dict(zip(POOLING_MODES, ("one vector per clip", "keep frames"), strict=True))
+POOLING = dict(zip(POOLING_MODES, ("one vector per clip", "mean and standard deviation", "keep frames"), strict=True))
 WHISPER_WINDOWS = {"30": "padded to the 30 s it was trained on", "clip": "as long as the clip"}
 DEFAULT_LAYERS = {"audio": "all", "video": "last", "text": "last"}
 
@@ -134,5 +134,5 @@ class ExtractOptions(Options):
             yield f"--device {self.device} with --engine ray: each worker gets a GPU of its own, give cuda"
         if self.frames and self.pool == "none":
             yield "--frames: --pool none keeps frames in the output already; leave out one of the two"
-        if self.aligner and self.pool == "none":
-            yield "an aligner gives one vector per clip: leave out --pool none"
+        if self.aligner and self.pool != "mean":
+            yield f"an aligner gives one vector per clip: leave out --pool {self.pool}"

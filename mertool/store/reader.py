@@ -47,7 +47,7 @@ class FeatureStore:
                 if len(self.index) < len(self.ids):
                     raise ValueError("clip ids are repeated")
                 self.fingerprint = self.recipe.fingerprint
-                self.pooled = self.recipe.pool == "mean"
+                self.pooled = self.recipe.pool != "none"
                 # In memory, because `frames` looks them up for every clip.
                 self._offset, self._length = (
                     np.zeros(0, np.int64) if self.pooled else self._file[name][:] for name in ("offset", "length")

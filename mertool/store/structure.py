@@ -25,7 +25,7 @@ def check_structure(file: h5py.File, recipe: Recipe, *, is_part: bool = False) -
 
     A part has no values if all its clips failed, and needs no offsets.
     """
-    index = {} if recipe.pool == "mean" else FRAME_INDEX
+    index = FRAME_INDEX if recipe.pool == "none" else {}
     names = {"clips", "failures", "values", *index}
     optional = names & {"values", "offset"} if is_part else set()
     _check_names(file, names - optional, optional)
@@ -97,7 +97,7 @@ def _check_values(file: h5py.File, recipe: Recipe, *, n_clips: int) -> None:
     """Raise ValueError unless the values have the axes that the recipe and the table of clips say."""
     values, n_layers = file["values"], len(recipe.layer_axis)
     shape: tuple[int, ...] = getattr(values, "shape", None) or ()
-    layered = recipe.pool == "mean" or n_layers > 1
+    layered = recipe.pool != "none" or n_layers > 1
     # A store without features does not know their shape.
     n_axes = len(shape) if n_clips == 0 else 4 if recipe.modality == "faces" else 3 if layered else 2
     dtypes = valid_dtypes(np.dtype(recipe.storage_dtype))
@@ -108,7 +108,7 @@ def _check_values(file: h5py.File, recipe: Recipe, *, n_clips: int) -> None:
             raise ValueError(f"values have the shape {shape}, but there are no clips")
         return
     expected: tuple[int, ...]
-    if recipe.pool == "mean":
+    if recipe.pool != "none":
         expected = (n_clips, n_layers)
     else:
         n_frames = _count_frames(file)
