@@ -2,7 +2,7 @@
 
 Whisper was trained on windows of 30 s. With the window `30` every window is padded to that length, as transformers
 does, and the frames of the padding are removed from the output. With `clip` the spectrogram ends where the audio ends,
-and the positions of the frames are the first ones of the table: about six times less work for a clip of 4 s. Audio
+and the positions of the frames are the first ones of the table: about fifteen times less work for a clip of 4 s. Audio
 longer than a window is divided into windows in both. Other lengths than 30 s follow the checkpoint.
 
 Layer n is the output of block n, before the layer norm that follows the last block.
