@@ -216,13 +216,15 @@ def test_every_reconstruction_target(target, exact, manifest, finetune):
     assert (result["clips"], result["unlabelled"]) == (7, 1)
     losses = result["history"]["final"]["mask_loss"]
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
-    assert finetune(source, "none", "--mask-weight", 1, "--unlabelled", 0, encoder=encoder)["unlabelled"] == 0
+    assert finetune(source, "none", "--mask-weight", 1, "--unlabelled", 0)["unlabelled"] == 0
 
 
 @pytest.mark.parametrize(("target", "exact"), [("units", ()), ("features", ()), ("logmel", ("--no-prefix-cache",))])
 def test_every_reconstruction_target_of_a_whisper(target, exact, manifest, finetune):
     """Standardized values, of which random heads explain nothing, or as many units as fit the frames of the clips."""
-    losses = finetune(manifest(), "run", "--mask-weight", 1, "--mask-target", target, *exact, encoder="whisper")["history"]["final"]
+    losses = finetune(manifest(), "run", "--mask-weight", 1, "--mask-target", target, *exact, encoder="whisper")[
+        "history"
+    ]["final"]
     at_chance = np.log(6) if target == "units" else 1.0  # 40 frames of each of 7 training clips make 7 units
     assert losses["mask_loss"][0] == pytest.approx(at_chance, rel=0.5)
 
