@@ -2,6 +2,7 @@
 bundle without a modality or in noise."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mertool.errors import MertoolError
+from mertool.errors import MertoolError, MertoolWarning
 from mertool.files import check_writable, write_atomic
 from mertool.interop.labels import is_manifest, label_clips
 from mertool.manifest import EMOTIONS, Clip, Manifest, canonical_label
@@ -25,7 +26,7 @@ class EvaluatedClips:
 
     clips: ids of the N clips.
     labels: class indices (N,).
-    speakers: (N,) where the speakers of all clips are known, else None.
+    speakers: (N,) where the speakers of all clips are known, and are two or more, else None.
     classes: names of the classes.
     """
 
@@ -81,6 +82,7 @@ def evaluate(
     systems = [Predictions.read(path) for path in predictions]
     evaluated, labelled = _select_clips(systems, predictions, manifest)
     probabilities = [_probabilities_of(system, evaluated.clips) for system in systems]
+    n_with_speaker = _count_known_speakers(evaluated, manifest)
     result: dict[str, Any] = {
         "clips": len(evaluated.clips),
         "labelled_without_prediction": labelled - len(evaluated.clips),
@@ -95,7 +97,7 @@ def evaluate(
         first, second = (rows.argmax(1) for rows in probabilities)
         result["paired"] = {"waf": evaluated.gain(first, second)}
         # McNemar's test takes clips to be independent, which those of one speaker are not.
-        if evaluated.speakers is None:
+        if not n_with_speaker:
             result["paired"]["mcnemar"] = mcnemar(evaluated.labels, first, second)
     if options.bundle:
         predicted = dict(zip(evaluated.clips, probabilities[0], strict=True))
@@ -170,6 +172,20 @@ def _select_clips(systems: list[Predictions], paths: list[Path], manifest: Manif
         classes=classes,
     )
     return evaluated, len(labels)
+
+
+def _count_known_speakers(evaluated: EvaluatedClips, manifest: Manifest) -> int:
+    """Return the number of scored clips whose speaker is known; warn if these are some of them only."""
+    speakers = manifest.speakers()
+    count = sum(clip in speakers for clip in evaluated.clips)
+    if 0 < count < len(evaluated.clips):
+        warnings.warn(
+            f"{manifest.source} names the speakers of only {count} of the {len(evaluated.clips)} scored clips, so "
+            "intervals and tests are over clips, and too optimistic if speakers said several: name all speakers",
+            MertoolWarning,
+            stacklevel=3,
+        )
+    return count
 
 
 def _probabilities_of(system: Predictions, clips: list[str]) -> np.ndarray:

@@ -100,7 +100,7 @@ def plot_score_bars(
         axes.axvline(100 * chance, color=GREY, ls="--", label="always the largest class")
         axes.legend(fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel=f"weighted F1, % (bars: {interval})", title=title, xlim=(0, 100))
+    axes.set(xlabel=f"weighted F1, %{_legend_of_bars(values, interval)}", title=title, xlim=(0, 100))
     _save(figure, path)
 
 
@@ -165,7 +165,7 @@ def plot_retrieval_recall(path: Path, scores: dict[str, Any], title: str) -> Non
     chance = [100 * scores["chance"][name] for name in names]
     axes.hlines(chance, places - 0.42, places + 0.42, color=GREY, ls="--", label="chance")
     axes.set_xticks(places, names)
-    axes.set(ylabel="% of the clips (bars: 95 % interval)", title=title, ylim=(0, 100))
+    axes.set(ylabel=f"% of the clips{_legend_of_bars(values)}", title=title, ylim=(0, 100))
     axes.legend(fontsize=8)
     _save(figure, path)
 
@@ -187,7 +187,7 @@ def plot_adaptation(path: Path, layers: list[int], probes: dict[str, Any], *, ti
     for name, colour, shift, style in (("frozen", GREY, -0.06, "s--"), ("adapted", BLUE, 0.06, "o-")):
         values = [tuple(probes[str(layer)][name]["waf"].values()) for layer in layers]
         _draw_curve(axes, np.array(layers) + shift, values, style=style, colour=colour, label=f"probe, {name}")
-    axes.set(ylabel="weighted F1, % (bars: 95 %)", title=title)
+    axes.set(ylabel=f"weighted F1, %{_legend_of_bars(_percent(values))}", title=title)
     axes.legend(fontsize=8)
     cka_axes.plot(layers, [probes[str(layer)]["cka"] for layer in layers], "D-", color=ORANGE, clip_on=False)
     cka_axes.set(xlabel="layer", ylabel="linear CKA", ylim=(0, 1), xlim=(min(layers) - 0.6, max(layers) + 0.6))
@@ -203,6 +203,11 @@ def _title(name: str, text: str) -> str:
 def _percent(scores: Sequence[Sequence[float | None]]) -> np.ndarray:
     """Return scores (N, 3) in per cent; bounds that are None are NaN, of which matplotlib draws no bar."""
     return np.array(scores, float) * 100
+
+
+def _legend_of_bars(values: np.ndarray, interval: str = "95 % interval") -> str:
+    """Return what the bars of values (N, 3) are, for the label of an axis; nothing if there are none."""
+    return f" (bars: {interval})" if np.isfinite(values[:, 1:]).any() else ""
 
 
 def _draw_curve(axes: Any, x: np.ndarray, scores: Sequence[Score], *, style: str, colour: str, label: str) -> None:

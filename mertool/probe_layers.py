@@ -195,12 +195,14 @@ def _ablate_windows(
 
 
 def _adopt_ablation(metrics: dict[str, Any], window: Window | None) -> Window | None:
-    """Return the window that the probes recommend, if any, or the one where an adapter is significantly better."""
+    """Return the window that the probes recommend, if any, or one where an adapter is significantly better."""
     if window is None:
         return None
     best = metrics["injection"][0]
     recommended = next(row for row in metrics["injection"] if row["window"] == [window.first, window.last])
-    if best is recommended or recommended["against_best"]["p"] >= SIGNIFICANCE:
+    # The best of the other windows was chosen by these scores, so its lead is corrected for their number (Bonferroni).
+    n_others = len(metrics["injection"]) - 1
+    if best is recommended or n_others * recommended["against_best"]["p"] >= SIGNIFICANCE:
         return window
     probed = metrics["window"]["layers"]
     reason = f"adapters there score best after a short training; probes score best in {describe_layers(probed)}"

@@ -179,7 +179,7 @@ def test_the_files_it_writes(invoke, truth, tmp_path):
         "metrics-reliability.png",
         "metrics-reliability.svg",
     }
-    assert "100.0 [100.0, 100.0]" in result.stdout
+    assert "100.0 [95.3, 100.0]" in result.stdout
     assert "as worried" in result.stdout
 
 
@@ -239,6 +239,23 @@ def test_two_systems_are_compared_over_speakers(n_speakers, invoke, tmp_path, wr
     told = invoke("evaluate", *paths, "-l", manifest).stdout
     assert f"sign-flip test over {n_speakers} speakers" in told
     assert ("no intervals: they need 5 speakers or more" in told) == (n_speakers == 2)
+
+
+def test_speakers_of_some_clips_are_no_units(invoke, truth, tmp_path, write_manifest):
+    """Clips are not independent either, if some are of one speaker, so McNemar's test is left out."""
+    _, labels = truth
+    clips = [f"c{n}" for n in range(80)]
+    rows = [
+        {"clip": clip, "path": "x", "label": CLASSES[labels[n]], "speaker": f"s{n % 8}" if n < 50 else ""}
+        for n, clip in enumerate(clips)
+    ]
+    manifest = write_manifest(tmp_path / "some.csv", rows)
+    paths = [write_predictions(tmp_path / f"{n}.csv", clips, guesses(labels, 0.5, n)) for n in range(2)]
+    found = evaluate(invoke, *paths, "-l", manifest)
+    assert found["intervals"] == found["paired"]["waf"]["unit"] == "clips"
+    assert "mcnemar" not in found["paired"]
+    told = "names the speakers of only 50 of the 80 scored clips, so intervals and tests are over clips"
+    assert told in invoke("evaluate", *paths, "-l", manifest).stderr
 
 
 @pytest.mark.parametrize("form", ["name,discrete", "file;emotion", "npz"])

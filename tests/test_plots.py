@@ -95,6 +95,38 @@ def test_no_window_is_drawn_where_none_is_recommended(tmp_path):
         assert "window" not in (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
 
 
+NO_INTERVALS = {name: (value, None, None) for name, (value, _, _) in SCORES.items()}
+RECALLS = {f"recall@{k}": {"value": 0.3, "low": None, "high": None} for k in (1, 5, 10)}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: plots.plot_layer_scores(
+            path, [0, 1, 2], NO_INTERVALS, window=(1, 2), chance=NO_INTERVALS, mlp=NO_INTERVALS, interval="no intervals"
+        ),
+        lambda path: plots.plot_score_bars(path, NO_INTERVALS, title="Fusion"),
+        lambda path: plots.plot_retrieval_recall(
+            path,
+            {"video_to_audio": RECALLS, "audio_to_video": RECALLS, "chance": dict.fromkeys(RECALLS, 0.1)},
+            "8 clips",
+        ),
+        lambda path: plots.plot_adaptation(
+            path,
+            [3],
+            {"3": {name: {"waf": RECALLS["recall@1"]} for name in ("frozen", "adapted")} | {"cka": 0.9}},
+            title="",
+        ),
+    ],
+    ids=["layers", "scores", "recall", "adapters"],
+)
+def test_scores_without_intervals_have_no_bars(draw, tmp_path, recwarn):
+    draw(tmp_path / "picture")
+    drawing = (tmp_path / "picture.svg").read_text(encoding="utf-8")
+    assert "95 %" not in drawing
+    assert not recwarn.list
+
+
 def test_no_figure_stays_open(tmp_path):
     DRAWN["loss"][0](tmp_path / "loss.png")
     assert plots.plt.get_fignums() == []

@@ -7,6 +7,8 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.manifest import EMOTIONS
+from mertool.probe_layers import _adopt_ablation
+from mertool.probing.window import Window
 
 SMALL = ("--folds", 3, "--seeds", 2)
 
@@ -370,6 +372,19 @@ def test_injection_ranks_windows_beside_the_read_out(workspace, audio_store, inv
     assert scores == sorted(scores, reverse=True)
     assert len({one["trainable"] for one in ranking}) == 1
     assert json.loads((tmp_path / "run" / "run.json").read_text())["window"] in [list(one) for one in found]
+
+
+@pytest.mark.parametrize(("n_windows", "adopted"), [(3, True), (4, False)])
+def test_an_ablated_window_overrules_the_probes_only_where_its_lead_stands_for_the_number_of_windows(
+    n_windows, adopted
+):
+    rows = [
+        {"layers": f"{2 * n - 1}-{2 * n}", "window": [2 * n - 1, 2 * n], "against_best": {"p": 0.02}}
+        for n in range(1, n_windows + 1)
+    ]
+    metrics = {"injection": rows, "window": {"layers": "3-4", "reason": ""}}
+    window = _adopt_ablation(metrics, Window(3, 4, ""))
+    assert (window.first, window.last) == ((1, 2) if adopted else (3, 4))
 
 
 def test_injection_needs_a_speech_encoder(workspace, video_store, invoke, tmp_path):

@@ -40,9 +40,15 @@ def test_an_interval_is_the_jackknife_over_units(by_speaker):
     error = np.sqrt((count - 1) / count * np.square(left_out - left_out.mean()).sum())
     quantile = stats.t.ppf(0.975, sizes.sum() ** 2 / np.square(sizes).sum() - 1)
     interval = score(labels, predicted, 6, groups=speakers if by_speaker else None)["waf"]
-    assert interval.value == pytest.approx(waf(labels, predicted))
-    assert interval.low == pytest.approx(interval.value - quantile * error)
-    assert interval.high == pytest.approx(interval.value + quantile * error)
+    value = waf(labels, predicted)
+    assert interval.value == pytest.approx(value)
+    n_effective = value * (1 - value) / error**2
+    # Wilson's bounds are the shares from which the value is `quantile` standard errors away.
+    for bound in (interval.low, interval.high):
+        assert abs(value - bound) == pytest.approx(quantile * np.sqrt(bound * (1 - bound) / n_effective))
+    assert interval.low < value < interval.high
+    gain = paired_test(labels, (labels + 1) % 6, predicted, n_classes=6, groups=speakers if by_speaker else None)
+    assert (gain["low"], gain["high"]) == pytest.approx((value - quantile * error, value + quantile * error))
 
 
 @pytest.mark.parametrize("n_speakers", [2, 4, 5, 8])
@@ -123,11 +129,35 @@ def test_clips_alone_agree_with_mcnemar():
     assert paired_test(labels, first, second, n_classes=2)["p"] == pytest.approx(exact["p"], abs=0.02)
 
 
-def test_bounds_of_a_score_stay_between_0_and_1():
-    labels = np.arange(60) % 2
-    predicted = np.where(np.arange(60) == 3, 0, labels)
-    interval = score(labels, predicted, 2)["accuracy"]
-    assert interval.high == 1.0 > interval.value > interval.low > 0.9
+def accuracy_interval(n_right, n_clips):
+    labels = np.zeros(n_clips, np.int64)
+    return score(labels, (np.arange(n_clips) >= n_right).astype(np.int64), 2)["accuracy"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 0.97])
+@pytest.mark.parametrize("n_clips", [20, 60])
+def test_coverage_over_few_clips(n_clips, share):
+    """Summed over all numbers of right clips; plus and minus t standard errors cover 48 % for 20 clips at 0.97."""
+    intervals = [accuracy_interval(n_right, n_clips) for n_right in range(n_clips + 1)]
+    holds = np.array([interval.low <= share <= interval.high for interval in intervals])
+    assert stats.binom.pmf(np.arange(n_clips + 1), n_clips, share) @ holds >= 0.93
+
+
+@pytest.mark.parametrize(("n_right", "n_clips"), [(300, 400), (399, 400), (400, 400), (0, 400)])
+def test_an_interval_of_accuracy_over_clips_is_that_of_wilson(n_right, n_clips):
+    found = accuracy_interval(n_right, n_clips)
+    expected = stats.binomtest(n_right, n_clips).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=5e-4)
+
+
+@pytest.mark.parametrize("n_speakers", [5, 20])
+def test_a_perfect_score_has_an_interval_of_as_many_clips_as_speakers(n_speakers):
+    labels = np.arange(600) % 6
+    found = score(labels, labels, 6, groups=np.arange(600) % n_speakers)
+    quantile = stats.t.ppf(0.975, n_speakers - 1)
+    for interval in found.values():
+        assert (interval.value, interval.high) == (1.0, 1.0)
+        assert interval.low == pytest.approx(1 / (1 + quantile**2 / n_speakers))
 
 
 def test_holm_is_that_of_the_definition():
@@ -145,21 +175,15 @@ def test_an_interval_holds_the_value_and_narrows_with_more_clips():
     assert widths[1] < widths[0] / 2
 
 
-def test_an_interval_of_accuracy_is_about_the_binomial_one():
-    truth = np.zeros(400, int)
-    guess = (np.arange(400) % 4 == 0).astype(int)  # 75 % right
-    found = score(truth, guess, 2)["accuracy"]
-    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
-    assert (found.low, found.high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.01)
-
-
 def test_speakers_that_differ_widen_the_interval():
     """Ten speakers who are all right or all wrong: ten units, not four hundred."""
     groups = np.arange(400) // 40
     truth, guess = np.zeros(400, int), (groups % 2)
     by_clip, by_speaker = (score(truth, guess, 2, groups=given)["accuracy"] for given in (None, groups))
     assert by_clip.value == by_speaker.value == 0.5
-    half = stats.t.ppf(0.975, 9) * np.sqrt(0.25 / 9)
+    # Wilson's interval of a half among nine clips: the jackknife divides by one less than the number of speakers.
+    quantile = stats.t.ppf(0.975, 9)
+    half = quantile / 2 / np.sqrt(9 + quantile**2)
     assert (by_speaker.low, by_speaker.high) == pytest.approx((0.5 - half, 0.5 + half))
     assert by_speaker.high - by_speaker.low > 4 * (by_clip.high - by_clip.low)
 

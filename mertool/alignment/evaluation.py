@@ -11,7 +11,7 @@ from mertool.learning.cka import linear_cka
 from mertool.learning.folds import Folds, make_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.probing.linear import cross_validate
-from mertool.significance import Units, paired_test, score_json, within_unit_range
+from mertool.significance import Units, paired_test, score_json
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("video_to_audio", "audio_to_video")
@@ -133,7 +133,7 @@ def _rank_scores(ranks: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]
         cumulative = counts[..., 0, :].cumsum(-1)
         return cumulative[..., :-1] / cumulative[..., -1:]
 
-    intervals = units.intervals(recalls)
-    scores = {f"recall@{k}": within_unit_range(row).to_json() for k, row in zip(RECALL_AT, intervals, strict=True)}
+    intervals = units.score_intervals(recalls)
+    scores = {f"recall@{k}": interval.to_json() for k, interval in zip(RECALL_AT, intervals, strict=True)}
     # No interval: the jackknife does not hold for medians.
     return {**scores, "median_rank": float(np.median(ranks))}

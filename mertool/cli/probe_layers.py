@@ -125,10 +125,11 @@ def print_window(window: dict[str, Any], nested: bool) -> None:
 
 def print_no_window(best: dict[str, Any]) -> None:
     """Say that no layer is above chance."""
+    lower_bound = "" if best["lower_bound"] is None else f", lower end of its interval {100 * best['lower_bound']:.1f}"
     shuffled = f"the best layer on shuffled labels has {100 * best['best_shuffled']:.1f}"
     warn(
         f"note: no window is recommended: the best layer, {best['layer']}, is not above chance (weighted F1 "
-        f"{format_score(best['waf'])}; {shuffled}). More clips, or another encoder, may help"
+        f"{100 * best['waf']['value']:.1f}{lower_bound}; {shuffled}). More clips, or another encoder, may help"
     )
 
 

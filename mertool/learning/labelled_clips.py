@@ -15,8 +15,8 @@ IGNORE_INDEX = -100  # label of a clip that is not learned from: the default `ig
 class LabelledClips:
     """N clips with a label, sorted by clip id.
 
-    Folds, permuted labels, batches and bootstrap draws are drawn for rows. As rows are sorted, they do not depend on
-    the order of the manifest.
+    Folds, permuted labels, batches and random exchanges of predictions are drawn for rows. As rows are sorted, they do
+    not depend on the order of the manifest.
 
     Attributes:
         clips: Clip ids.

@@ -109,6 +109,7 @@ def _compare_with_chance(by_layer: Scores, results: ProbeResults, labels: np.nda
     return {
         "layer": int(best),
         "waf": blocks[best],
+        "lower_bound": lower_bound,
         "best_shuffled": shuffled,
         "above_chance": lower_bound is not None and lower_bound > shuffled,
     }

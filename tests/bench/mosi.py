@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from report import ROOT, Row, publish, say
 
+from mertool.cli.console import format_score
 from mertool.fusion.cross_validation import EnsembleConfig, train_ensemble
 from mertool.fusion.ensemble_weights import fold_logits
 from mertool.fusion.hyperparameters import Trial
@@ -68,7 +69,7 @@ def main() -> None:
             # Of the first seed's predictions: a paired test takes two systems, not ten.
             fields["gain_over_text"] = paired_test(truth, guesses["text"][0], test[0], n_classes=2, groups=videos)
         rows.append(Row(f"mosi/{name}", float(each.mean()), "accuracy", baseline, fields))
-        say(f"{name}: test {scores['accuracy']}, deviation {100 * each.std(ddof=1):.1f}")
+        say(f"{name}: test {format_score(scores['accuracy'].to_json())}, deviation {100 * each.std(ddof=1):.1f}")
     publish(rows, options.output, f"CMU-MOSI, binary accuracy, {options.seeds} seeds")
     show(rows)
 

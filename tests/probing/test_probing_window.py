@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 
 from mertool.learning.folds import Folds
 from mertool.probing.window import choose_window, choose_window_by_predictions, predict_by_windows
-from mertool.significance import difference_errors
+from mertool.significance import difference_errors, score
 
 
 def test_a_given_width():
@@ -47,6 +47,24 @@ def test_easy_and_hard_speakers_do_not_widen_the_window(spread, with_speakers):
     groups = speakers if with_speakers else None
     window = choose_window_by_predictions(range(7), labels, predicted, n_classes=4, width=None, groups=groups)
     assert 3 <= window.first <= window.last <= 5
+
+
+def test_what_shifts_all_layers_alike_leaves_the_window_as_it_is():
+    """Each speaker says as many more clips, which all layers get right or wrong: half of them each, or all of them."""
+    labels, speakers, predicted = draw_predictions(0.0)
+    more_labels, more_speakers = np.tile(np.arange(4), 120), np.repeat(np.arange(12), 40)
+    all_labels, groups = np.concatenate([labels, more_labels]), np.concatenate([speakers, more_speakers])
+    windows, errors, widths = [], [], []
+    for is_right in (np.arange(480) // 4 % 2 == 0, more_speakers % 2 == 0):
+        more = np.where(is_right, more_labels, (more_labels + 1) % 4)
+        both = np.concatenate([predicted, np.broadcast_to(more, (1, 7, 480))], axis=2)
+        windows.append(choose_window_by_predictions(range(7), all_labels, both, n_classes=4, width=None, groups=groups))
+        errors.append(difference_errors(all_labels, both, 4, n_classes=4, groups=groups))
+        interval = score(all_labels, both[0, 4], 4, groups=groups)["waf"]
+        widths.append(interval.high - interval.low)
+    assert windows[0] == windows[1]
+    assert errors[1] == pytest.approx(errors[0], rel=0.2)
+    assert widths[1] > 4 * widths[0]
 
 
 @pytest.mark.parametrize("n_speakers", [12, 3])
