@@ -103,7 +103,8 @@ def main() -> None:
         for count in (5, 6, 10, 16, 24)
     }
     high = 100 * true_scores(GAIN, HIGH_EASE)[0]["uar"]
-    columns = ["rejected at 5 %", *(f"{name} covered" for name in ("WAF", "UAR", "difference", f"UAR of {high:.0f} %"))]
+    covered = (f"{name} covered, %" for name in ("WAF", "UAR", "difference", f"UAR of {high:.0f} %"))
+    columns = ["rejected at 5 %, %", *covered]
     print(f"| speakers | {' | '.join(columns)} |")
     print("|---|" + "---|" * len(columns))
     for count, row in rows.items():
