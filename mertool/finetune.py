@@ -23,6 +23,7 @@ from mertool.adapters.data import (
     sample_unlabelled,
 )
 from mertool.adapters.finished import ADAPTERS, FinishedAdapters
+from mertool.adapters.layer_probes import FrozenProbes
 from mertool.adapters.method_comparison import compare_runs, plot_comparison
 from mertool.adapters.probed_layers import read_probe
 from mertool.adapters.reporting import write_results
@@ -115,7 +116,7 @@ def finetune(
     accelerator.wait_for_everyone()
     n_finished = sum(finished.load(split.name) is not None for split in labelled.splits)
     title = f"adapters ({n_finished} of {len(labelled.splits)} were trained before)" if n_finished else "adapters"
-    results = []
+    results, frozen_probes = [], FrozenProbes.fit(setup, labelled.splits)
     with progress(title, "steps") as update:
         training = TrainingProgress(update, total=sum(map(setup.config.count_steps, labelled.splits)))
         for split in labelled.splits:
@@ -124,7 +125,7 @@ def finetune(
             accelerator.wait_for_everyone()
             if result is None:
                 adapter = train_adapter(setup, split, training.report_step)
-                result = finished.save(setup, split, adapter)
+                result = finished.save(setup, split, adapter, frozen_probes)
             training.finish(setup.config.count_steps(split))
             results.append(result)
     if accelerator.is_main_process:

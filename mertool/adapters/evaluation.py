@@ -10,6 +10,7 @@ import torch
 from mertool.adapters import methods as peft_methods
 from mertool.adapters.blocks import AdaptableBlocks
 from mertool.adapters.cross_validation import AdapterSplit, join_held_out
+from mertool.adapters.layer_probes import FrozenProbes
 from mertool.adapters.model import side_by_side
 from mertool.adapters.setup import Adapter, AdapterSetup, TrainingHistory
 from mertool.encoders.hidden_states import truncate_after
@@ -30,7 +31,8 @@ class AdapterResult:
 
     Attributes:
         head_logits: Logits (H, C) of the trained classification head.
-        frozen_logits: Logits (H, C) of a linear probe of all W blocks side by side, without the adapter.
+        frozen_logits: Logits (H, C) of a linear probe of all W blocks side by side, without the adapter; for the
+            penalties of the probes see layer_probes.py.
         adapted_logits: The same with the adapter.
         frozen_layer_logits: Logits (W, H, C) of a linear probe of each block, without the adapter.
         adapted_layer_logits: The same with the adapter.
@@ -49,36 +51,28 @@ class AdapterResult:
     n_trainable: int
 
 
-def evaluate_adapter(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> AdapterResult:
+def evaluate_adapter(
+    setup: AdapterSetup, split: AdapterSplit, adapter: Adapter, frozen_probes: FrozenProbes
+) -> AdapterResult:
     """Apply the trained head, and linear probes with and without the adapter, to the held-out clips."""
     blocks = adapter.model.blocks
-    adapted_features = setup.inputs.mean_pool(blocks, setup.labelled_rows, blocks.layers)
-    frozen_logits, adapted_logits, cka = [], [], []
-    for frozen, adapted in zip(setup.frozen_features, adapted_features, strict=True):
-        frozen_logits.append(_probe_logits(setup, split, frozen))
-        adapted_logits.append(_probe_logits(setup, split, adapted))
-        # On held-out clips: on training clips any adapter changes the features more.
-        pair = frozen[split.held_out], adapted[split.held_out]
-        cka.append(linear_cka(*pair) if len(split.held_out) > 1 else float("nan"))
-    window = side_by_side(adapted_features)
+    adapted = setup.inputs.mean_pool(blocks, setup.labelled_rows, blocks.layers)
+    frozen_layer_logits, adapted_layer_logits = frozen_probes.layer_logits(split, adapted)
+    frozen_logits, adapted_logits = frozen_probes.window_logits(split, adapted)
     with torch.no_grad():
-        head_logits = adapter.model.head(window[split.held_out]).cpu().numpy()
+        head_logits = adapter.model.head(side_by_side(adapted)[split.held_out]).cpu().numpy()
+    # On held-out clips: on training clips any adapter changes the features more.
+    pairs = zip(setup.frozen_features[:, split.held_out], adapted[:, split.held_out], strict=True)
     return AdapterResult(
         head_logits=head_logits,
-        frozen_logits=_probe_logits(setup, split, setup.window_features),
-        adapted_logits=_probe_logits(setup, split, window),
-        frozen_layer_logits=np.stack(frozen_logits),
-        adapted_layer_logits=np.stack(adapted_logits),
-        cka=np.array(cka),
+        frozen_logits=frozen_logits,
+        adapted_logits=adapted_logits,
+        frozen_layer_logits=frozen_layer_logits,
+        adapted_layer_logits=adapted_layer_logits,
+        cka=np.array([linear_cka(*pair) if len(split.held_out) > 1 else float("nan") for pair in pairs]),
         history=adapter.history,
         n_trainable=peft_methods.count_trainable(adapter.peft_model),
     )
-
-
-def _probe_logits(setup: AdapterSetup, split: AdapterSplit, features: torch.Tensor) -> np.ndarray:
-    """Return logits (H, C) of the held-out clips by a linear probe of features (n, D) fitted on the training clips."""
-    probe = setup.fit_probe(features, split.train)
-    return probe.logits(features[split.held_out])[0].cpu().numpy()
 
 
 def measure_mean_offset(setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from mertool.adapters import methods as peft_methods
 from mertool.adapters.cross_validation import AdapterSplit
 from mertool.adapters.evaluation import AdapterResult, evaluate_adapter, measure_mean_offset
+from mertool.adapters.layer_probes import FrozenProbes
 from mertool.adapters.setup import Adapter, AdapterSetup, TrainingHistory
 from mertool.files import make_folder, write_atomic
 from mertool.learning.checkpoint import Checkpoint
@@ -66,10 +67,12 @@ class FinishedAdapters:
         history = TrainingHistory(**metadata["history"])
         return AdapterResult(**arrays, history=history, n_trainable=metadata["n_trainable"])
 
-    def save(self, setup: AdapterSetup, split: AdapterSplit, adapter: Adapter) -> AdapterResult:
+    def save(
+        self, setup: AdapterSetup, split: AdapterSplit, adapter: Adapter, frozen_probes: FrozenProbes
+    ) -> AdapterResult:
         """Evaluate a trained adapter and keep both. The result is written last: without it no adapter is finished."""
         offset = measure_mean_offset(setup, split, adapter)
-        result = evaluate_adapter(setup, split, adapter)
+        result = evaluate_adapter(setup, split, adapter, frozen_probes)
         if self.is_writer:
             # A run killed right here may have left the adapter, but no result of it.
             shutil.rmtree(self.adapters / split.name, ignore_errors=True)

@@ -18,7 +18,6 @@ from mertool.adapters.inputs import BlockInputs
 from mertool.adapters.masked_prediction import ReconstructionTarget
 from mertool.adapters.model import AdapterModel, ClassificationHead, side_by_side
 from mertool.learning.labelled_clips import IGNORE_INDEX
-from mertool.probing.linear import Probes, fit_probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +102,6 @@ class AdapterSetup:
     def window_features(self) -> torch.Tensor:
         """The frozen features of all blocks side by side (n, W D)."""
         return side_by_side(self.frozen_features)
-
-    def fit_probe(self, features: torch.Tensor, rows: np.ndarray) -> Probes:
-        """Fit the linear probe of features (n, D) of the labelled clips on the training rows `rows`."""
-        labels = torch.as_tensor(self.labels[: len(features)], device=features.device)
-        is_training = torch.zeros(1, len(features), device=features.device)
-        is_training[0, rows] = 1
-        return fit_probes(features, labels, is_training, n_classes=self.n_classes)
 
 
 def prepare(
@@ -220,8 +212,10 @@ def _fit_target(setup: AdapterSetup, blocks: AdaptableBlocks, split: AdapterSpli
 
 
 def _class_weights(setup: AdapterSetup, split: AdapterSplit) -> np.ndarray:
-    """Return the weight (C,) of each class, on average 1 over the training clips."""
+    """Return the weight (C,) of each class, on average 1 over the training clips, and 0 for a class without any."""
     if setup.config.class_weights == "none":
         return np.ones(setup.n_classes)
     counts = np.bincount(setup.labels[split.train], minlength=setup.n_classes)
-    return len(split.train) / np.maximum(counts, 1) / np.count_nonzero(counts)
+    # Label smoothing has a share of every class in the loss, so an absent class must not have a large weight.
+    inverse = np.divide(len(split.train), counts, out=np.zeros(setup.n_classes), where=counts > 0)
+    return inverse / np.count_nonzero(counts)

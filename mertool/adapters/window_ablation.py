@@ -17,6 +17,7 @@ from mertool import encoders
 from mertool.adapters.cross_validation import AdapterSplit, adapter_splits, join_held_out
 from mertool.adapters.data import AdaptationDataSpec, read_adaptation_data
 from mertool.adapters.evaluation import AdapterResult, HeldOutScorer, evaluate_adapter
+from mertool.adapters.layer_probes import FrozenProbes
 from mertool.adapters.setup import AdapterConfig, AdapterSetup, prepare
 from mertool.adapters.trainer import TrainingProgress, train_adapter
 from mertool.devices import resolve_device, resolve_dtype
@@ -110,10 +111,10 @@ def _train_splits(
     setup: AdapterSetup, splits: Sequence[AdapterSplit], progress: TrainingProgress
 ) -> list[AdapterResult]:
     """Train and evaluate one adapter per split; none is saved."""
-    results = []
+    results, frozen_probes = [], FrozenProbes.fit(setup, splits)
     for split in splits:
         adapter = train_adapter(setup, split, progress.report_step)
-        results.append(evaluate_adapter(setup, split, adapter))
+        results.append(evaluate_adapter(setup, split, adapter, frozen_probes))
         progress.finish(setup.config.count_steps(split))
     return results
 

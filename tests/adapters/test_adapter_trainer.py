@@ -1,5 +1,7 @@
 """Training of adapters: batches, kept frames, losses, learning rates, and the averaged weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -236,3 +238,12 @@ def test_progress_counts_the_steps_of_all_trainings(make_setup):
     trainer.train_adapter(setup, SPLIT, progress.report_step)
     progress.finish(setup.config.count_steps(SPLIT))
     assert reported == [(5, 10), (6, 10), (7, 10), (7, 10)]
+
+
+def test_a_class_without_training_clips_has_no_weight(make_setup):
+    """Label smoothing has a share of it in the loss of every clip, so a large weight would dominate the loss."""
+    setup = replace(make_setup(class_weights="balanced"), n_classes=3)
+    setup.labels[:12] = 0
+    setup.labels[:3] = 1
+    adapter = new_adapter(setup, SPLIT)
+    np.testing.assert_allclose(adapter.class_weights, [12 / 9 / 2, 12 / 3 / 2, 0])

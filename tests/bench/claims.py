@@ -217,6 +217,7 @@ def measure_rates(encoder: str, method: str, options: argparse.Namespace) -> dic
     from mertool.adapters.cross_validation import AdapterSplit
     from mertool.adapters.data import AdaptationDataSpec, read_adaptation_data
     from mertool.adapters.evaluation import evaluate_adapter
+    from mertool.adapters.layer_probes import FrozenProbes
     from mertool.adapters.setup import AdapterConfig, prepare
     from mertool.adapters.trainer import train_adapter
     from mertool.devices import resolve_device, resolve_dtype
@@ -264,7 +265,8 @@ def measure_rates(encoder: str, method: str, options: argparse.Namespace) -> dic
             rows = np.flatnonzero(np.isin(actors, training) & ~is_held_out)
             split = AdapterSplit(name="rate", train=rows, held_out=np.flatnonzero(is_held_out))
             adapter = train_adapter(setup, split, lambda step: None)
-            guesses = evaluate_adapter(setup, split, adapter).head_logits.argmax(1)
+            probes = FrozenProbes.fit(setup, [split])
+            guesses = evaluate_adapter(setup, split, adapter, probes).head_logits.argmax(1)
             found.setdefault(f"{rate:g}", []).append(unweighted_accuracy(labels[split.held_out], guesses))
     return {"ua": found, "actors": development, "size": size}
 

@@ -15,6 +15,7 @@ from mertool.adapters import methods as peft_methods
 from mertool.adapters.cross_validation import AdapterSplit
 from mertool.adapters.data import AdaptationData
 from mertool.adapters.evaluation import evaluate_adapter, measure_mean_offset
+from mertool.adapters.layer_probes import FrozenProbes
 from mertool.adapters.setup import AdapterConfig, prepare
 from mertool.adapters.trainer import train_adapter
 from mertool.alignment import losses, trainer
@@ -126,7 +127,7 @@ def train(tiny_encoders):
             accelerator=make_accelerator(device, dtype),
         )
         adapter = train_adapter(setup, SPLIT, lambda step: None)
-        result = evaluate_adapter(setup, SPLIT, adapter)
+        result = evaluate_adapter(setup, SPLIT, adapter, FrozenProbes.fit(setup, [SPLIT]))
         logits = {name: getattr(result, name) for name in ("head_logits", "frozen_logits", "adapted_logits", "cka")}
         offset = measure_mean_offset(setup, SPLIT, adapter).cpu().numpy()
         losses = {name: getattr(result.history, name) for name in ("label_loss", "mask_loss")}
