@@ -8,7 +8,7 @@ labelled clip is encoded by an aligner that was trained on it (`mertool/alignmen
 
 import glob
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,16 @@ def align(
                     examples, folds = labelled
                     metrics["probe"] = _probe(aligners, video_store, examples=examples, folds=folds, options=options)
                     metrics["probe"]["aligners"] = len(aligners.folds)
-                _write_run(output, aligners, metrics, key=key, data=data, audio_store=audio_store, options=options)
+                _write_run(
+                    output,
+                    aligners,
+                    metrics,
+                    key=key,
+                    data=data,
+                    audio_store=audio_store,
+                    labelled_clips=labelled[0].clips if labelled else (),
+                    options=options,
+                )
                 for checkpoint in checkpoints.values():
                     checkpoint.remove()
         accelerator.wait_for_everyone()  # the other processes read the run that the main one has written
@@ -293,11 +302,13 @@ def _write_run(
     key: str,
     data: AlignmentData,
     audio_store: FeatureStore,
+    labelled_clips: Sequence[str],
     options: AlignOptions,
 ) -> None:
     """Put the run in place: weights, metrics, plots, and the clips that were not trained on."""
     video_store = data.stream.store
     clips = [video_store.ids[row] for row in data.stream.store_rows]
+    without_audio = [clip for clip in labelled_clips if clip not in audio_store.index]
     facts = {
         "seed": options.seed,
         "audio": audio_store.recipe.to_json(),
@@ -305,7 +316,7 @@ def _write_run(
         "origin": video_store.provenance,
         "sizes": aligners.final.sizes,
         "aligner_of_clip": dict(aligners.aligner_of_clip),
-        "held_out_clips": [clips[row] for row in data.split.held_out],
+        "held_out_clips": [*(clips[row] for row in data.split.held_out), *without_audio],
         "development_clips": [clips[row] for row in data.split.development],
     }
     with new_run(output, "align", key=key, options=asdict(options), **facts) as draft:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mertool.encoders.aligner import CrossFittedAligner
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction.batching import BatchBudget
 from mertool.extraction.clip_encoder import ClipEncoder
@@ -138,7 +139,7 @@ def test_an_aligner_gets_frames_as_a_frame_store_holds_them(storage, value):
 
     recipe = replace(make_recipe((0,)), aligner="a", storage_dtype=storage)
     frames = torch.tensor([[[value, 0.1], [1.0, 2.0]]])
-    FeaturePooling(recipe, (0,), Recorder())(frames)
+    FeaturePooling(recipe, (0,), CrossFittedAligner(final=Recorder()))(frames, "c0")
     np.testing.assert_array_equal(seen[0].numpy(), as_stored(frames.numpy(), np.dtype(storage)))
     assert (seen[0][0, 0, 1] == np.float32(0.1)) == (storage == "float32" or value > 65_504)
 
@@ -215,7 +216,7 @@ def test_frames_of_several_layers_and_of_one(tmp_path):
 
 def test_pooling_is_the_mean_over_time():
     frames = torch.arange(12.0).view(2, 3, 2)
-    np.testing.assert_allclose(FeaturePooling(make_recipe(), (0, 1))(frames), [[2, 3], [8, 9]])
+    np.testing.assert_allclose(FeaturePooling(make_recipe(), (0, 1))(frames, "c0"), [[2, 3], [8, 9]])
 
 
 def test_the_report_adds_up_media(tmp_path):
