@@ -219,7 +219,7 @@ def test_the_language_is_kept_and_another_one_is_another_recipe(transcribe, extr
         ("bert", "cannot be loaded as a speech recogniser: a Whisper is needed"),
         ("nowhere/at/all", "encoder folder nowhere/at/all does not exist"),
         ("whisper-large-v4", "unknown speech recogniser 'whisper-large-v4' (--asr): did you mean 'whisper-large-v3'?"),
-        ("roberta-large", "unknown speech recogniser 'roberta-large' (--asr): valid: whisper-base"),
+        ("roberta-large", "unknown speech recogniser 'roberta-large' (--asr): valid: whisper-tiny-en"),
     ],
 )
 def test_asr_models_that_are_not_whisper(asr, words, extract_text, tiny_encoders, tmp_path):
