@@ -61,7 +61,7 @@ def test_differences_in_words():
 
 
 def test_an_unknown_pooling():
-    with pytest.raises(MertoolError, match=r"unknown pooling 'max': .*valid: mean, none"):
+    with pytest.raises(MertoolError, match=r"unknown pooling 'max': .*valid: mean, mean-std, none"):
         replace(RECIPE, pool="max")
 
 

@@ -240,7 +240,7 @@ def test_a_misspelt_head(fails, manifest, audio_store, tmp_path):
     ("option", "value", "words"),
     [
         ("--encoder", "bert-bse", "did you mean 'bert-base'?"),
-        ("--pool", "maen", "unknown pooling 'maen': did you mean 'mean'? valid: mean, none"),
+        ("--pool", "maen", "unknown pooling 'maen': did you mean 'mean'? valid: mean, mean-std, none"),
         ("--storage", "float61", "unknown storage 'float61': did you mean 'float16'?"),
         ("--dtype", "flot32", "unknown dtype 'flot32': did you mean 'float32'?"),
         ("--device", "gpu", "unknown device 'gpu': valid: auto, cpu, cuda, cuda:N, mps"),
