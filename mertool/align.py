@@ -37,6 +37,7 @@ from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.align import AlignOptions
 from mertool.runs import Run, cache_key, find_reusable_run, new_run
+from mertool.significance import known_speakers
 from mertool.store import ClipFeatures, Failure, FeatureStore, StoreWriter, check_store
 
 
@@ -67,13 +68,14 @@ def align(
         # Also for a reused run: of several processes only the main one writes the aligned store.
         accelerator = make_accelerator(device, torch.float32)
         if not reused:
+            clips = common_clips(audio_store, video_store)
             plan = plan_alignment(
-                common_clips(audio_store, video_store),
+                clips,
                 labelled,
                 test_clips={clip.clip for clip in manifest.clips if clip.split == "test"} if manifest else (),
                 seed=options.seed,
             )
-            data = _load_data(audio_store, video_store, plan, options)
+            data = _load_data(audio_store, video_store, clips, plan=plan, options=options)
             checkpoints = _open_checkpoints(output, key, plan, accelerator)
             aligners, history = _train_all(
                 data, plan, options=options, accelerator=accelerator, checkpoints=checkpoints, progress=progress
@@ -156,10 +158,14 @@ def _run_key(
 
 
 def _load_data(
-    audio_store: FeatureStore, video_store: FeatureStore, plan: AlignmentPlan, options: AlignOptions
+    audio_store: FeatureStore,
+    video_store: FeatureStore,
+    clips: list[str],
+    *,
+    plan: AlignmentPlan,
+    options: AlignOptions,
 ) -> AlignmentData:
     """Return the clips in both stores: frames to be streamed, targets in memory, and the split of the final aligner."""
-    clips = common_clips(audio_store, video_store)
     # The targets of all aligners are standardised alike, so that their vectors are in one space.
     targets = load_acoustic_targets(audio_store, clips, plan.final.train)
     return AlignmentData(
@@ -210,7 +216,9 @@ def _train_all(
                 acoustic=data.targets.shape[1],
                 dropout=options.dropout,
             )
-        own = replace(data, split=split, false_negatives=_false_negatives(data.targets, split, options))
+        own = data
+        if name != FINAL:
+            own = replace(data, split=split, false_negatives=_false_negatives(data.targets, split, options))
         history = train(
             aligner,
             losses.load(options.loss).build(),
@@ -241,7 +249,10 @@ def _evaluate(
         chosen = np.random.default_rng(seed).choice(held_out, MAX_HELD_OUT_CLIPS, replace=False)
         held_out = np.sort(chosen)
     visual = encode_distributed(aligner, data.stream, held_out, accelerator=accelerator)
-    groups = _known_speakers(manifest, data, held_out) if manifest else None
+    groups = None
+    if manifest:
+        speakers, store = manifest.speakers(), data.stream.store
+        groups = known_speakers([speakers.get(store.ids[row]) for row in data.stream.store_rows[held_out]])
     return {
         "train_clips": len(data.split.train),
         "development_clips": len(data.split.development),
@@ -251,13 +262,6 @@ def _evaluate(
         "best_epoch": history.best_epoch,
         "false_negatives": data.false_negatives.to_json(),
     }
-
-
-def _known_speakers(manifest: Manifest, data: AlignmentData, rows: np.ndarray) -> np.ndarray | None:
-    """Return the speaker (n,) of each clip in `rows` if all are known and there are at least two, else None."""
-    speakers = manifest.speakers()
-    found = [speakers.get(data.stream.store.ids[store_row]) for store_row in data.stream.store_rows[rows]]
-    return np.array(found) if None not in found and len(set(found)) > 1 else None
 
 
 def _probe(

@@ -17,7 +17,7 @@ from mertool.manifest import EMOTIONS, Clip, Manifest, canonical_label
 from mertool.metrics import averaged_classes, calibration_error, confusion_matrix, per_class_scores
 from mertool.options.evaluate import EvaluateOptions
 from mertool.predictions import Predictions, feature_cache_folder
-from mertool.significance import adjust_by_holm, mcnemar, paired_test, score_json
+from mertool.significance import adjust_by_holm, known_speakers, mcnemar, paired_test, score_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,13 +162,10 @@ def _select_clips(systems: list[Predictions], paths: list[Path], manifest: Manif
         )
     # Sorted, so that the random exchanges of the paired test do not depend on the order of a file.
     clips = sorted(shared)
-    groups = [speakers.get(clip, "") for clip in clips]
-    # Clips of a single speaker are a sample of that speaker's clips.
-    all_known = all(groups) and len(set(groups)) > 1
     evaluated = EvaluatedClips(
         clips=clips,
         labels=np.array([classes.index(labels[clip]) for clip in clips]),
-        speakers=np.array(groups) if all_known else None,
+        speakers=known_speakers([speakers.get(clip) for clip in clips]),
         classes=classes,
     )
     return evaluated, len(labels)

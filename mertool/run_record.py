@@ -27,9 +27,13 @@ def _is_window(value: Any) -> bool:
     return value is None or (isinstance(value, list) and len(value) == 2 and all(type(layer) is int for layer in value))
 
 
+def _is_name_of_clip(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value.values())
+
+
 _FORMS: dict[str, Callable[[Any], bool]] = {
-    "adapter_of_clip": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
-    "aligner_of_clip": lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
+    "adapter_of_clip": _is_name_of_clip,
+    "aligner_of_clip": _is_name_of_clip,
     "encoder": _is_encoder,
     "held_out_clips": lambda value: isinstance(value, list) and all(isinstance(clip, str) for clip in value),
     "folds": lambda value: isinstance(value, dict) and all(type(fold) is int for fold in value.values()),

@@ -130,6 +130,14 @@ class Units:
         return float(t.ppf((1 + LEVEL) / 2, max(1.0, effective - 1)))
 
 
+def known_speakers(speakers: Sequence[str | None]) -> np.ndarray | None:
+    """Return the speaker (N,) of each clip if all are known and there are at least two, else None: clips are the units.
+
+    Clips of a single speaker are a sample of that speaker's clips.
+    """
+    return np.array(speakers) if all(speakers) and len(set(speakers)) > 1 else None
+
+
 def score(
     truth: np.ndarray, predicted: np.ndarray, n_classes: int, *, groups: np.ndarray | None = None
 ) -> dict[str, Interval]:

@@ -11,12 +11,12 @@ not what the face shows, so scores of such clips are far too high. There are two
 
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mertool.alignment.targets import MIN_CLIPS, AlignmentSplit, split_clips, split_rows
+from mertool.alignment.targets import MIN_CLIPS, AlignmentSplit, split_clips
 from mertool.encoders.aligner import FINAL
 from mertool.errors import MertoolWarning, count_of
 from mertool.learning.folds import Folds
@@ -79,12 +79,11 @@ def plan_alignment(
     fold_of_row = np.array([fold_of_clip.get(clip, -1) for clip in clips])
     others, labelled_rows = np.flatnonzero((fold_of_row < 0) & is_usable), np.flatnonzero(fold_of_row >= 0)
     if len(others) >= max(len(labelled_rows), MIN_CLIPS):
-        split = split_rows(others, seed)
-        return AlignmentPlan(splits={FINAL: replace(split, held_out=labelled_rows)})
+        return AlignmentPlan(splits={FINAL: split_clips(others, seed, held_out=labelled_rows)})
     splits = {
-        f"fold{fold}": split_rows(np.flatnonzero((fold_of_row != fold) & is_usable), seed, held_out=fold_of_row == fold)
+        f"fold{fold}": split_clips(np.flatnonzero((fold_of_row != fold) & is_usable), seed, held_out=held_out)
         for fold in range(folds.count)
-        if np.any(fold_of_row == fold)
+        if len(held_out := np.flatnonzero(fold_of_row == fold))
     }
     of_clip = {clip: f"fold{fold}" for clip, fold in zip(clips, fold_of_row.tolist(), strict=True) if fold >= 0}
     final = split_clips(np.flatnonzero(is_usable), seed)

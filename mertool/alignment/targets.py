@@ -30,27 +30,17 @@ class AlignmentSplit:
     held_out: np.ndarray
 
 
-def split_clips(rows: np.ndarray, seed: int) -> AlignmentSplit:
-    """Split `rows` at random."""
-    count = len(rows)
+def split_clips(rows: np.ndarray, seed: int, *, held_out: np.ndarray | None = None) -> AlignmentSplit:
+    """Split `rows` at random; `held_out` are other rows to hold out, otherwise some of `rows` are drawn for it."""
     order = np.random.default_rng(seed).permutation(rows)
     n_held_out, n_development = (
-        min(MAX_HELD_OUT_CLIPS, max(2, round(count * fraction)))
+        min(MAX_HELD_OUT_CLIPS, max(2, round(len(rows) * fraction)))
         for fraction in (HELD_OUT_FRACTION, DEVELOPMENT_FRACTION)
     )
-    held_out, development, train = np.split(order, [n_held_out, n_held_out + n_development])
+    if held_out is None:
+        held_out, order = order[:n_held_out], order[n_held_out:]
+    development, train = np.split(order, [n_development])
     return AlignmentSplit(train=np.sort(train), development=np.sort(development), held_out=np.sort(held_out))
-
-
-def split_rows(rows: np.ndarray, seed: int, *, held_out: np.ndarray | None = None) -> AlignmentSplit:
-    """Split `rows` into training and development rows at random; the mask `held_out` (N,) names the held-out ones."""
-    order = np.random.default_rng(seed).permutation(rows)
-    n_development = min(MAX_HELD_OUT_CLIPS, max(2, round(len(rows) * DEVELOPMENT_FRACTION)))
-    return AlignmentSplit(
-        train=np.sort(order[n_development:]),
-        development=np.sort(order[:n_development]),
-        held_out=np.flatnonzero(held_out) if held_out is not None else np.zeros(0, np.int64),
-    )
 
 
 def common_clips(audio_store: FeatureStore, video_store: FeatureStore) -> list[str]:

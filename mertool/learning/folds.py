@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from mertool.errors import MertoolError, MertoolWarning, count_of
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.options.shared import MAX_FOLDS
+from mertool.significance import known_speakers
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def warn_of_rare_classes(examples: LabelledClips, partitions: Sequence[Folds], c
 
 def speaker_groups(examples: LabelledClips) -> np.ndarray | None:
     """Return the speaker (N,) of each clip if all are known and there are at least two, else None."""
-    speakers = set(examples.speakers)
-    return None if None in speakers or len(speakers) < 2 else np.array([str(name) for name in examples.speakers])
+    return known_speakers(examples.speakers)
 
 
 def _stratified_folds(examples: LabelledClips, count: int, seed: int) -> Folds:

@@ -150,17 +150,19 @@ def _fit_layers(
     all_labels = labels.expand(len(masks), -1)
     solver = BatchedLogisticRegression.from_features(features, all_labels, masks, n_classes=n_classes)
     penalties = torch.tensor(PENALTIES["logistic"], device=features.device)
+    best, n_penalties = None, len(penalties)
+    if inverse_penalty is not None:
+        best = (inverse_penalty[..., None] == penalties).int().argmax(-1)
+        n_penalties = int(best.max()) + 1
     weights, by_penalty, losses = None, [], []
-    for penalty in PENALTIES["logistic"]:
+    for penalty in PENALTIES["logistic"][:n_penalties]:
         # Each penalty starts from the weights of the one before, which takes fewer steps.
         weights = solver.solve(penalty, weights).weights
         by_penalty.append(weights[:, : len(fits.scored)])
         losses.append(_inner_losses(solver, weights, fits))
-    if inverse_penalty is None:
+    if best is None:
         best = torch.stack(losses).argmin(0)  # (B, S); of equal losses the stronger penalty
         best[:, [not inner for inner in fits.scored]] = PENALTIES["logistic"].index(TWO_FOLD_PENALTY["logistic"])
-    else:
-        best = (inverse_penalty[..., None] == penalties).int().argmax(-1)
     layer, training_set = (torch.arange(size, device=best.device) for size in best.shape)
     chosen = torch.stack(by_penalty)[best, layer[:, None], training_set]
     return _as_probes(solver.scaled, chosen, penalties[best])
