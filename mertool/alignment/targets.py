@@ -31,7 +31,10 @@ class AlignmentSplit:
 
 
 def split_clips(rows: np.ndarray, seed: int, *, held_out: np.ndarray | None = None) -> AlignmentSplit:
-    """Split `rows` at random; `held_out` are other rows to hold out, otherwise some of `rows` are drawn for it."""
+    """Split `rows` at random; `held_out` are other rows to hold out, otherwise some of `rows` are drawn for it.
+
+    Raises MertoolError if fewer than two rows are left to train on.
+    """
     order = np.random.default_rng(seed).permutation(rows)
     n_held_out, n_development = (
         min(MAX_HELD_OUT_CLIPS, max(2, round(len(rows) * fraction)))
@@ -40,6 +43,11 @@ def split_clips(rows: np.ndarray, seed: int, *, held_out: np.ndarray | None = No
     if held_out is None:
         held_out, order = order[:n_held_out], order[n_held_out:]
     development, train = np.split(order, [n_development])
+    if len(train) < 2:
+        raise MertoolError(
+            f"{len(rows)} clips are left to train an aligner, too few: give more clips outside the split 'test', "
+            "of more speakers, or leave out --manifest"
+        )
     return AlignmentSplit(train=np.sort(train), development=np.sort(development), held_out=np.sort(held_out))
 
 

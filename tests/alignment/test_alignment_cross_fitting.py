@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mertool.alignment.cross_fitting import plan_alignment
+from mertool.errors import MertoolError
 from mertool.learning.folds import Folds
 from mertool.learning.labelled_clips import LabelledClips
 
@@ -56,3 +57,18 @@ def test_test_clips_train_nothing(n_labelled):
     for split in planned.splits.values():
         assert max(*split.train, *split.development) < 80
     assert not set(planned.aligner_of_clip) & set(clips[80:])
+
+
+@pytest.mark.parametrize("n_usable", [0, 1, 5])
+def test_too_few_clips_outside_the_test_split_are_refused(n_usable):
+    clips = [f"c{number:03d}" for number in range(30)]
+    with pytest.raises(MertoolError, match=rf"{n_usable} clips are left to train an aligner.*split 'test'"):
+        plan_alignment(clips, None, test_clips=clips[n_usable:], seed=0)
+
+
+def test_a_fold_that_holds_nearly_all_clips_is_refused():
+    clips = [f"c{number}" for number in range(9)]
+    examples = LabelledClips(tuple(clips), np.arange(9) % 3, (None,) * 9)
+    folds = Folds(np.array([0] * 6 + [1] * 3), 2, "")
+    with pytest.raises(MertoolError, match="3 clips are left to train an aligner"):
+        plan_alignment(clips, (examples, folds), seed=0)
