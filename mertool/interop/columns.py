@@ -23,6 +23,7 @@ COLUMN_NAMES = {
     "end": ("end", "end_time"),
 }
 LANGUAGES = ("chinese", "english")
+EMPTY_TEXT = "nan"  # what pandas may write for a missing transcript, in any case of letters
 SPLIT_ALIASES = {
     "training": "train",
     "development": "dev",
@@ -48,7 +49,7 @@ def read_label_table(path: Path) -> Annotations:
 
 
 def read_transcript_table(path: Path, language: str | None = None) -> Annotations:
-    """Read transcripts by clip from a CSV (`name,chinese,english`, `clip,text`, ...), without empty ones.
+    """Read transcripts by clip from a CSV (`name,chinese,english`, `clip,text`, ...), without empty ones and NaN.
 
     `language` is one of LANGUAGES, for a table that has a column for each.
     """
@@ -68,7 +69,7 @@ def read_transcript_table(path: Path, language: str | None = None) -> Annotation
     # A file may hold labels as well, which are read by --labels.
     known = [name for names in COLUMN_NAMES.values() for name in names]
     annotations = _read_rows(table, columns, ignored=(*known, "audio"), notes=notes)
-    rows = tuple(row for row in annotations.rows if row.text)
+    rows = tuple(row for row in annotations.rows if row.text and row.text.lower() != EMPTY_TEXT)
     return Annotations(path=path, rows=rows, notes=annotations.notes)
 
 

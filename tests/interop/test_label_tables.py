@@ -186,6 +186,11 @@ def test_a_language_that_the_file_does_not_have(tmp_path):
         read_transcripts(write(tmp_path / "t.csv", "name,chinese\na,我很好\n"), "english")
 
 
+def test_a_transcript_of_nan_is_none(tmp_path):
+    path = write(tmp_path / "t.csv", "name,chinese\na,NaN\nb,nan\nc,\nd,nanjing\n")
+    assert texts(path) == {"d": "nanjing"}
+
+
 def test_labels_beside_transcripts_are_no_columns_to_tell_of(tmp_path):
     path = write(tmp_path / "t.csv", "clip,path,label,text,speaker,split,audio,age\na,a.mp4,sad,Oh.,s1,train,,30\n")
     (note,) = read_transcripts(path).notes
