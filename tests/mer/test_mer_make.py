@@ -26,7 +26,7 @@ def make() -> Callable[..., subprocess.CompletedProcess]:
 
     def run(*given: object) -> subprocess.CompletedProcess:
         command = ["make", "-C", ROOT / "data" / "mer", *tools, *given]
-        return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, env=environment)
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=1800, env=environment)
 
     return run
 
