@@ -13,7 +13,7 @@ from mertool.errors import REASONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Pages written by hand for readers; the reference is generated, the benchmarks are mostly tables.
 PROSE = [path for path in DOCUMENTS if path.stem not in ("reference", "benchmarks")]
 
@@ -99,3 +99,16 @@ def test_every_failure_reason_is_documented():
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def test_make_help_names_every_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split())
+    assert targets - {"help"} == set(re.findall(r'^\t@echo "make ([a-z-]+) ', makefile, re.MULTILINE))
+    assert targets <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+
+
+def test_every_benchmark_of_the_makefile_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    scripts = re.findall(r"tests/\S+\.py", makefile)
+    assert scripts and [script for script in scripts if not (ROOT / script).is_file()] == []
