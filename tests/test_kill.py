@@ -6,6 +6,7 @@ work. Each fork leads a process group of its own, which is killed as a whole, de
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,6 +303,48 @@ def test_extract_audio_killed(warm, tmp_path, demo, tiny_encoders):
     undisturbed, killed = content(tmp_path / "undisturbed.h5"), content(path)
     assert {row[3] for row in undisturbed["failures"]} == {"no_audio", "unreadable"}
     assert killed == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", ["30", "clip"])
+def test_extract_audio_of_a_whisper_killed(window, warm, tmp_path, demo, tiny_encoders):
+    source = manifest_of(tmp_path, demo, [*all_clips(demo)[:8], "spk04_011", "spk05_001"])
+    options = ["--encoder", tiny_encoders["whisper"], "--whisper-window", window, "--max-failed", 1, "--workers", 1]
+    seconds = warm.done("extract", "audio", source, "-o", tmp_path / "undisturbed.h5", *options)
+    path = tmp_path / "killed.h5"
+    arguments = ["extract", "audio", source, "-o", path, *options]
+    landed, readings = kill_until_done(warm, path, arguments, kills=3, seed=4, seconds=seconds)
+    assert landed >= 1
+    assert readings <= {(), tuple(ids_for_a_reader(path))}
+    assert content(path) == content(tmp_path / "undisturbed.h5")
+
+
+@pytest.mark.slow
+def test_finetune_of_a_whisper_killed_while_its_frozen_layers_are_written(warm, tmp_path, demo, tiny_encoders):
+    """Killed after the first part of the cache and after the second; the run has the files of an undisturbed one."""
+    clips = ["spk02_001", "spk02_006", "spk02_008", "spk02_012", "spk03_002", "spk03_003", "spk03_012", "spk03_013"]
+    source = manifest_of(tmp_path, demo, clips)
+    run, cache = tmp_path / "run", tmp_path / "frozen-layers"
+    arguments = ["finetune", source, "-o", run, "--encoder", tiny_encoders["whisper"], "--layers", "2-3", "--size", 4]
+    arguments += ["--mask-weight", 0.1, "--folds", 2, "--epochs", 2, "--workers", 1, "--device", "cpu", "-q"]
+    arguments += ["--dtype", "float32"]
+    for n_parts in (1, 2):
+        group = warm.start(*arguments, stop_after_parts=1)
+        await_stop(warm, group)
+        assert warm.kill(group) == -signal.SIGKILL, warm.log.read_text()
+        assert not list(cache.glob("*.h5"))
+        (parts,) = cache.glob("*.parts")
+        assert len(list(parts.glob("part-*.h5"))) == n_parts
+    warm.done(*arguments)
+    resumed = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    (store,) = cache.glob("*.h5")
+    resumed_layers = content(store)
+    for folder in (run, cache):
+        shutil.rmtree(folder)
+    warm.done(*arguments)
+    assert {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()} == resumed
+    assert content(store) == resumed_layers
+    assert not list(cache.glob("*.parts"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Encoders of text: BERT, RoBERTa and their kind, and decoder language models, by their hidden states per token."""
+"""Encoders of text: BERT, RoBERTa and their kind, and decoder language models, by their hidden states per token.
+
+Of a model with an encoder and a decoder, as T5, the encoder is used.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +33,11 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "TextEnco
         raise
     except Exception as error:  # tokenizers raise anything where their files are not there
         raise ValueError(f"it has no tokenizer that can be loaded ({type(error).__name__})") from error
-    encoder = TextEncoder(load_pretrained(AutoModel, folder, device=device, dtype=dtype), tokenizer, device=device)
+    model = load_pretrained(AutoModel, folder, device=device, dtype=dtype)
+    if getattr(model.config, "is_encoder_decoder", False):
+        model = model.get_encoder()
+    model.config.use_cache = False  # of keys and values, which a decoder would keep in memory for the next token
+    encoder = TextEncoder(model, tokenizer, device=device)
     # A model without an attention mask, or with one that it does not use, would see the padding.
     shorter, longer = (encoder.tokens_for_test(count) for count in TEST_LENGTHS)
     encoder.supports_padding = is_batch_invariant(encoder, shorter, longer, dtype=dtype)
@@ -50,14 +57,10 @@ class TextEncoder(Encoder):
         super().__init__(
             model, num_layers=int(config.num_hidden_layers), channels=int(config.hidden_size), device=device
         )
-        tokenizer.padding_side = "right"  # so that in a causal model no token of the text sees the padding
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
         self.supports_padding = True
         positions = int(getattr(config, "max_position_embeddings", MAX_TOKENS))
-        # RoBERTa counts positions from padding_idx + 1, so two of its positions are never used.
-        self.max_tokens = min(MAX_TOKENS, positions - 2 if "roberta" in config.model_type else positions)
+        self.max_tokens = min(MAX_TOKENS, positions - _unused_positions(model))
 
     def prepare(self, item: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids (n,), and a mask (n,) of those that are not special. Raises ClipError no_text."""
@@ -91,16 +94,31 @@ class TextEncoder(Encoder):
         ids = torch.arange(vocabulary - min(count, self.max_tokens), vocabulary)
         return ids, torch.ones(len(ids), dtype=torch.bool)
 
+    def _padding_id(self) -> int:
+        """Return the token that fills rows; the mask hides it, but it needs an embedding, which not every one has."""
+        padding = self.tokenizer.pad_token_id
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        return padding if padding is not None and padding < vocabulary else 0
+
     @torch.inference_mode()
     def _forward(
         self, prepared: Sequence[tuple[torch.Tensor, torch.Tensor]], layers: Sequence[int]
     ) -> list[torch.Tensor]:
         ids, text_masks = zip(*prepared, strict=True)
-        padding = self.tokenizer.pad_token_id or 0
-        padded = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=padding)
+        # On the right, whatever side the tokenizer pads: absolute positions stay those of the text, and in a causal
+        # model no token of the text sees the padding.
+        padded = nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=self._padding_id())
         lengths = torch.tensor([len(tokens) for tokens in ids])
         mask = (torch.arange(padded.shape[1])[None] < lengths[:, None]).long()
         with capture_hidden_states(self.blocks, layers) as states:
             self.model(input_ids=to_device(padded, self.device), attention_mask=to_device(mask, self.device))
         stacked = stack_layers(states, layers)
         return [stacked[:, row, : len(is_text)][:, is_text.to(self.device)] for row, is_text in enumerate(text_masks)]
+
+
+def _unused_positions(model: Any) -> int:
+    """Return how many of the first positions no token has: RoBERTa and its kind count from padding_idx + 1."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
