@@ -26,6 +26,7 @@ class Year:
     unlabelled: tuple[str, ...]
     fused: tuple[str, ...]
     submission: tuple[str, ...]
+    foreign: tuple[str, ...] = ()
     rows: int | None = None
     audio: str = ""
     transcripts: str = ""

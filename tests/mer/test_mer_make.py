@@ -67,6 +67,13 @@ def test_the_stages_of_each_year(make, tmp_path):
         assert fused == [str(tmp_path / year / "features" / f"{name}.h5") for name in names]
 
 
+def test_features_of_another_person_are_warned_of(make, tmp_path):
+    given = ["-n", "RELEASE=/nowhere", f"OUT={tmp_path / 'out'}", "submission.csv", "FUSED=acoustic aligned text"]
+    words = "YEAR=2026: acoustic text of the clips to submit show another person than the one to recognise"
+    assert words in make(*given, "YEAR=2026").stderr
+    assert "another person" not in make(*given, "YEAR=2025").stderr
+
+
 @pytest.mark.slow
 def test_from_the_release_of_2024_to_its_submission(
     make: Any, make_release: Any, mer_scripts: SimpleNamespace, tiny_encoders: Any, whisper: Path, tmp_path: Path
