@@ -13,11 +13,14 @@ import numpy as np
 from mertool.errors import MertoolError, MertoolWarning
 from mertool.files import check_writable, write_atomic
 from mertool.interop.labels import is_manifest, label_clips
-from mertool.manifest import EMOTIONS, Clip, Manifest, canonical_label
+from mertool.manifest import Clip, Manifest, canonical_label
 from mertool.metrics import averaged_classes, calibration_error, confusion_matrix, per_class_scores
 from mertool.options.evaluate import EvaluateOptions
-from mertool.predictions import Predictions, feature_cache_folder
-from mertool.significance import adjust_by_holm, known_speakers, mcnemar, paired_test, score_json
+from mertool.predictions import AnyPredictions, feature_cache_folder, read_predictions
+from mertool.significance import adjust_by_holm, known_speakers, mcnemar
+from mertool.targets import Classes, Target
+
+NUMBER_TESTS = ("ccc", "mae")  # the scores of numbers that two systems are compared by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +28,20 @@ class EvaluatedClips:
     """The labelled clips that are scored.
 
     clips: ids of the N clips.
-    labels: class indices (N,).
+    labels: class indices or numbers (N,).
     speakers: (N,) where the speakers of all clips are known, and are two or more, else None.
-    classes: names of the classes.
+    target: the kind of the labels.
     """
 
     clips: list[str]
     labels: np.ndarray
     speakers: np.ndarray | None
-    classes: tuple[str, ...]
+    target: Target
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where the labels are numbers."""
+        return self.target.classes
 
     def select(self, clips: Sequence[str]) -> "EvaluatedClips":
         """Return a subset of the clips, in this order."""
@@ -43,20 +51,20 @@ class EvaluatedClips:
             clips=list(clips),
             labels=self.labels[rows],
             speakers=None if self.speakers is None else self.speakers[rows],
-            classes=self.classes,
+            target=self.target,
         )
 
     def scores(self, predicted: np.ndarray) -> dict[str, Any]:
-        """Scores of predicted class indices (N,), with intervals, and the classes that they average over."""
+        """Scores of predicted class indices or numbers (N,), with intervals, and the classes that they average over."""
+        scores = self.target.measure.score_json(self.labels, predicted, groups=self.speakers)
+        if not self.classes:
+            return scores
         matrix = confusion_matrix(self.labels, predicted, len(self.classes))
-        return {
-            **score_json(self.labels, predicted, len(self.classes), groups=self.speakers),
-            "averaged_classes": averaged_classes(matrix, self.classes),
-        }
+        return {**scores, "averaged_classes": averaged_classes(matrix, self.classes)}
 
-    def gain(self, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-        """Paired test of the difference in weighted F1 of two systems' class indices (N,)."""
-        return paired_test(self.labels, first, second, n_classes=len(self.classes), groups=self.speakers)
+    def gain(self, first: np.ndarray, second: np.ndarray, name: str | None = None) -> dict[str, Any]:
+        """Paired test of the difference in a score, by default the main one, of two systems' predictions (N,)."""
+        return self.target.measure.paired_test(self.labels, first, second, groups=self.speakers, name=name)
 
 
 def evaluate(
@@ -67,7 +75,7 @@ def evaluate(
     *,
     on_progress: Callable[[int, int, int, float], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Scores of one or two predictions files on the labelled clips that they predict.
+    """Scores of one or two predictions files, of classes or of a number, on the labelled clips that they predict.
 
     Intervals are over speakers where the manifest knows those of all scored clips, else over clips. With `output` the
     scores are also written there, and plots beside it. Clips with a label and no prediction are counted, not guessed.
@@ -79,28 +87,28 @@ def evaluate(
         raise MertoolError("--missing and --noise are of one predictions file: give one")
     if output:
         check_writable(output, *_inputs(predictions, manifest, options))
-    systems = [Predictions.read(path) for path in predictions]
+    systems = [read_predictions(path, options.target) for path in predictions]
     evaluated, labelled = _select_clips(systems, predictions, manifest)
-    probabilities = [_probabilities_of(system, evaluated.clips) for system in systems]
+    if options.bundle and not evaluated.classes:
+        raise MertoolError(f"--missing and --noise are for classes: {predictions[0]} holds a number")
+    outputs = [_outputs_of(system, evaluated.clips) for system in systems]
     n_with_speaker = _count_known_speakers(evaluated, manifest)
     result: dict[str, Any] = {
         "clips": len(evaluated.clips),
         "labelled_without_prediction": labelled - len(evaluated.clips),
+        "target": evaluated.target.name,
         "classes": list(evaluated.classes),
         "intervals": "clips" if evaluated.speakers is None else "speakers",
         "systems": [
             {"predictions": str(path), **_score_system(evaluated, rows)}
-            for path, rows in zip(predictions, probabilities, strict=True)
+            for path, rows in zip(predictions, outputs, strict=True)
         ],
     }
     if len(systems) == 2:
-        first, second = (rows.argmax(1) for rows in probabilities)
-        result["paired"] = {"waf": evaluated.gain(first, second)}
-        # McNemar's test takes clips to be independent, which those of one speaker are not.
-        if not n_with_speaker:
-            result["paired"]["mcnemar"] = mcnemar(evaluated.labels, first, second)
+        first, second = map(evaluated.target.decide, outputs)
+        result["paired"] = _compare(evaluated, first, second, speakers_known=n_with_speaker > 0)
     if options.bundle:
-        predicted = dict(zip(evaluated.clips, probabilities[0], strict=True))
+        predicted = dict(zip(evaluated.clips, outputs[0], strict=True))
         result["robustness"] = _score_conditions(
             predicted, evaluated, path=predictions[0], manifest=manifest, options=options, on_progress=on_progress
         )
@@ -129,7 +137,7 @@ def _read_labels(labels: Path, predictions: Sequence[Path]) -> Manifest:
     if not labels.exists() or is_manifest(labels):
         return Manifest.read(labels)
     clips: dict[str, Clip] = {}
-    for system in map(Predictions.read, predictions):
+    for system in map(read_predictions, predictions):
         paths = system.paths or ("",) * len(system.clips)
         for clip, path in zip(system.clips, paths, strict=True):
             clips.setdefault(clip, Clip(clip=clip, path=Path(path) if path else None))
@@ -145,15 +153,16 @@ def _inputs(predictions: list[Path], manifest: Manifest, options: EvaluateOption
     return [manifest.source, *predictions, *bundle, *files, *(path for clip in manifest.clips for path in clip.files)]
 
 
-def _select_clips(systems: list[Predictions], paths: list[Path], manifest: Manifest) -> tuple[EvaluatedClips, int]:
+def _select_clips(systems: list[AnyPredictions], paths: list[Path], manifest: Manifest) -> tuple[EvaluatedClips, int]:
     """The labelled clips that all systems predict, sorted; and the number of labelled clips."""
-    classes = systems[0].classes
-    if any(system.classes != classes for system in systems):
-        raise MertoolError(f"{paths[0]} and {paths[1]} predict different classes: compare predictions of the same ones")
-    # Corpora number the six emotions in different orders, so numbers are refused unless --classes names them.
-    labels, speakers = manifest.known_labels(EMOTIONS if classes == EMOTIONS else classes), manifest.speakers()
+    target = systems[0].target
+    if any(system.target != target for system in systems):
+        kind = "classes" if target.classes else "targets"
+        raise MertoolError(f"{paths[0]} and {paths[1]} predict different {kind}: compare predictions of the same ones")
+    labels, speakers = target.known_labels(manifest), manifest.speakers()
     if not labels:
-        raise MertoolError(f"{manifest.source} has no labels: build it with `mertool manifest FOLDER --labels CSV`")
+        missing = "labels" if target.classes else f"numbers in a column {target.name}"
+        raise MertoolError(f"{manifest.source} has no {missing}: build it with `mertool manifest FOLDER --labels CSV`")
     shared = set(labels).intersection(*(system.clips for system in systems))
     if not shared:
         raise MertoolError(
@@ -164,9 +173,9 @@ def _select_clips(systems: list[Predictions], paths: list[Path], manifest: Manif
     clips = sorted(shared)
     evaluated = EvaluatedClips(
         clips=clips,
-        labels=np.array([classes.index(labels[clip]) for clip in clips]),
+        labels=np.array([labels[clip] for clip in clips]),
         speakers=known_speakers([speakers.get(clip) for clip in clips]),
-        classes=classes,
+        target=target,
     )
     return evaluated, len(labels)
 
@@ -185,17 +194,34 @@ def _count_known_speakers(evaluated: EvaluatedClips, manifest: Manifest) -> int:
     return count
 
 
-def _probabilities_of(system: Predictions, clips: list[str]) -> np.ndarray:
+def _outputs_of(system: AnyPredictions, clips: list[str]) -> np.ndarray:
     row_of = {clip: row for row, clip in enumerate(system.clips)}
-    return system.probabilities[[row_of[clip] for clip in clips]]
+    return system.outputs[[row_of[clip] for clip in clips]]
 
 
-def _score_system(evaluated: EvaluatedClips, probabilities: np.ndarray) -> dict[str, Any]:
-    predicted = probabilities.argmax(1)
+def _compare(
+    evaluated: EvaluatedClips, first: np.ndarray, second: np.ndarray, *, speakers_known: bool
+) -> dict[str, Any]:
+    """Return the paired tests of two systems' predictions (N,)."""
+    if not evaluated.classes:
+        tests = {name: evaluated.gain(first, second, name) for name in NUMBER_TESTS}
+        adjust_by_holm(list(tests.values()))
+        return tests
+    compared: dict[str, Any] = {"waf": evaluated.gain(first, second)}
+    # McNemar's test takes clips to be independent, which those of one speaker are not.
+    if not speakers_known:
+        compared["mcnemar"] = mcnemar(evaluated.labels, first, second)
+    return compared
+
+
+def _score_system(evaluated: EvaluatedClips, outputs: np.ndarray) -> dict[str, Any]:
+    predicted = evaluated.target.decide(outputs)
+    if not isinstance(evaluated.target, Classes):
+        return evaluated.scores(predicted)
     matrix = confusion_matrix(evaluated.labels, predicted, len(evaluated.classes))
     return {
         **evaluated.scores(predicted),
-        "calibration": calibration_error(probabilities, evaluated.labels),
+        "calibration": calibration_error(outputs, evaluated.labels),
         "per_class": per_class_scores(matrix, evaluated.classes),
         "confusion": matrix.tolist(),
     }
@@ -245,7 +271,12 @@ def _score_conditions(
 
 
 def _plot(output: Path, result: dict[str, Any]) -> list[str]:
-    """Draw the pictures of each system, titled by its file, and of the conditions; return the PNG files."""
+    """Draw the pictures of each system, titled by its file, and of the conditions; return the PNG files.
+
+    Numbers have none: their confusion and calibration are those of classes.
+    """
+    if not result["classes"]:
+        return []
     from mertool.plots import plot_confusion_matrix, plot_reliability, plot_score_bars
 
     plots, classes = [], tuple(result["classes"])

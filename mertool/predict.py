@@ -24,6 +24,7 @@ from mertool.manifest import Clip, Manifest
 from mertool.options.predict import SUBMISSIONS, PredictOptions
 from mertool.predictions import Prediction, PredictionsWriter, check_suffix, feature_cache_folder
 from mertool.store import Failure, FeatureStore
+from mertool.targets import Classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +155,14 @@ def _write_predictions(
     bundle, predicted = extractor.bundle, _PredictedClips()
     path_of = {clip.clip: _path_of(clip) for clip in manifest.clips}
     reasons = _reasons_by_modality(stores)
-    with PredictionsWriter(output, bundle.classes) as writer:
+    with PredictionsWriter(output, Classes(bundle.classes)) as writer:
         for block, logits, present in score_blocks(bundle, stores, list(path_of), device=extractor.device):
             for clip, row, exists in zip(block, bundle.probabilities(logits).numpy(), present, strict=True):
                 modalities = _modalities_of(bundle, exists)
                 absent = [modality for modality in reasons if modality not in modalities]
                 missing = {modality: reasons[modality][clip] for modality in absent if clip in reasons[modality]}
                 writer.add(
-                    Prediction(clip=clip, path=path_of[clip], probabilities=row, modalities=modalities, missing=missing)
+                    Prediction(clip=clip, path=path_of[clip], outputs=row, modalities=modalities, missing=missing)
                 )
                 predicted.labels[clip] = bundle.classes[int(row.argmax())]
                 predicted.modalities["+".join(modalities)] += 1

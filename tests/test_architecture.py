@@ -18,7 +18,7 @@ TIERS = {
     6: ("bundle",),
     5: ("adapters", "alignment", "fusion"),
     4: ("extraction", "probing"),
-    3: ("encoders", "adapters.methods", "learning"),
+    3: ("encoders", "adapters.methods", "learning", "predictions"),
     2: (
         "store",
         "media",
@@ -26,14 +26,16 @@ TIERS = {
         "faces",
         "noise",
         "runs",
-        "predictions",
         "plots",
         "devices",
         "interop",
-        "significance",
+        "targets",
     ),
-    1: ("manifest", "features", "media_stats", "metrics", "registry", "run_record", "options"),
-    0: ("errors", "files", "media_digest", "tables", "untrusted"),
+    1: ("manifest", "features", "media_stats", "significance", "registry", "run_record", "options"),
+    0: (
+        *("errors", "files", "media_digest", "tables", "untrusted"),
+        *("metrics", "regression_metrics", "sampling_units"),
+    ),
 }
 TIER_OF = {package: tier for tier, packages in TIERS.items() for package in packages}
 # Imports allowed within one tier: `python -m mertool` is the command line, the writers of files turn an
@@ -41,6 +43,7 @@ TIER_OF = {package: tier for tier, packages in TIERS.items() for package in pack
 # their tier.
 SAME_TIER = {
     *[("__main__", "cli"), ("files", "errors"), ("tables", "errors"), ("untrusted", "errors"), ("tables", "untrusted")],
+    ("regression_metrics", "metrics"),
     *[("adapters.methods", "encoders"), ("run_record", "features")],
 } | {("options", choices) for choices in ("manifest", "features", "registry")}
 FILES = sorted(ROOT.rglob("*.py"))

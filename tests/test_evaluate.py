@@ -479,3 +479,73 @@ def test_predictions_of_another_bundle(robust, make_bundle, audio_store, frames_
     alone = make_bundle(tmp_path / "alone", [audio_store])
     result = invoke("evaluate", path, "-l", manifest, "--bundle", alone, "--missing", "audio")
     assert "uses nothing else, so nothing would be left" in str(result.exception)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.fixture
+def sentiment(tmp_path, write_manifest):
+    """Ninety clips of nine speakers, and the predictions of two systems, of which the second has less noise."""
+    rng = np.random.default_rng(5)
+    truth = np.round(rng.uniform(-3, 3, 90), 1)
+    rows = [
+        {"clip": f"c{n}", "path": "x.mp4", "speaker": f"s{n % 9}", "sentiment": str(value)}
+        for n, value in enumerate(truth)
+    ]
+    systems = []
+    for name, noise in (("worse", 1.5), ("better", 0.5)):
+        values = truth + rng.normal(0, noise, 90)
+        systems.append((tmp_path / f"{name}.csv", values))
+        lines = [f"c{n},{value:.9g}" for n, value in enumerate(values)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["clip,sentiment", *lines]) + "\n")
+    return write_manifest(tmp_path / "truth.csv", rows), truth, systems
+
+
+def test_scores_of_numbers(invoke, sentiment, tmp_path):
+    manifest, truth, systems = sentiment
+    path, values = systems[0]
+    found = evaluate(invoke, path, "-l", manifest, "-o", tmp_path / "m.json")
+    system = found["systems"][0]
+    assert (found["target"], found["classes"], found["intervals"], found["plots"]) == ("sentiment", [], "speakers", [])
+    assert system["mae"]["value"] == pytest.approx(np.abs(truth - values).mean())
+    assert system["pearson"]["value"] == pytest.approx(np.corrcoef(truth, values)[0, 1])
+    assert system["acc2_with_zero"]["value"] == pytest.approx(accuracy_score(truth >= 0, values >= 0))
+    assert all(system[name]["low"] < system[name]["value"] < system[name]["high"] for name in ("ccc", "mse", "acc7"))
+    assert json.loads((tmp_path / "m.json").read_text())["systems"] == found["systems"]
+
+
+def test_two_files_of_numbers_are_compared(invoke, sentiment):
+    manifest, truth, systems = sentiment
+    found = evaluate(invoke, *(path for path, _ in systems), "-l", manifest)
+    errors = [np.abs(truth - values).mean() for _, values in systems]
+    assert found["paired"]["mae"]["difference"] == pytest.approx(errors[1] - errors[0])
+    assert found["paired"]["ccc"]["difference"] > 0
+    assert found["paired"]["ccc"]["p"] < 0.05
+    assert found["paired"]["ccc"]["p_holm"] >= found["paired"]["ccc"]["p"]
+    assert (found["paired"]["mae"]["unit"], found["paired"]["mae"]["units"]) == ("speakers", 9)
+    printed = invoke("evaluate", *(path for path, _ in systems), "-l", manifest).stdout
+    for words in ("Acc-2 without zeros", "second minus first, CCC: +0.", "second minus first, MAE: -0.", "9 speakers"):
+        assert words in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "valence"], "holds predictions of sentiment, not of valence: give --target sentiment"),
+        (
+            ["--target", "sentiment", "--classes", "a,b"],
+            "--classes is for classes: leave it out with --target sentiment",
+        ),
+        (["--bundle", "runs/x", "--noise", "babble"], "--missing and --noise are for classes"),
+    ],
+)
+def test_options_that_numbers_do_not_have(options, message, invoke, sentiment):
+    manifest, _, systems = sentiment
+    result = invoke("evaluate", systems[0][0], "-l", manifest, *options)
+    assert (result.exit_code, message in str(result.exception)) == (1, True)
+
+
+def test_labels_without_the_numbers(invoke, sentiment, truth):
+    result = invoke("evaluate", sentiment[2][0][0], "-l", truth[0])
+    assert "has no numbers in a column sentiment" in str(result.exception)

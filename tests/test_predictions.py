@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mertool.errors import MertoolError
-from mertool.predictions import Predictions
+from mertool.predictions import NumberPredictions, Predictions, read_predictions
 
 GIVEN = Predictions(
     ("a", "测试 clip, b"),
@@ -134,3 +134,62 @@ def test_hostile_predictions_are_one_line(name, tmp_path):
     with pytest.raises(MertoolError) as caught:
         Predictions.read(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = NumberPredictions(
+    ("a", "b"),
+    "valence",
+    np.array([-1.25, 0.1]),
+    (("audio",), ()),
+    paths=("a.mp4", ""),
+    missing=({}, {"audio": "silent"}),
+)
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_numbers_are_read_again(name, tmp_path):
+    NUMBERS.write(tmp_path / name)
+    again = read_predictions(tmp_path / name)
+    assert isinstance(again, NumberPredictions)
+    assert (again.clips, again.name, again.paths) == (NUMBERS.clips, "valence", NUMBERS.paths)
+    assert (again.modalities, again.missing) == (NUMBERS.modalities, NUMBERS.missing)
+    np.testing.assert_allclose(again.numbers, NUMBERS.numbers)
+
+
+def test_the_documented_columns_of_numbers(tmp_path):
+    NUMBERS.write(tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text().splitlines() == [
+        "clip,path,valence,modalities,missing",
+        "a,a.mp4,-1.25,audio,",
+        "b,,0.1,,audio: silent",
+    ]
+
+
+def test_two_columns_are_numbers_of_another_program(tmp_path):
+    (tmp_path / "p.csv").write_text("clip,arousal,valence\na,1,-2\n")
+    assert read_predictions(tmp_path / "p.csv").numbers.tolist() == [-2.0]  # the first of NUMBERS
+    assert read_predictions(tmp_path / "p.csv", "arousal").numbers.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e9"])
+def test_numbers_that_are_not_finite(value, tmp_path):
+    (tmp_path / "p.csv").write_text(f"clip,valence\nb,1\na,{value}\n")
+    with pytest.raises(MertoolError, match="the valence of clip 'a' is not a number from -1e"):
+        read_predictions(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(
+    "content", ["clip,valence\na,\n", "clip,valence\na,much\n", "clip,path,split,valence\na,,,1\n"]
+)
+def test_a_file_without_numbers(content, tmp_path):
+    (tmp_path / "p.csv").write_text(content)
+    with pytest.raises(MertoolError, match="is not a predictions file"):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_a_file_of_another_target(tmp_path):
+    NUMBERS.write(tmp_path / "p.csv")
+    with pytest.raises(MertoolError, match="holds predictions of valence, not of arousal: give --target valence"):
+        read_predictions(tmp_path / "p.csv", "arousal")
+    with pytest.raises(MertoolError, match="holds numbers of valence, where classes are needed"):
+        Predictions.read(tmp_path / "p.csv")

@@ -10,11 +10,18 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from mertool.metrics import confusion_matrix, scores_from_confusion
-from mertool.significance import holm, mcnemar, paired_test, score
+from mertool.significance import NumberMeasure, holm, mcnemar, paired_test, score
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
-from significance import coverage, draw_clips, rejection_rate
+from significance import (
+    coverage,
+    coverage_of_numbers,
+    draw_clips,
+    draw_numbers,
+    rejection_rate,
+    rejection_rate_of_numbers,
+)
 
 
 def waf(labels, predicted):
@@ -266,3 +273,63 @@ def test_mcnemar_of_equal_systems():
 def test_levels_of_test_and_intervals(n_speakers):
     assert 0.035 <= rejection_rate(n_speakers, 12_000 if n_speakers == 6 else 1500) <= 0.065
     assert min(coverage(n_speakers, 1500).values()) >= 0.93
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def ccc(truth, predicted):
+    covariance = np.cov(truth, predicted, ddof=0)[0, 1]
+    return 2 * covariance / (truth.var() + predicted.var() + (truth.mean() - predicted.mean()) ** 2)
+
+
+@pytest.mark.parametrize("by_speaker", [True, False])
+def test_intervals_of_numbers_are_the_jackknife_on_their_scales(by_speaker):
+    speakers, truth, _, predicted = draw_numbers(np.random.default_rng(0), 7, 0.3)
+    units = speakers if by_speaker else np.arange(len(truth))
+    names, sizes = np.unique(units, return_counts=True)
+    quantile = stats.t.ppf(0.975, sizes.sum() ** 2 / np.square(sizes).sum() - 1)
+    found = NumberMeasure().score(truth, predicted, groups=speakers if by_speaker else None)
+    scales = {
+        "ccc": (ccc, np.arctanh, np.tanh),
+        "mae": (lambda t, p: np.abs(t - p).mean(), np.log, np.exp),
+    }
+    for name, (statistic, forth, back) in scales.items():
+        left_out = forth([statistic(truth[units != unit], predicted[units != unit]) for unit in names])
+        error = np.sqrt((len(names) - 1) / len(names) * np.square(left_out - left_out.mean()).sum())
+        centre = forth(statistic(truth, predicted))
+        expected = (back(centre - quantile * error), back(centre + quantile * error))
+        assert (found[name].low, found[name].high) == pytest.approx(expected)
+
+
+def test_p_of_numbers_is_that_of_all_exchanges():
+    speakers, truth, first, second = draw_numbers(np.random.default_rng(1), 6, 0.3)
+    differences = []
+    for pattern in range(2**6):
+        exchanged = (pattern >> speakers) & 1 == 1
+        one, other = np.where(exchanged, second, first), np.where(exchanged, first, second)
+        differences.append(ccc(truth, other) - ccc(truth, one))
+    observed = differences[0]
+    sizes = np.abs(differences)
+    p = np.mean(sizes >= abs(observed) - 1e-12) - np.mean(np.abs(sizes - abs(observed)) <= 1e-12) / 2
+    found = NumberMeasure().paired_test(truth, first, second, groups=speakers)
+    assert (found["difference"], found["p"]) == (pytest.approx(observed), pytest.approx(p))
+    back = NumberMeasure().paired_test(truth, second, first, groups=speakers)
+    assert (back["difference"], back["p"]) == (pytest.approx(-observed), pytest.approx(p))
+
+
+def test_numbers_over_clips_are_tested_by_drawn_exchanges():
+    _, truth, first, _ = draw_numbers(np.random.default_rng(2), 6, 0.0)
+    better = truth + 0.3 * (first - truth)
+    found = NumberMeasure().paired_test(truth, first, better, name="mae")
+    assert found["unit"] == "clips"
+    assert found["difference"] < 0
+    assert found["p"] == pytest.approx(1 / 10_001)
+    assert NumberMeasure().paired_test(truth, first, first)["p"] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_speakers", [6, 10, 24])
+def test_levels_of_test_and_intervals_of_numbers(n_speakers):
+    assert 0.035 <= rejection_rate_of_numbers(n_speakers, 2000) <= 0.075
+    assert min(coverage_of_numbers(n_speakers, 1500).values()) >= 0.92

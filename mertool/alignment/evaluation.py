@@ -11,7 +11,8 @@ from mertool.learning.cka import linear_cka
 from mertool.learning.folds import Folds, make_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.probing.linear import cross_validate
-from mertool.significance import Units, paired_test, score_json
+from mertool.sampling_units import Units
+from mertool.significance import paired_test, score_json
 
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = ("video_to_audio", "audio_to_video")

@@ -80,15 +80,15 @@ def print_json(value: dict[str, Any]) -> None:
     print(text)
 
 
-def format_score(score: Mapping[str, float | None]) -> str:
-    """`73.0 [70.1, 75.8]` in per cent, `73.0` without an interval."""
-    return _format_interval(score, "value", "{:.1f}")
+def format_score(score: Mapping[str, float | None], percent: bool = True) -> str:
+    """`73.0 [70.1, 75.8]` in per cent, `73.0` without an interval, `0.730 [0.701, 0.758]` not in per cent."""
+    return _format_interval(score, "value", percent=percent)
 
 
-def format_gain(gain: Mapping[str, Any]) -> str:
+def format_gain(gain: Mapping[str, Any], percent: bool = True) -> str:
     """`+1.2 [-0.3, +2.8], p = 0.110` in points; with the p of Holm, `p = 0.110 (Holm 0.220)`."""
     adjusted = f" (Holm {gain['p_holm']:.3f})" if "p_holm" in gain else ""
-    return f"{_format_interval(gain, 'difference', '{:+.1f}')}, p = {gain['p']:.3f}{adjusted}"
+    return f"{_format_interval(gain, 'difference', percent=percent, sign='+')}, p = {gain['p']:.3f}{adjusted}"
 
 
 def format_test(gain: Mapping[str, Any]) -> str:
@@ -103,9 +103,10 @@ def format_intervals(unit: str, score: Mapping[str, float | None]) -> str:
     return "no intervals: they need 5 speakers or more" if unit == "speakers" else "no intervals: they need two clips"
 
 
-def _format_interval(score: Mapping[str, Any], name: str, form: str) -> str:
+def _format_interval(score: Mapping[str, Any], name: str, *, percent: bool, sign: str = "") -> str:
+    factor, digits = (100, 1) if percent else (1, 3)
     value, *bounds = (
-        score[key] if score[key] is None else form.format(100 * score[key]) for key in (name, "low", "high")
+        score[key] if score[key] is None else f"{factor * score[key]:{sign}.{digits}f}" for key in (name, "low", "high")
     )
     return str(value) if None in bounds else f"{value} [{', '.join(map(str, bounds))}]"
 

@@ -9,13 +9,13 @@ from mertool.cli.arguments import Json, Quiet
 from mertool.cli.console import echo, format_gain, format_intervals, format_score, format_test, print_json
 from mertool.cli.interrupts import keeping, kept_features
 from mertool.cli.progress import progress
+from mertool.cli.scores import CLASS_SCORES, TITLES, format_named_gain, score_cells
 from mertool.cli.source import tell_notes
 from mertool.cli.tables import table
 from mertool.errors import count_of
 from mertool.options.evaluate import EvaluateOptions
 
 EXAMPLE = "Example: mertool evaluate predictions.csv --labels clips.csv -o metrics.json"
-METRICS = {"waf": "weighted F1", "accuracy": "accuracy", "uar": "UAR", "macro_f1": "macro F1"}
 
 
 def evaluate(
@@ -34,6 +34,7 @@ def evaluate(
 ) -> None:
     """Compute weighted F1, accuracy, UAR and macro F1 with 95 % intervals, and scores per class and of calibration.
 
+    Of a number (valence, arousal or sentiment) CCC, Pearson, MAE and MSE, of sentiment Acc-2, F1, Acc-5 and Acc-7, too.
     With --missing and --noise the same bundle is evaluated on the same clips without a modality, and with noisy audio
     and blurred video, as MER-NOISE does; features come from the folder beside the predictions.
     """
@@ -55,15 +56,10 @@ def evaluate(
 
 def print_result(result: dict[str, Any], output: Path | None) -> None:
     """Print the scores of each system, the tests between two, the robustness, and the files that were written."""
-    rows = [
-        [system["predictions"], *(format_score(system[name]) for name in METRICS), _format_calibration(system)]
-        for system in result["systems"]
-    ]
-    intervals = format_intervals(result["intervals"], result["systems"][0]["waf"])
-    title = f"{count_of(result['clips'], 'labelled clip')}; per cent, {intervals}"
-    table(title, ["predictions", *METRICS.values(), "calibration error"], rows)
-    for system in result["systems"]:
-        print_classes(system, result["classes"])
+    if result["classes"]:
+        print_class_scores(result)
+    else:
+        print_number_scores(result)
     if result["labelled_without_prediction"]:
         echo(f"not scored for lack of a prediction: {count_of(result['labelled_without_prediction'], 'labelled clip')}")
     if "paired" in result:
@@ -72,7 +68,32 @@ def print_result(result: dict[str, Any], output: Path | None) -> None:
         print_robustness(result["robustness"])
     if output:
         echo(f"metrics: {output}")
-        echo("plots: " + " ".join(result["plots"]))
+        if result["plots"]:
+            echo("plots: " + " ".join(result["plots"]))
+
+
+def print_class_scores(result: dict[str, Any]) -> None:
+    """Print the scores of each system over all classes, and per class."""
+    rows = [
+        [system["predictions"], *score_cells(system, list(CLASS_SCORES)), _format_calibration(system)]
+        for system in result["systems"]
+    ]
+    intervals = format_intervals(result["intervals"], result["systems"][0]["waf"])
+    title = f"{count_of(result['clips'], 'labelled clip')}; per cent, {intervals}"
+    table(title, ["predictions", *CLASS_SCORES.values(), "calibration error"], rows)
+    for system in result["systems"]:
+        print_classes(system, result["classes"])
+
+
+def print_number_scores(result: dict[str, Any]) -> None:
+    """Print the scores of each system as a column, because sentiment has ten of them."""
+    systems = result["systems"]
+    names = [name for name in TITLES if name in systems[0]]
+    rows = [[TITLES[name], *(score_cells(system, [name])[0] for system in systems)] for name in names]
+    intervals = format_intervals(result["intervals"], systems[0]["ccc"])
+    shares = "; Acc and F1 in per cent" if result["target"] == "sentiment" else ""
+    title = f"{count_of(result['clips'], 'labelled clip')}, {result['target']}; {intervals}{shares}"
+    table(title, ["score", *(system["predictions"] for system in systems)], rows)
 
 
 def print_classes(system: dict[str, Any], classes: list[str]) -> None:
@@ -94,8 +115,10 @@ def print_classes(system: dict[str, Any], classes: list[str]) -> None:
 
 def print_paired_tests(paired: dict[str, Any]) -> None:
     """Print the tests of two systems on the same clips."""
-    gain = paired["waf"]
-    echo(f"second minus first, weighted F1: {format_gain(gain)} (points, {format_test(gain)})")
+    for name, gain in paired.items():
+        if name in TITLES:
+            unit = "points, " if name in CLASS_SCORES else ""
+            echo(f"second minus first, {TITLES[name]}: {format_named_gain(name, gain)} ({unit}{format_test(gain)})")
     if exact := paired.get("mcnemar"):
         echo(
             f"right in one only: first {exact['only_first']:.0f}, second {exact['only_second']:.0f} clips, "

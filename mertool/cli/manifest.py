@@ -107,6 +107,7 @@ def summarize(clips: Manifest, output: Path) -> dict[str, Any]:
         "manifest": str(output),
         "clips": len(clips),
         "labels": Counter(clip.label or "(no label)" for clip in clips.clips),
+        "numbers": Counter(name for clip in clips.clips for name in clip.numbers),
         "with_text": sum(bool(clip.text) for clip in clips.clips),
         "speakers": len(set(clips.speakers().values())),
     }
@@ -116,6 +117,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     """Print the counts as a table, and the next command."""
     rows = [[label, count] for label, count in sorted(summary["labels"].items())]
     table(count_of(summary["clips"], "clip"), ["label", "clips"], rows)
+    for name, count in summary["numbers"].items():
+        echo(f"{count} with a number for {name}")
     echo(f"{summary['with_text']} with a transcript, {count_of(summary['speakers'], 'speaker')}")
     echo(f"manifest: {summary['manifest']}")
     suggest_next(["extract", "audio", summary["manifest"], "-o", "features/audio.h5"])

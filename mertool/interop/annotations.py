@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mertool.errors import MertoolError, combine_errors, count_of
-from mertool.manifest import Clip, ClipIndex, Manifest, clip_id_faults
+from mertool.manifest import NUMBERS, Clip, ClipIndex, Manifest, clip_id_faults
 
-MERGED_FIELDS = ("label", "text", "speaker", "gender", "split")
+MERGED_FIELDS = ("label", "text", "speaker", "gender", "split", *NUMBERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Annotation:
         split: One of the manifest's splits.
         start: Seconds within the file at which the clip begins.
         end: Seconds at which it ends.
+        valence, arousal, sentiment: Numbers, as those of `Clip`.
     """
 
     name: str
@@ -39,6 +40,14 @@ class Annotation:
     split: str | None = None
     start: float | None = None
     end: float | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    sentiment: float | None = None
+
+    @property
+    def is_labelled(self) -> bool:
+        """Return whether the row has a label or a number."""
+        return bool(self.label) or any(getattr(self, name) is not None for name in NUMBERS)
 
     @property
     def is_segment(self) -> bool:
@@ -60,9 +69,9 @@ class Annotations:
     rows: tuple[Annotation, ...]
     notes: tuple[str, ...] = ()
 
-    def labelled(self) -> dict[str, str]:
-        """Return the label by the name of the row, of rows that have one."""
-        return {row.name: row.label for row in self.rows if row.label}
+    def labelled(self) -> dict[str, Annotation]:
+        """Return the rows that have a label or a number, by name; of several rows of one name the last."""
+        return {row.name: row for row in self.rows if row.is_labelled}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +170,7 @@ def _merge(clip: Clip, rows: list[Annotation], faults: list[str]) -> Clip:
     for name in ("clip", *MERGED_FIELDS):
         for row in rows:
             value = getattr(row, name)
-            if value and values.setdefault(name, value) != value:
+            if value not in (None, "") and values.setdefault(name, value) != value:
                 faults.append(f"'{clip.clip}' has the {name} '{values[name]}' and '{value}'")
     return replace(clip, **values)
 
@@ -178,8 +187,11 @@ def _id_faults(clips: Iterable[Clip]) -> list[str]:
 
 
 def fill_splits(manifest: Manifest) -> Manifest:
-    """Return the manifest of a labelled corpus: a labelled clip without a split is `train`, others `unlabelled`."""
-    clips = (replace(c, split=c.split or ("train" if c.label else "unlabelled")) for c in manifest.clips)
+    """Return the manifest of a labelled corpus: a labelled clip without a split is `train`, others `unlabelled`.
+
+    A number is a label, too.
+    """
+    clips = (replace(c, split=c.split or ("train" if c.label or c.numbers else "unlabelled")) for c in manifest.clips)
     return replace(manifest, clips=tuple(clips))
 
 

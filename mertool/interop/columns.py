@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mertool.errors import MertoolError, combine_errors, suggest
 from mertool.interop.annotations import Annotation, Annotations
-from mertool.manifest import SPLITS, clip_id, time_faults
+from mertool.manifest import NUMBERS, SPLITS, clip_id, parse_number, time_faults
 from mertool.tables import Table, normalize, read_table
 
 # By the field of an annotation: names of its column, the first that a table has is read.
@@ -21,6 +21,9 @@ COLUMN_NAMES = {
     "split": ("split",),
     "start": ("start", "start_time"),
     "end": ("end", "end_time"),
+    "valence": ("valence", "val"),
+    "arousal": ("arousal", "activation"),
+    "sentiment": ("sentiment",),
 }
 LANGUAGES = ("chinese", "english")
 EMPTY_TEXT = "nan"  # what pandas may write for a missing transcript, in any case of letters
@@ -41,10 +44,15 @@ CLOCK = re.compile(r"(?:(\d+) days? )?(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)")
 
 
 def read_label_table(path: Path) -> Annotations:
-    """Read labels and whatever else a CSV says of its clips. Raises MertoolError for all faults of the file at once."""
+    """Read labels and whatever else a CSV says of its clips; a column of numbers (valence, ...) may be all labels.
+
+    Raises MertoolError for all faults of the file at once.
+    """
     table = read_table(path, "labels")
     columns = find_columns(table)
-    require_columns(table, columns, "label")
+    if not columns.keys() & NUMBERS:
+        require_columns(table, columns, "label")
+    require_columns(table, columns, "name")
     return _read_rows(table, columns, ignored=("audio",))  # a manifest is a label table, too
 
 
@@ -148,6 +156,9 @@ def _read_row(values: dict[str, str]) -> tuple[Annotation, list[str]]:
         split=split or None,
         start=start or None,  # a segment that begins at 0 and has no end is the whole file
         end=end,
+        valence=parse_number(values.get("valence", ""), "valence", faults),
+        arousal=parse_number(values.get("arousal", ""), "arousal", faults),
+        sentiment=parse_number(values.get("sentiment", ""), "sentiment", faults),
     )
     return row, faults
 

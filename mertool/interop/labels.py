@@ -8,7 +8,7 @@ from mertool.interop.annotations import Annotations, annotate
 from mertool.interop.columns import read_label_table, read_transcript_table
 from mertool.interop.emobox import SUFFIXES, read_emobox
 from mertool.interop.mertools import read_npz
-from mertool.manifest import COLUMNS, Clip, Manifest
+from mertool.manifest import COLUMNS, NUMBERS, Clip, Manifest
 from mertool.tables import read_table
 
 FORMS = "a CSV (name,label or clip,label), label-6way.npz of MERTools, or a .jsonl or fold folder of EmoBox"
@@ -45,7 +45,11 @@ def label_clips(clips: Sequence[Clip], path: Path) -> Manifest:
     annotations = read_labels(path)
     joined = annotate(Manifest(tuple(clips), path), annotations)
     labels = annotations.labelled()
-    others = tuple(Clip(clip=name, label=labels[name]) for name in dict.fromkeys(joined.unmatched) if name in labels)
+    others = tuple(
+        Clip(clip=name, label=labels[name].label, **{number: getattr(labels[name], number) for number in NUMBERS})
+        for name in dict.fromkeys(joined.unmatched)
+        if name in labels
+    )
     return Manifest((*joined.manifest.clips, *others), path, annotations.notes)
 
 

@@ -5,12 +5,14 @@ from mertool.manifest.csv_file import time_faults
 from mertool.manifest.labels import EMOTIONS, canonical_label, describe_unknown_labels, parse_classes
 from mertool.manifest.manifest import Manifest
 from mertool.manifest.names import ClipIndex, clip_id, clip_id_faults, printable_id, unused_id
+from mertool.manifest.numbers import NUMBERS, parse_number
 from mertool.manifest.suffixes import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 
 __all__ = [
     "AUDIO_SUFFIXES",
     "COLUMNS",
     "EMOTIONS",
+    "NUMBERS",
     "SPLITS",
     "VIDEO_SUFFIXES",
     "Clip",
@@ -21,6 +23,7 @@ __all__ = [
     "clip_id_faults",
     "describe_unknown_labels",
     "parse_classes",
+    "parse_number",
     "printable_id",
     "time_faults",
     "unused_id",

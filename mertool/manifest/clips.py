@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mertool.manifest.numbers import NUMBERS
 from mertool.media_digest import clip_digest, has_signature
 
-COLUMNS = ("clip", "path", "label", "text", "speaker", "split", "start", "end", "audio", "gender")
+COLUMNS = ("clip", "path", "label", "text", "speaker", "split", "start", "end", "audio", "gender", *NUMBERS)
 SPLITS = ("train", "dev", "test", "unlabelled")
 # Splits whose labels train and are scored under cross-validation; a clip without a split is one of them.
 TRAINING_SPLITS = frozenset([None, "train", "dev"])
@@ -26,6 +27,9 @@ class Clip:
         end: Seconds at which it ends; None for the end of the file.
         audio: The file that the sound is read from, where it is another one than `path`.
         gender: Gender of the speaker, as the labels name it.
+        valence: From negative to positive, on the scale of the corpus.
+        arousal: From calm to excited, on the scale of the corpus.
+        sentiment: From -3 to 3, as MOSI and MOSEI rate it.
     """
 
     clip: str
@@ -38,6 +42,9 @@ class Clip:
     end: float | None = None
     audio: Path | None = None
     gender: str | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    sentiment: float | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -47,6 +54,12 @@ class Clip:
     def media_path(self, modality: str) -> Path | None:
         """Return the file that a modality is read from, `audio` from another one than the picture where it is given."""
         return (self.audio or self.path) if modality == "audio" else self.path
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The numbers that the clip is labelled with, by name."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {name: value for name, value in numbers.items() if value is not None}
 
     def with_absolute_paths(self) -> "Clip":
         """Return the same clip for a process with another working folder."""

@@ -13,6 +13,7 @@ from mertool.files import write_atomic
 from mertool.manifest.clips import COLUMNS, SPLITS, Clip
 from mertool.manifest.folder import is_utf8, printable_path
 from mertool.manifest.names import clip_id_faults
+from mertool.manifest.numbers import NUMBERS, parse_number
 from mertool.tables import normalize, read_table
 
 REQUIRED_COLUMNS = ("clip", "path")
@@ -64,6 +65,7 @@ def _read_row(cells: dict[str, str], folder: Path) -> tuple[Clip, list[str]]:
         faults.append(f"unknown split '{split}': {suggest(split, SPLITS)}valid: {', '.join(SPLITS)}")
     times = {column: _read_seconds(cells.get(column, ""), column, faults) for column in ("start", "end")}
     faults += time_faults(times["start"], times["end"])
+    numbers = {name: parse_number(cells.get(name, ""), name, faults) for name in NUMBERS}
     clip = Clip(
         clip=name,
         path=paths["path"],
@@ -75,6 +77,7 @@ def _read_row(cells: dict[str, str], folder: Path) -> tuple[Clip, list[str]]:
         end=times["end"],
         audio=paths["audio"],
         gender=cells.get("gender") or None,
+        **numbers,
     )
     return clip, faults
 
@@ -114,14 +117,20 @@ def _check_locale(clips: Iterable[Clip]) -> None:
 
 
 def write_clips(clips: Iterable[Clip], path: Path) -> None:
-    """Write the CSV, with paths relative to its folder. Raises MertoolError for a file name that is not in UTF-8."""
+    """Write the CSV, with paths relative to its folder; numbers that no clip has get no column.
+
+    Raises MertoolError for a file name that is not in UTF-8.
+    """
+    clips = tuple(clips)
+    rated = {name for clip in clips for name in clip.numbers}
+    columns = [name for name in COLUMNS if name not in NUMBERS or name in rated]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(columns)
     for clip in clips:
         if not is_named_in_utf8(clip):
             raise MertoolError(f"{path} cannot name {_media_name(clip)}, which is not in UTF-8: rename the file")
-        writer.writerow(_cells(clip, path.absolute().parent))
+        writer.writerow(_cells(clip, columns, path.absolute().parent))
     write_atomic(path, buffer.getvalue())
 
 
@@ -142,8 +151,8 @@ def _media_name(clip: Clip) -> str:
     return printable_path(clip.path or clip.audio or Path())
 
 
-def _cells(clip: Clip, folder: Path) -> list[str]:
-    values = [getattr(clip, column) for column in COLUMNS]
+def _cells(clip: Clip, columns: Sequence[str], folder: Path) -> list[str]:
+    values = [getattr(clip, column) for column in columns]
     values = [_relative(value, folder) if isinstance(value, Path) else value for value in values]
     return ["" if value is None else str(value) for value in values]
 

@@ -72,6 +72,17 @@ class Manifest:
         remedy = "those of the predictions, so give the labels of the clips that were predicted"
         return self._labels(classes, TRAINING_SPLITS | {"test"}, remedy)
 
+    def training_numbers(self, name: str) -> dict[str, float]:
+        """Valence, arousal or sentiment of the training clips that have it, by clip id."""
+        return self._numbers(name, TRAINING_SPLITS)
+
+    def known_numbers(self, name: str) -> dict[str, float]:
+        """Valence, arousal or sentiment of every clip that has it, whatever its split; for scoring predictions."""
+        return self._numbers(name, TRAINING_SPLITS | {"test"})
+
+    def _numbers(self, name: str, splits: frozenset[str | None]) -> dict[str, float]:
+        return {clip.clip: clip.numbers[name] for clip in self.clips if name in clip.numbers and clip.split in splits}
+
     def _labels(self, classes: tuple[str, ...], splits: frozenset[str | None], remedy: str) -> dict[str, str]:
         labels = {clip.clip: clip.label for clip in self.clips if clip.label and clip.split in splits}
         if unknown := describe_unknown_labels(labels.values(), classes):
@@ -93,5 +104,9 @@ class Manifest:
 
     def digest(self) -> str:
         """Digest of what training depends on: ids, labels, texts, speakers and splits, but not paths or the order."""
-        clips = sorted(self.clips, key=lambda clip: clip.clip)
-        return digest_json([[c.clip, c.label, c.text, c.speaker, c.split, c.start, c.end] for c in clips])
+
+        def content(clip: Clip) -> list[object]:
+            values = [clip.clip, clip.label, clip.text, clip.speaker, clip.split, clip.start, clip.end]
+            return [*values, *([clip.numbers] if clip.numbers else [])]
+
+        return digest_json([content(clip) for clip in sorted(self.clips, key=lambda clip: clip.clip)])

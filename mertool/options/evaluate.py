@@ -23,6 +23,7 @@ class EvaluateOptions(Options):
         help="Evaluate with noise at 5 to 10 dB from a folder of audio files, or from other clips (babble).",
         metavar="FOLDER|babble",
     )
+    target: str | None = shared.target(None, default_help="that of the predictions")
     classes: tuple[str, ...] | None = option(
         None,
         help="Class names, comma-separated; labels that are numbers are indices of these names.",
@@ -37,6 +38,7 @@ class EvaluateOptions(Options):
     seed: int = shared.seed()
 
     def conflicts(self) -> Iterator[str]:
+        yield from shared.target_conflicts(self.target, self.classes, {"--bundle": bool(self.bundle)})
         if (self.missing or self.noise) and not self.bundle:
             yield "--missing and --noise need the bundle that predicted: give --bundle runs/fusion"
         if self.bundle and not (self.missing or self.noise):

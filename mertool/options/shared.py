@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mertool.errors import MertoolError
-from mertool.manifest import EMOTIONS, parse_classes
+from mertool.manifest import EMOTIONS, NUMBERS, parse_classes
 from mertool.options.option import option
 
+EMOTION = "emotion"
+TARGETS = {EMOTION: "classes", **dict.fromkeys(NUMBERS, "a number")}
 MAX_FOLDS = 1000  # each is a training of its own; corpora have fewer speakers
 TRAINING = "Training"  # heading of the help
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -119,6 +121,25 @@ def classes() -> Any:
         parse=parse_classes,
         validate=check_classes,
     )
+
+
+def target(default: str | None = EMOTION, default_help: str | None = None) -> Any:
+    return option(
+        default,
+        help="Label that is predicted, the column label of the manifest or one of numbers.",
+        choices=TARGETS,
+        default_help=default_help,
+    )
+
+
+def target_conflicts(target: str | None, classes: tuple[str, ...] | None, given: dict[str, bool]) -> Iterator[str]:
+    """Messages about options that are for classes, where the target is a number; `given` says which flags are."""
+    if target in NUMBERS:
+        for flag in [
+            *(["--classes"] if classes not in (None, EMOTIONS) else []),
+            *(f for f, is_on in given.items() if is_on),
+        ]:
+            yield f"{flag} is for classes: leave it out with --target {target}, which is a number"
 
 
 def folds(default: int | None = 5, default_help: str | None = None) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mertool.learning.folds import Folds
 from mertool.metrics import confusion_matrix, scores_from_confusion
-from mertool.significance import difference_errors
+from mertool.significance import ClassMeasure
 
 MAX_SHARE = 1 / 3  # of the transformer layers, where mertool chooses the width
 
@@ -82,7 +82,7 @@ def choose_window_by_predictions(
         return choose_window(layers, wafs, standard_errors=None, width=width)
     blocks = [position for position, layer in enumerate(layers) if layer >= 1]
     best = max(blocks, key=lambda position: wafs[position])
-    errors = difference_errors(labels, predicted, best, n_classes=n_classes, groups=groups)
+    errors = ClassMeasure(n_classes).difference_errors(labels, predicted, best, groups=groups)
     return choose_window(layers, wafs, standard_errors=errors, width=None)
 
 

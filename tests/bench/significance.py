@@ -1,8 +1,8 @@
 """Coverage of the intervals and rejection rate of the paired test over speakers, by simulation.
 
-`python tests/bench/significance.py` prints the table of docs/scores.md. Two classifiers of six classes label clips of
-speakers of unequal size. Some speakers are easier than others, and the second classifier is better for some and worse
-for others. Under the null hypothesis it is equally good on average.
+`python tests/bench/significance.py` prints the table of docs/scores.md, with `--numbers` that of numbers. Two
+classifiers of six classes label clips of speakers of unequal size. Some speakers are easier than others, and the second
+classifier is better for some and worse for others. Under the null hypothesis it is equally good on average.
 """
 
 import argparse
@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from mertool.metrics import confusion_matrix, scores_from_confusion
-from mertool.significance import Interval, paired_interval, paired_test, score
+from mertool.sampling_units import Interval
+from mertool.significance import ClassMeasure, NumberMeasure, paired_test, score
 
 N_CLASSES = 6
 PRIOR = (0.25, 0.2, 0.2, 0.15, 0.12, 0.08)
 GAIN = 0.35  # in the log odds of the second classifier, where the null hypothesis is false
+NUMBER_GAIN = 0.3  # in the logarithm of the noise of the second prediction of numbers
 EASE = 0.3  # mean log odds of being right
 HIGH_EASE = 2.5  # of a corpus on which scores are above 90 %
 MANY_SPEAKERS = 20_000  # so many give the true values
@@ -75,10 +77,59 @@ def coverage(n_speakers: int, repetitions: int) -> dict[str, float]:
         intervals = score(labels, second, N_CLASSES, groups=speakers)
         for name in ("waf", "uar"):
             hits[name] += contains(intervals[name], scores[name])
-        interval = paired_interval(labels, first, second, n_classes=N_CLASSES, groups=speakers)
+        interval = ClassMeasure(N_CLASSES).paired_interval(labels, first, second, groups=speakers)
         hits["difference"] += contains(interval, gain)
         speakers, labels, _, second = draw_clips(random, n_speakers, GAIN, mean_ease=HIGH_EASE)
         hits["high"] += contains(score(labels, second, N_CLASSES, groups=speakers)["uar"], high_scores["uar"])
+    return {name: count / repetitions for name, count in hits.items()}
+
+
+def draw_numbers(random: np.random.Generator, n_speakers: int, gain: float) -> tuple[np.ndarray, ...]:
+    """Return speakers, numbers and two predictions (N,) of them; the second has less noise by `gain`.
+
+    Speakers differ in their mean, in how well they are predicted, and in which prediction suits them.
+    """
+    sizes = np.exp(random.normal(3.4, 0.6, n_speakers)).round().astype(int).clip(8, 200)
+    speakers = np.repeat(np.arange(n_speakers), sizes)
+    truth = random.normal(0, 0.5, n_speakers)[speakers] + random.normal(0, 1, len(speakers))
+    slope, shift = random.normal(0.6, 0.1, n_speakers), random.normal(0, 0.3, n_speakers)
+    noise, advantage = random.uniform(0.5, 1.0, n_speakers), random.normal(gain, 0.15, n_speakers)
+    common = random.normal(0, 1, len(speakers))
+    predictions = []
+    for sign in (-1, 1):
+        own = 0.8 * common + 0.6 * random.normal(0, 1, len(speakers))
+        spread = noise * np.exp(-sign * advantage / 2)
+        predictions.append((slope[speakers] * truth + shift[speakers]) + spread[speakers] * own)
+    return speakers, truth, *predictions
+
+
+@cache
+def true_number_scores(gain: float) -> tuple[dict[str, float], float]:
+    """Return the scores of the second prediction of numbers, and its gain in CCC, over very many speakers."""
+    _, truth, *predictions = draw_numbers(np.random.default_rng(1), MANY_SPEAKERS, gain)
+    measure = NumberMeasure()
+    first, second = (measure.scores(measure.table(truth, row)) for row in predictions)
+    return {name: float(value) for name, value in second.items()}, float(second["ccc"] - first["ccc"])
+
+
+def rejection_rate_of_numbers(n_speakers: int, repetitions: int) -> float:
+    """Return how often the paired test of CCC rejects a true null hypothesis at 5 %."""
+    random = np.random.default_rng((2, n_speakers))
+    tests = (draw_numbers(random, n_speakers, 0.0) for _ in range(repetitions))
+    return float(np.mean([NumberMeasure().paired_test(*drawn[1:], groups=drawn[0])["p"] <= 0.05 for drawn in tests]))
+
+
+def coverage_of_numbers(n_speakers: int, repetitions: int) -> dict[str, float]:
+    """Return how often the 95 % intervals of CCC, MAE, MSE and the gain in CCC hold the true value."""
+    random = np.random.default_rng((3, n_speakers))
+    scores, gain = true_number_scores(NUMBER_GAIN)
+    hits = dict.fromkeys(("ccc", "mae", "mse", "difference"), 0)
+    for _ in range(repetitions):
+        speakers, truth, first, second = draw_numbers(random, n_speakers, NUMBER_GAIN)
+        intervals = NumberMeasure().score(truth, second, groups=speakers)
+        for name in ("ccc", "mae", "mse"):
+            hits[name] += contains(intervals[name], scores[name])
+        hits["difference"] += contains(NumberMeasure().paired_interval(truth, first, second, groups=speakers), gain)
     return {name: count / repetitions for name, count in hits.items()}
 
 
@@ -88,12 +139,26 @@ def contains(interval: Interval, value: float) -> bool:
     return interval.low <= value <= interval.high
 
 
+def print_numbers(repetitions: int) -> None:
+    """Print the table of numbers."""
+    columns = ["rejected at 5 %, %", *(f"{name} covered, %" for name in ("CCC", "MAE", "MSE", "difference in CCC"))]
+    print(f"| speakers | {' | '.join(columns)} |")
+    print("|---|" + "---|" * len(columns))
+    for count in (5, 6, 10, 16, 24):
+        values = [rejection_rate_of_numbers(count, repetitions), *coverage_of_numbers(count, repetitions).values()]
+        print(f"| {count} | " + " | ".join(f"{100 * value:.1f}" for value in values) + " |", flush=True)
+
+
 def main() -> None:
     """Print the table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=1500, help="simulated corpora for each number of speakers")
     parser.add_argument("--output", type=Path, default=RESULT, help="where the JSON goes")
+    parser.add_argument("--numbers", action="store_true", help="the table of numbers")
     options = parser.parse_args()
+    if options.numbers:
+        print_numbers(options.repetitions)
+        return
     rows = {
         # The few values that p has with so few speakers make the rate vary more between simulations.
         count: {

@@ -6,6 +6,7 @@ import pytest
 
 from mertool.errors import MertoolError
 from mertool.interop.annotations import Annotation, Annotations, annotate, fill_splits
+from mertool.interop.labels import label_clips, read_labels
 from mertool.manifest import Clip, Manifest
 
 DATA = Path("/data/corpus")
@@ -140,3 +141,13 @@ def test_labelled_clips_train_and_others_are_unlabelled():
         (None, "unlabelled", "Oh.", "s1", "female"),
     ]
     assert [clip.split for clip in joined.clips] == [None, "test", None]
+
+
+def test_numbers_of_a_label_file(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("name,val,sentiment\na,0,-2.5\nb,1.5,\nc,,1\n")
+    labelled = annotate(Manifest((Clip(clip="a"), Clip(clip="d")), tmp_path), read_labels(path)).manifest
+    assert [clip.numbers for clip in labelled.clips] == [{"valence": 0.0, "sentiment": -2.5}, {}]
+    assert [clip.split for clip in fill_splits(labelled).clips] == ["train", "unlabelled"]
+    joined = label_clips((Clip(clip="a"),), path)
+    assert {clip.clip: clip.numbers.get("sentiment") for clip in joined.clips} == {"a": -2.5, "b": None, "c": 1.0}

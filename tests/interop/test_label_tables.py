@@ -16,7 +16,7 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def labels(path: Path) -> dict[str, str]:
-    return read_labels(path).labelled()
+    return {name: row.label for name, row in read_labels(path).labelled().items()}
 
 
 @pytest.mark.parametrize(

@@ -250,3 +250,33 @@ def test_the_digest_of_a_clip_follows_its_file_and_its_part(tmp_path):
         changed[place] = 1
         path.write_bytes(changed)
         assert Clip(clip="a", path=path).digest() != whole
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_numbers_are_read_by_the_header_and_written_again(tmp_path):
+    manifest = read(tmp_path, "clip,path,sentiment,split,valence\na,a.wav,-1.2,,0\nb,b.wav,,test,4.5\n")
+    assert [clip.numbers for clip in manifest.clips] == [{"valence": 0.0, "sentiment": -1.2}, {"valence": 4.5}]
+    assert manifest.training_numbers("valence") == {"a": 0.0}
+    assert manifest.known_numbers("valence") == {"a": 0.0, "b": 4.5}
+    manifest.write(tmp_path / "again.csv")
+    header = (tmp_path / "again.csv").read_text().splitlines()[0]
+    assert header == "clip,path,label,text,speaker,split,start,end,audio,gender,valence,sentiment"
+    assert Manifest.read(tmp_path / "again.csv").clips == manifest.clips
+
+
+def test_cells_that_are_no_number_are_told_at_once(tmp_path):
+    with pytest.raises(MertoolError) as caught:
+        read(tmp_path, "clip,path,sentiment,arousal\na,a.wav,3.5,1\nb,b.wav,1,nan\nc,c.wav,much,inf\n")
+    message = str(caught.value)
+    assert "row 2: sentiment '3.5' is not a number from -3 to 3" in message
+    for fault in ("row 3: arousal 'nan'", "row 4: arousal 'inf'", "row 4: sentiment 'much'"):
+        assert fault in message
+
+
+def test_numbers_are_in_the_digest(tmp_path):
+    without = read(tmp_path, "clip,path\na,a.wav\n").digest()
+    digests = {read(tmp_path, f"clip,path,valence\na,a.wav,{value}\n").digest() for value in ("", "1", "2", "1.0")}
+    assert without in digests
+    assert len(digests) == 3

@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 
 from mertool.learning.folds import Folds
 from mertool.probing.window import choose_window, choose_window_by_predictions, predict_by_windows
-from mertool.significance import difference_errors, score
+from mertool.significance import ClassMeasure, score
 
 
 def test_a_given_width():
@@ -59,7 +59,7 @@ def test_what_shifts_all_layers_alike_leaves_the_window_as_it_is():
         more = np.where(is_right, more_labels, (more_labels + 1) % 4)
         both = np.concatenate([predicted, np.broadcast_to(more, (1, 7, 480))], axis=2)
         windows.append(choose_window_by_predictions(range(7), all_labels, both, n_classes=4, width=None, groups=groups))
-        errors.append(difference_errors(all_labels, both, 4, n_classes=4, groups=groups))
+        errors.append(ClassMeasure(4).difference_errors(all_labels, both, 4, groups=groups))
         interval = score(all_labels, both[0, 4], 4, groups=groups)["waf"]
         widths.append(interval.high - interval.low)
     assert windows[0] == windows[1]
@@ -78,7 +78,7 @@ def test_standard_errors_are_those_of_differences_on_the_same_clips(n_speakers):
         best, other = (f1_score(labels[rows], predicted[0, row][rows], average="weighted") for row in (4, layer))
         return best - other
 
-    errors = difference_errors(labels, predicted, 4, n_classes=4, groups=groups)
+    errors = ClassMeasure(4).difference_errors(labels, predicted, 4, groups=groups)
     for layer in (2, 4, 6):
         left_out = np.array([difference(units != unit, layer) for unit in np.unique(units)])
         count = len(left_out)
