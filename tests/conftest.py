@@ -23,6 +23,7 @@ pytest_plugins = ["fixtures.encoders", "fixtures.pipeline", "fixtures.whisper", 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "data" / "demo"
 COLUMNS = ("clip", "path", "label", "text", "speaker", "split", "start", "end")
+NUMBERS = ("valence", "arousal", "sentiment")  # columns where a row has one
 
 
 # ---------------------------------------------------------------- the demo, the command line
@@ -55,8 +56,10 @@ def write_manifest() -> Callable[[Path, Iterable[dict[str, str]]], Path]:
 
     def write(path: Path, rows: Iterable[dict[str, str]]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
+        rows = list(rows)
+        columns = [*COLUMNS, *(name for name in NUMBERS if any(name in row for row in rows))]
         with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
+            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
             writer.writeheader()
             for row in rows:
                 where = row["path"]
