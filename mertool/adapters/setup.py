@@ -46,7 +46,7 @@ class AdapterConfig:
     mask_target: str = "units"
     class_weights: str = "none"
     label_smoothing: float = 0.1
-    epochs: int = 6
+    epochs: int = 10
     batch_size: int = 16
     learning_rate: float = 5e-4
     weight_decay: float = 0.01

@@ -72,8 +72,9 @@ def train_adapter(setup: AdapterSetup, split: AdapterSplit, progress: Callable[[
     model, optimizer = setup.accelerator.prepare(adapter.model, _make_optimizer(trainable, config))
     # Without masks, unlabelled clips have no loss.
     unlabelled = setup.unlabelled_rows if adapter.target else np.zeros(0, np.int64)
-    average, step = WeightAverage(trainable), 0
-    warmup_steps = max(1, min(WARMUP_STEPS, round(WARMUP_SHARE * config.count_steps(split))))
+    n_steps, step = config.count_steps(split), 0
+    average = WeightAverage(trainable, n_steps=n_steps)
+    warmup_steps = max(1, min(WARMUP_STEPS, round(WARMUP_SHARE * n_steps)))
     for epoch in range(config.epochs):
         batches = epoch_batches(
             split.train, unlabelled, setup.inputs.lengths, batch_size=config.batch_size, seed=(config.seed, epoch)

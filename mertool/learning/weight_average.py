@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-DECAY = 0.98  # about fifty steps are averaged
+AVERAGED_SHARE = 0.3  # of all steps, about which the average reaches back
 
 
 class WeightAverage:
@@ -15,18 +15,21 @@ class WeightAverage:
 
     Attributes:
         values: The averages by name; before the first `update` the initial weights.
+        decay: Weight of the average in an update.
         steps: Number of updates.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]):
+    def __init__(self, weights: Mapping[str, torch.Tensor], *, n_steps: int):
+        """Begin an average of a training of `n_steps` steps."""
+        self.decay = 1 - 1 / max(1.0, AVERAGED_SHARE * n_steps)
         self.values = {name: tensor.detach().clone() for name, tensor in weights.items()}
         self.steps = 0
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Include the weights after one more step."""
-        # A short training would otherwise be averaged with its start.
-        decay = min(DECAY, self.steps / (self.steps + 1))
+        # The average would otherwise begin with the initial weights.
+        decay = min(self.decay, self.steps / (self.steps + 1))
         self.steps += 1
         for name, average in self.values.items():
             average.lerp_(weights[name].detach().to(average), 1 - decay)

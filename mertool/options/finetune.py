@@ -72,7 +72,7 @@ class FinetuneOptions(Options):
         affects_result=False,
     )
     folds: int | Path = shared.folds()
-    epochs: int = option(6, help="Passes over the training clips.", minimum=1, group=TRAINING)
+    epochs: int = option(10, help="Passes over the training clips.", minimum=1, group=TRAINING)
     batch: int = option(16, help="Labelled clips per step.", minimum=1, group=TRAINING)
     learning_rate: float | None = shared.learning_rate(None, " of the adapters", "the method's own")
     prefix_cache: bool = option(
