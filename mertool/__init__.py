@@ -9,6 +9,7 @@ The way of the data (each arrow is one command, one module of the same name and 
     features/acoustic.h5 + video-frames.h5 --align--> runs/visual
     features of 1..n modalities + labels --fuse--> runs/fusion
     runs/fusion + folder of videos --predict--> predictions.csv
+    runs + evaluations --report--> report.html
 
 Every stage but the first is also a function: `mertool.predict("runs/fusion", "new-clips")` (see `mertool.api`).
 """
@@ -19,10 +20,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mertool.api import align, evaluate, extract, finetune, fuse, predict, probe_layers
+    from mertool.api import align, evaluate, extract, finetune, fuse, predict, probe_layers, report
 
 __version__ = "0.2.0"
-__all__ = ["align", "evaluate", "extract", "finetune", "fuse", "predict", "probe_layers"]
+__all__ = ["align", "evaluate", "extract", "finetune", "fuse", "predict", "probe_layers", "report"]
 
 
 def __getattr__(name: str) -> Any:

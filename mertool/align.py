@@ -8,6 +8,7 @@ labelled clip is encoded by an aligner that was trained on it (`mertool/alignmen
 
 import glob
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from mertool.learning.folds import Folds, warn_of_rare_classes
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.align import AlignOptions
-from mertool.runs import Run, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, Sources, cache_key, find_reusable_run, new_run
 from mertool.significance import known_speakers
 from mertool.store import ClipFeatures, Failure, FeatureStore, StoreWriter, check_store
 
@@ -56,6 +57,7 @@ def align(
     `audio` is a pooled store, `video` a frame store of one layer. Returns the run, and True if a run of the same inputs
     and options was found at `output` and nothing was trained. Raises MertoolError if the stores do not fit.
     """
+    started = time.time()
     inputs = [audio, video, *([manifest.source] if manifest else [])]
     check_writable(aligned, *inputs)
     device = resolve_device(options.device)
@@ -96,7 +98,9 @@ def align(
                     data=data,
                     audio_store=audio_store,
                     labelled_clips=labelled[0].clips if labelled else (),
+                    manifest=manifest,
                     options=options,
+                    started=started,
                 )
                 for checkpoint in checkpoints.values():
                     checkpoint.remove()
@@ -307,7 +311,9 @@ def _write_run(
     data: AlignmentData,
     audio_store: FeatureStore,
     labelled_clips: Sequence[str],
+    manifest: Manifest | None,
     options: AlignOptions,
+    started: float,
 ) -> None:
     """Put the run in place: weights, metrics, plots, and the clips that were not trained on."""
     video_store = data.stream.store
@@ -323,7 +329,12 @@ def _write_run(
         "held_out_clips": [*(clips[row] for row in data.split.held_out), *without_audio],
         "development_clips": [clips[row] for row in data.split.development],
     }
-    with new_run(output, "align", key=key, options=asdict(options), **facts) as draft:
+    sources: Sources = {
+        "manifest": manifest.source if manifest else None,
+        "audio": audio_store.path,
+        "video": video_store.path,
+    }
+    with new_run(output, "align", key=key, options=asdict(options), sources=sources, started=started, **facts) as draft:
         draft.save_tensors("aligner", aligners.final.state_dict())
         for name, aligner in aligners.folds.items():
             draft.save_tensors(f"{FOLDS}/{name}", aligner.state_dict())

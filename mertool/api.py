@@ -147,6 +147,15 @@ def evaluate(
     return run_stage(paths, truth, Path(output) if output else None, stage_options)
 
 
+def report(runs: PathLike | Sequence[PathLike], output: PathLike, **options: Any) -> dict[str, Any]:
+    """Write the page `output` (.html) of runs and of JSON files of `evaluate`, and its tables; return its content."""
+    from mertool.options.report import ReportOptions
+    from mertool.report import report as run_stage
+
+    stage_options = _make_options(ReportOptions, options)
+    return run_stage(list(map(Path, _as_list(runs))), Path(output), stage_options).document
+
+
 def _make_options(kind: type[StageOptions], given: dict[str, Any]) -> StageOptions:
     """Return the options of a stage; an unknown name is a TypeError that suggests the right one."""
     valid = [field.name for field in fields(kind)]

@@ -94,6 +94,8 @@ def evaluate(
     outputs = [_outputs_of(system, evaluated.clips) for system in systems]
     n_with_speaker = _count_known_speakers(evaluated, manifest)
     result: dict[str, Any] = {
+        "labels": str(manifest.source),
+        "bundle": str(options.bundle) if options.bundle else None,
         "clips": len(evaluated.clips),
         "labelled_without_prediction": labelled - len(evaluated.clips),
         "target": evaluated.target.name,

@@ -4,6 +4,7 @@ One adapter is trained per fold, without the clips of that fold, and one (`final
 training clip can come from an adapter that was not trained on its label, and all scores are of held-out clips.
 """
 
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from mertool.learning.folds_file import folds_key, folds_option, get_folds, writ
 from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.finetune import FinetuneOptions
-from mertool.runs import Run, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, Sources, cache_key, find_reusable_run, new_run
 
 KEYED_BY_CONTENT = ("encoder", "folds")  # options whose content, not whose text, is in a run's key
 # HuBERT was trained on clusters of layer 9 of 12 (Hsu et al., 2021), chinese-hubert-large likewise.
@@ -101,6 +102,7 @@ def finetune(
     manifest: Manifest, output: Path, options: FinetuneOptions, *, progress: ProgressFactory
 ) -> tuple[Run, bool]:
     """Train the adapters; return the run, and whether a complete run of the same inputs was reused."""
+    started = time.time()
     options = read_probe(options, manifest)
     resolved = _resolve(manifest, options)
     key = _cache_key(resolved, manifest, options)
@@ -130,7 +132,12 @@ def finetune(
             results.append(result)
     if accelerator.is_main_process:
         run_info = _run_info(resolved, options, setup=setup, labelled=labelled)
-        with new_run(output, "finetune", key=key, **run_info) as draft:
+        sources: Sources = {
+            "manifest": manifest.source,
+            "probe": options.probe,
+            "folds": options.folds if isinstance(options.folds, Path) else None,
+        }
+        with new_run(output, "finetune", key=key, sources=sources, started=started, **run_info) as draft:
             finished.adapters.rename(draft.folder / ADAPTERS)
             write_folds(draft.folder / "folds.csv", labelled.examples, labelled.folds)
             draft.metrics.update(
@@ -159,6 +166,7 @@ def compare(
 
     Returns the run that compares them, and whether it was reused.
     """
+    started = time.time()
     options = read_probe(options, manifest)
     check_replaceable(output, manifest.source)  # before hours of training
     runs = {}
@@ -181,7 +189,8 @@ def compare(
     if not make_accelerator(resolve_device(options.device), torch.float32).is_main_process:
         return Run(output, {}), False
     info: dict[str, Any] = {"options": asdict(options), "seed": options.seed, "classes": list(options.classes)}
-    with new_run(output, "compare", key=key, **info) as draft:
+    sources: Sources = {"manifest": manifest.source, "runs": [run.folder for run in runs.values()]}
+    with new_run(output, "compare", key=key, sources=sources, started=started, **info) as draft:
         examples = LabelledClips.from_manifest(manifest, options.classes)
         draft.metrics.update(compare_runs(runs, examples, n_classes=len(options.classes)))
         draft.metrics["budget"] = options.budget

@@ -5,6 +5,7 @@ Nothing is selected on held-out clips, unless MERTools's protocol is asked for, 
 The run is a bundle: it holds, or names by digest, everything that `predict` needs to score raw clips.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -43,7 +44,7 @@ from mertool.manifest import Manifest
 from mertool.metrics import confusion_matrix
 from mertool.options.fuse import MERTOOLS, FuseOptions
 from mertool.predictions import Predictions
-from mertool.runs import Run, RunDraft, cache_key, find_reusable_run, new_run
+from mertool.runs import Run, RunDraft, Sources, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
 
 N_FOLDS, SELF_TRAINING_ROUNDS = 5, 3
@@ -93,6 +94,7 @@ def fuse(
     progress: Progress,
 ) -> tuple[Run, bool]:
     """Train the ensembles and write the bundle; return the run, and whether it was there already."""
+    started = time.time()
     _check_names(stores)
     with ExitStack() as stack:
         opened = [stack.enter_context(FeatureStore(path)) for path in stores]
@@ -116,7 +118,13 @@ def fuse(
     counts = np.bincount(labelled.labels, minlength=len(options.classes)).tolist()
     facts |= {"class_counts": dict(zip(options.classes, counts, strict=True))}
     facts |= {"classes": list(options.classes), "folds": inputs.data.folds.to_json(labelled)}
-    with new_run(output, "fuse", key=key, options=asdict(options), **facts) as draft:
+    sources: Sources = {
+        "manifest": manifest.source,
+        "stores": stores,
+        "unlabelled": options.unlabelled,
+        "folds": options.folds if isinstance(options.folds, Path) else None,
+    }
+    with new_run(output, "fuse", key=key, options=asdict(options), sources=sources, started=started, **facts) as draft:
         draft.metrics.update(_metrics(inputs, config, ensembles))
         draft.metrics.update(correction=effect, rare_classes=rare_classes)
         if ensembles.self_training:

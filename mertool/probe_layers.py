@@ -5,6 +5,7 @@ learns weights for all layers. Permuted labels measure chance. Where speakers ar
 well they can be told apart. Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
 """
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def probe_layers(
 
     Raises MertoolError if the store holds frames or no transformer layer, or if an option does not suit it.
     """
+    started = time.time()
     with FeatureStore(store_path) as store:
         if not store.pooled:
             raise MertoolError(f"{store_path} holds frames: probe-layers reads a pooled store (--pool mean)")
@@ -87,6 +89,12 @@ def probe_layers(
         "probe-layers",
         key=key,
         options=asdict(options),
+        sources={
+            "manifest": manifest.source,
+            "stores": store_path,
+            "folds": options.folds if isinstance(options.folds, Path) else None,
+        },
+        started=started,
         seed=options.seed,
         classes=list(options.classes),
         folds=inputs.folds.to_json(examples),

@@ -10,18 +10,19 @@ import glob
 import json
 import math
 import os
-import platform
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from mertool import __version__
+from mertool.environment import machine_facts, package_versions
 from mertool.errors import MertoolError
 from mertool.files import (
     check_replaceable,
@@ -35,8 +36,8 @@ from mertool.files import (
 from mertool.run_record import is_valid_entry
 from mertool.untrusted import read_json_object
 
+Sources = Mapping[str, Path | Sequence[Path] | None]
 DAMAGED = "the run is damaged, make it again"
-PACKAGES = ("torch", "transformers", "peft", "numpy", "scikit-learn")
 
 
 class WrongStageError(MertoolError):
@@ -170,8 +171,21 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def new_run(folder: Path, stage: str, *, key: str, options: dict[str, Any], **facts: Any) -> Iterator["RunDraft"]:
-    """Build a run beside `folder` and put it in place at the end; an error leaves the old one untouched."""
+def new_run(
+    folder: Path,
+    stage: str,
+    *,
+    key: str,
+    options: dict[str, Any],
+    sources: Sources | None = None,
+    started: float | None = None,
+    **facts: Any,
+) -> Iterator["RunDraft"]:
+    """Build a run beside `folder` and put it in place at the end; an error leaves the old one untouched.
+
+    sources: the files that the stage read, by kind (`manifest`, `stores`), so that a report finds them again. started:
+    time of the stage's start (`time.time()`), from which the run's duration is recorded.
+    """
     target = folder.absolute()
     make_folder(target.parent)
     _recover_interrupted(target)
@@ -181,7 +195,10 @@ def new_run(folder: Path, stage: str, *, key: str, options: dict[str, Any], **fa
         "key": key,
         "options": _plain(options),
         "mertool": __version__,
-        "versions": _versions(),
+        "versions": package_versions(),
+        "machine": machine_facts(),
+        "folder": str(target),
+        "sources": _absolute(sources or {}),
         **facts,
     }
     draft = RunDraft(draft_folder, info, {})
@@ -193,6 +210,9 @@ def new_run(folder: Path, stage: str, *, key: str, options: dict[str, Any], **fa
         files = [file for file in sorted(draft_folder.rglob("*")) if file.is_file()]
         names = [file.relative_to(draft_folder).as_posix() for file in files]
         draft.info["bytes_of_files"] = {name: file.stat().st_size for name, file in zip(names, files, strict=True)}
+        draft.info["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        if started is not None:
+            draft.info["seconds"] = round(time.time() - started, 1)
         _write_json(draft_folder / "run.json", draft.info)
         with explain_write_errors(folder):
             old = target.with_name(f".{target.name}.old-{os.getpid()}")
@@ -207,6 +227,12 @@ def new_run(folder: Path, stage: str, *, key: str, options: dict[str, Any], **fa
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft_folder, ignore_errors=True)
+
+
+def _absolute(sources: Sources) -> dict[str, list[str]]:
+    """Return the files by kind as run.json holds them; kinds without a file are left out."""
+    listed = {kind: [paths] if isinstance(paths, Path) else list(paths or ()) for kind, paths in sources.items()}
+    return {kind: [str(path.absolute()) for path in paths] for kind, paths in listed.items() if paths}
 
 
 def _recover_interrupted(target: Path) -> None:
@@ -271,13 +297,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

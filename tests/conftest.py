@@ -18,7 +18,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80 in its workers, and tables would wrap
 
-pytest_plugins = ["fixtures.encoders", "fixtures.pipeline", "fixtures.whisper", "fixtures.mer_releases"]
+pytest_plugins = [
+    "fixtures.encoders",
+    "fixtures.mer_releases",
+    "fixtures.pipeline",
+    "fixtures.reported",
+    "fixtures.whisper",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "data" / "demo"

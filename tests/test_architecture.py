@@ -14,7 +14,7 @@ ROOT = Path(mertool.__file__).parent
 # Packages and modules of each import tier; a module imports only from tiers below its own.
 TIERS = {
     8: ("cli", "api", "__main__"),
-    7: ("extract", "probe_layers", "finetune", "align", "fuse", "predict", "evaluate"),
+    7: ("extract", "probe_layers", "finetune", "align", "fuse", "predict", "evaluate", "report"),
     6: ("bundle",),
     5: ("adapters", "alignment", "fusion"),
     4: ("extraction", "probing"),
@@ -31,7 +31,7 @@ TIERS = {
         "interop",
         "targets",
     ),
-    1: ("manifest", "features", "media_stats", "significance", "registry", "run_record", "options"),
+    1: ("manifest", "features", "media_stats", "significance", "registry", "run_record", "environment", "options"),
     0: (
         *("errors", "files", "media_digest", "tables", "untrusted"),
         *("metrics", "regression_metrics", "sampling_units"),

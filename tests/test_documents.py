@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from mertool.cli import align, app, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers
+from mertool.cli import align, app, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers, report
 from mertool.encoders import ENCODERS
 from mertool.errors import REASONS
 
@@ -26,7 +26,8 @@ def commands_of(text: str) -> list[str]:
 
 COMMANDS = sorted({line for path in DOCUMENTS for line in commands_of(path.read_text(encoding="utf-8"))})
 EXAMPLES = [
-    module.EXAMPLE for module in (align, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers)
+    module.EXAMPLE
+    for module in (align, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers, report)
 ]
 MAX_WORDS = 25
 
@@ -65,7 +66,7 @@ def test_a_wrong_option_would_be_found():
 
 
 def test_the_documents_show_every_stage():
-    stages = {"manifest", "extract", "probe-layers", "finetune", "align", "fuse", "predict", "evaluate"}
+    stages = {"manifest", "extract", "probe-layers", "finetune", "align", "fuse", "predict", "evaluate", "report"}
     assert {line.split()[1] for line in commands_of(README)} == stages
     assert {line.split()[1] for line in COMMANDS} >= stages | {"store"}
 

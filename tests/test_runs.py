@@ -2,7 +2,9 @@
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,18 @@ def test_a_run_says_what_it_is(tmp_path):
     assert {"python", "torch", "numpy"} <= set(run.info["versions"])
     assert run.metrics == {"score": 1}
     assert os.listdir(tmp_path) == ["run"]
+
+
+def test_a_run_names_its_sources_and_its_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = {"manifest": Path("clips.csv"), "stores": [Path("a.h5"), Path("b.h5")], "probe": None, "unlabelled": ()}
+    info = make(Path("run"), sources=sources, started=time.time() - 90).info
+    stores = [str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
+    assert info["sources"] == {"manifest": [str(tmp_path / "clips.csv")], "stores": stores}
+    assert info["folder"] == str(tmp_path / "run")
+    assert 90 <= info["seconds"] < 100
+    assert abs(datetime.fromisoformat(info["finished"]).timestamp() - time.time()) < 10
+    assert info["machine"]["cores"] == os.cpu_count()
 
 
 def test_tensors_are_read_again(tmp_path):

@@ -56,8 +56,10 @@ step mertool manifest "$here/test" -o "$out/test.csv" --labels "$here/manifest.c
 step mertool predict "$runs/fusion" "$out/test.csv" -o "$out/predictions.csv"
 step mertool evaluate "$out/predictions.csv" --labels "$out/test.csv" -o "$out/metrics.json" \
     --bundle "$runs/fusion" --missing audio --missing video --missing text
+step mertool report "$runs/frozen" "$runs/adapted" "$runs/fusion" "$out/metrics.json" -o "$out/report.html"
 
 echo
+echo "report:      $out/report.html, with tables for a paper, a model card and a checklist beside it"
 echo "predictions: $out/predictions.csv"
 echo "metrics:     $out/metrics.json; what adaptation and alignment changed: $out/adaptation.json $out/alignment.json"
 echo "plots:       $out/metrics-confusion.png $runs/probe/layers.png $runs/acoustic/losses.png"

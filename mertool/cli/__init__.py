@@ -9,7 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from mertool import __version__
-from mertool.cli import align, doctor, evaluate, extract, finetune, fuse, manifest, models, predict, probe_layers, store
+from mertool.cli import (
+    align,
+    doctor,
+    evaluate,
+    extract,
+    finetune,
+    fuse,
+    manifest,
+    models,
+    predict,
+    probe_layers,
+    report,
+    store,
+)
 from mertool.cli.help import CommandGroup
 from mertool.cli.interrupts import Interrupted
 from mertool.cli.options import add_command
@@ -35,6 +48,7 @@ add_command(app, "align", align.align, example=align.EXAMPLE)
 add_command(app, "fuse", fuse.fuse, example=fuse.EXAMPLE)
 add_command(app, "predict", predict.predict, example=predict.EXAMPLE)
 add_command(app, "evaluate", evaluate.evaluate, example=evaluate.EXAMPLE)
+add_command(app, "report", report.report, example=report.EXAMPLE)
 app.add_typer(store.app, name="store")
 add_command(app, "models", models.models, example=models.EXAMPLE)
 add_command(app, "doctor", doctor.doctor, example=doctor.EXAMPLE)

@@ -55,6 +55,7 @@ def fuse(
         echo(format_run("bundle", output, reused))
         echo(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
         suggest_next(["predict", output, "FOLDER", "-o", "predictions.csv"])
+        suggest_next(["report", output, "-o", "report.html"])
 
 
 def print_metrics(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
