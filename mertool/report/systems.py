@@ -136,6 +136,9 @@ def systems_of_evaluation(chain: Chain, path: Path, evaluation: dict[str, Any]) 
     """Return the systems of a JSON file of `mertool evaluate` whose predictions and labels are still there."""
     labels, systems = evaluation.get("labels"), []
     name = path.name
+    if not all(isinstance(entry, dict) and "confusion" in entry for entry in evaluation["systems"]):
+        chain.miss(name, "systems", path, "a report shows scores of classes, and these have no confusion matrix")
+        return []
     if not isinstance(labels, str):
         chain.miss(name, "labels", path, "the file does not name them: run `mertool evaluate` again")
         return []

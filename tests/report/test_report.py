@@ -200,3 +200,9 @@ def test_the_whole_chain(fuse_run, make_report, tmp_path):
     names = {system["name"] for system in document["systems"]}
     assert {"acoustic", "acoustic, frozen features", "fusion"} <= names
     assert all(system["as_recorded"] for system in document["systems"])
+
+
+def test_an_evaluation_of_numbers_is_told(copy_of, make_report, tmp_path):
+    (copy_of / "metrics.json").write_text('{"labels": "clips.csv", "systems": [{"predictions": "p.csv", "ccc": {}}]}')
+    document = make_report([copy_of / "metrics.json"], tmp_path / "r.html")
+    assert [part["part"] for part in document["missing"]] == ["systems"]
