@@ -20,10 +20,10 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist sets 80 in its workers, and tabl
 
 pytest_plugins = [
     "fixtures.encoders",
-    "fixtures.mer_releases",
     "fixtures.pipeline",
     "fixtures.reported",
     "fixtures.whisper",
+    "fixtures.mer_releases",  # last, because it imports fixtures of the pipeline
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
