@@ -10,7 +10,7 @@ MOSI ?= ../shared/data/mosi
 # Real encoders in the form of Hugging Face: whisper-base, whisper-tiny-en, minilm-l6 (see tests/bench/claims.py).
 WEIGHTS ?= ../weights
 
-.PHONY: help setup demo test test-slow lint docs fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi bench-asr bench-claims gpu clean
+.PHONY: help setup demo test test-slow lint docs fuzz crash bench bench-memory bench-probe bench-finetune bench-acoustic bench-align bench-fuse bench-predict bench-mosi bench-asr bench-mean-shift bench-claims gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-predict   predict against extract for each store of a bundle, into build/bench/predict.json"
 	@echo "make bench-mosi   fusion on CMU-MOSI, into build/bench/mosi.json"
 	@echo "make bench-asr   speech recognition on speech, in noise and without speech, into build/bench/asr.json (about 5 min)"
+	@echo "make bench-mean-shift   whether the mean offset of adapters leaks labels or lowers scores, into build/bench/mean_shift.json (about 5 min)"
 	@echo "make gpu     everything that only a GPU can show, into build/bench/gpu.json (at most 35 min; it resumes)"
 	@echo "make bench-claims   the paper's claims on real encoders, into build/bench/claims.json (many hours; it resumes)"
 	@echo "make clean   remove build/ and caches (the environment stays)"
@@ -99,6 +100,9 @@ bench-mosi: setup
 
 bench-asr: setup
 	$(VENV)/bin/python tests/bench/asr.py $(RAVDESS) $(WEIGHTS)/whisper-base $(WEIGHTS)/whisper-tiny-en
+
+bench-mean-shift: setup
+	$(VENV)/bin/python tests/bench/mean_shift.py
 
 gpu: setup
 	$(VENV)/bin/python tests/bench/gpu.py
