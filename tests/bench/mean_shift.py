@@ -1,10 +1,10 @@
 """Does subtracting the mean offset of each fold's adapter leak labels or lower scores where folds differ in classes?
 
-`python tests/bench/mean_shift.py` prints the tables of docs/finetune.md. The features are made, so the truth is known.
-As in `finetune`, adapters start from equal weights; the adapter of a fold is trained without it, and `final` on all
-folds. Each adapter also shifts all features by a random vector. Its offset is the mean change of the features by it,
-measured over different clips. A linear classifier is then scored on held-out folds, whose clips have the adapter of
-their fold, and on new clips, which have `final`.
+`python tests/bench/mean_shift.py` prints the tables of docs/finetune.md, and one for new clips. The features are made,
+so the truth is known. As in `finetune`, adapters start from equal weights; the adapter of a fold is trained without it,
+and `final` on all folds. Each adapter also shifts all features by a random vector. Its offset is the mean change of the
+features by it, measured over different clips. A linear classifier is then scored on held-out folds, whose clips have
+the adapter of their fold, and on new clips, which have `final`.
 """
 
 import argparse
