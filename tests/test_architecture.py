@@ -29,6 +29,7 @@ TIERS = {
         "plots",
         "devices",
         "interop",
+        "corpora",
         "targets",
     ),
     1: ("manifest", "features", "media_stats", "significance", "registry", "run_record", "environment", "options"),

@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 import typer
 
-from mertool.cli import align, app, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers, report
+from mertool.cli import (
+    align,
+    app,
+    corpora,
+    doctor,
+    evaluate,
+    finetune,
+    fuse,
+    manifest,
+    models,
+    predict,
+    probe_layers,
+    report,
+)
 from mertool.encoders import ENCODERS
 from mertool.errors import REASONS
 
@@ -27,7 +40,7 @@ def commands_of(text: str) -> list[str]:
 COMMANDS = sorted({line for path in DOCUMENTS for line in commands_of(path.read_text(encoding="utf-8"))})
 EXAMPLES = [
     module.EXAMPLE
-    for module in (align, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers, report)
+    for module in (align, corpora, doctor, evaluate, finetune, fuse, manifest, models, predict, probe_layers, report)
 ]
 MAX_WORDS = 25
 

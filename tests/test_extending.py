@@ -56,6 +56,7 @@ def test_the_page_has_an_example_of_each_kind():
         "mertool/adapters/methods/vera.py",
         "mertool/fusion/heads/mean.py",
         "mertool/alignment/losses/l1.py",
+        "mertool/corpora/savee.py",
         "mertool/errors.py",
     ]
 
@@ -66,6 +67,7 @@ def test_the_page_has_an_example_of_each_kind():
         ("tests/adapters/methods/test_peft_methods.py", "vera"),
         ("tests/fusion/test_fusion_heads.py", "mean"),
         ("tests/alignment/test_alignment_losses.py", "l1"),
+        ("tests/corpora/test_corpora.py", "savee"),
         ("tests/test_architecture.py", "tiers or circle"),
     ],
 )
@@ -83,6 +85,16 @@ def test_help_names_the_new_choices(copy):
 def test_the_new_row_is_in_the_table_of_encoders(copy):
     rows = json.loads(run(copy, "-m", "mertool", "models", "--json"))["encoders"]
     assert [row["checkpoint"] for row in rows if row["name"] == "wavlm-base"] == ["microsoft/wavlm-base"]
+
+
+def test_the_new_corpus_is_read_by_its_name(copy, tmp_path):
+    for name in ("DC_a01.wav", "KL_su15.wav"):
+        (tmp_path / name).touch()
+    options = ("--corpus", "savee", "--partial", "-o", str(tmp_path / "clips.csv"), "--json")
+    summary = json.loads(run(copy, "-m", "mertool", "manifest", str(tmp_path), *options))
+    assert summary["labels"] == {"angry": 1, "surprise": 1}
+    assert (tmp_path / "clips.folds.csv").read_text(encoding="utf-8") == "clip,fold\nDC_a01,DC\nKL_su15,KL\n"
+    assert "savee" in run(copy, "-m", "mertool", "corpora")
 
 
 def test_the_new_reason_can_be_raised(copy):

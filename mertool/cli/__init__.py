@@ -11,6 +11,7 @@ import typer
 from mertool import __version__
 from mertool.cli import (
     align,
+    corpora,
     doctor,
     evaluate,
     extract,
@@ -50,6 +51,7 @@ add_command(app, "predict", predict.predict, example=predict.EXAMPLE)
 add_command(app, "evaluate", evaluate.evaluate, example=evaluate.EXAMPLE)
 add_command(app, "report", report.report, example=report.EXAMPLE)
 app.add_typer(store.app, name="store")
+add_command(app, "corpora", corpora.corpora, example=corpora.EXAMPLE)
 add_command(app, "models", models.models, example=models.EXAMPLE)
 add_command(app, "doctor", doctor.doctor, example=doctor.EXAMPLE)
 

@@ -1,10 +1,11 @@
 """`mertool manifest`: the list of clips, with their labels, transcripts and speakers."""
 
 import re
+import shlex
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from mertool.errors import MertoolError, count_of
 from mertool.files import check_writable
 from mertool.manifest import EMOTIONS, Manifest, canonical_label, describe_unknown_labels
 from mertool.options.manifest import ManifestOptions
+
+if TYPE_CHECKING:
+    from mertool.corpora import Corpus
 
 EXAMPLE = "Example: mertool manifest my-clips -o clips.csv --labels labels.csv --transcripts words.csv"
 
@@ -30,21 +34,49 @@ def manifest(
 ) -> None:
     """Build a manifest (CSV) of all clips in a folder, with labels, transcripts and speakers.
 
-    Labelled clips get split train, the others unlabelled. Every fault is reported at once.
+    Labelled clips get split train, the others unlabelled. With --corpus the layout of the corpus says all of it, and
+    its standard folds are written beside the manifest. Every fault is reported at once.
     """
+    folds_file = output.with_suffix(".folds.csv")
     check_writable(output, options.labels, options.transcripts)
     if folder.is_file():
         raise MertoolError(f"{folder} is a file: give the folder of the clips")
-    clips = Manifest.read(folder).named_in_utf8()
+    corpus = read_named_corpus(folder, options)
+    clips = corpus.manifest if corpus else Manifest.read(folder).named_in_utf8()
     tell_notes(clips.notes)
     check_writable(output, *(path for clip in clips.clips for path in clip.files))
     annotated = annotate_clips(clips, options)
     annotated.write(output)
     summary = summarize(annotated, output)
+    if corpus:
+        summary |= write_folds(corpus, folds_file)
     if as_json:
         print_json(summary)
     elif not quiet:
         print_summary(summary)
+
+
+def read_named_corpus(folder: Path, options: ManifestOptions) -> "Corpus | None":
+    """Return the corpus that the options name, read from its folder."""
+    from mertool.corpora import read_corpus
+
+    if options.corpus is None:
+        return None
+    return read_corpus(
+        options.corpus, folder, classes=options.classes, map_labels=options.map_labels, partial=options.partial
+    )
+
+
+def write_folds(corpus: "Corpus", path: Path) -> dict[str, Any]:
+    """Write the folds of a corpus that has some; return what the summary says of the corpus."""
+    from mertool.corpora import write_corpus_folds
+
+    summary = {"corpus": corpus.card.name, "classes": corpus.classes, "protocol": corpus.card.protocol, "folds": None}
+    if corpus.folds:
+        check_writable(path)
+        write_corpus_folds(corpus, path)
+        summary["folds"] = str(path)
+    return summary
 
 
 def annotate_clips(clips: Manifest, options: ManifestOptions) -> Manifest:
@@ -110,6 +142,7 @@ def summarize(clips: Manifest, output: Path) -> dict[str, Any]:
         "numbers": Counter(name for clip in clips.clips for name in clip.numbers),
         "with_text": sum(bool(clip.text) for clip in clips.clips),
         "speakers": len(set(clips.speakers().values())),
+        "splits": Counter(clip.split or "(no split)" for clip in clips.clips),
     }
 
 
@@ -121,4 +154,12 @@ def print_summary(summary: dict[str, Any]) -> None:
         echo(f"{count} with a number for {name}")
     echo(f"{summary['with_text']} with a transcript, {count_of(summary['speakers'], 'speaker')}")
     echo(f"manifest: {summary['manifest']}")
+    if "corpus" in summary:
+        splits = ", ".join(f"{split} {count}" for split, count in summary["splits"].items())
+        echo(f"protocol: {summary['protocol']}" + ("" if summary["folds"] else f" ({splits})"))
     suggest_next(["extract", "audio", summary["manifest"], "-o", "features/audio.h5"])
+    if "corpus" in summary:
+        classes = [] if summary["classes"] == EMOTIONS else ["--classes", ",".join(summary["classes"])]
+        folds = ["--folds", summary["folds"]] if summary["folds"] else []
+        probe = ["probe-layers", "features/audio.h5", "-m", summary["manifest"], "-o", "runs/probe"]
+        echo("then: " + shlex.join(["mertool", *probe, *classes, *folds]))

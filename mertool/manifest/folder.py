@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def find_clips(folder: Path) -> tuple[tuple[Clip, ...], tuple[str, ...]]:
 
 def list_media_files(folder: Path) -> FolderContent:
     """Search a folder for media files; a file that is there by several links is listed once, by its own name."""
-    files, notes = _walk(folder)
+    files, notes = walk_files(folder, VIDEO_SUFFIXES | AUDIO_SUFFIXES | UNSUPPORTED_SUFFIXES)
     # Links come after real files, so that the one that is kept is the file itself.
     files.sort(key=lambda path: path.is_symlink())
     first_path: dict[object, Path] = {}
@@ -76,12 +76,11 @@ def list_media_files(folder: Path) -> FolderContent:
     return FolderContent(files=sorted(media, key=_reading_order), notes=notes)
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[str]]:
-    """Return all files with the suffix of media, and notes on folders that cannot be read; folders count once.
+def walk_files(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], list[str]]:
+    """Return all files with one of the suffixes that are not hidden, and notes on folders that cannot be read.
 
-    Linked folders are searched after the others, so that a file keeps the path that needs no link.
+    Each folder is searched once; linked folders come after the others, so that a file keeps the path without a link.
     """
-    suffixes = VIDEO_SUFFIXES | AUDIO_SUFFIXES | UNSUPPORTED_SUFFIXES
     files: list[Path] = []
     notes: list[str] = []
     searched = set()

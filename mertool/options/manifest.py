@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mertool import registry
 from mertool.manifest import EMOTIONS, parse_classes
 from mertool.options.option import Options, option
 from mertool.options.shared import check_classes
@@ -11,8 +12,18 @@ from mertool.options.shared import check_classes
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestOptions(Options):
-    """Files with facts about the clips of a folder."""
+    """What is known of the clips of a folder: a corpus by name, or files with labels, transcripts and speakers."""
 
+    corpus: str | None = option(
+        None,
+        help="Read labels, speakers, transcripts and folds or splits from the layout of an unpacked corpus.",
+        choices=lambda: registry.choices("corpora"),
+        group="Corpora",
+    )
+    map_labels: bool = option(
+        False, help="Map the labels of the corpus to the six emotions of MER; others are left out.", group="Corpora"
+    )
+    partial: bool = option(False, help="Accept a corpus of which clips are missing.", group="Corpora")
     labels: Path | None = option(
         None,
         help="Labels: CSV (name,label, ...), label-6way.npz of MERTools, or a .jsonl or fold folder of EmoBox.",
@@ -38,6 +49,11 @@ class ManifestOptions(Options):
     )
 
     def conflicts(self) -> Iterator[str]:
-        """A language without transcripts."""
+        """Options of a file or of a corpus that is not given."""
         if self.language and not self.transcripts:
             yield "--language is of --transcripts: give both"
+        if self.corpus and self.labels:
+            yield f"--corpus {self.corpus} reads the labels of the corpus: leave out --labels, or --corpus"
+        for given, flag in ((self.map_labels, "--map-labels"), (self.partial, "--partial")):
+            if given and not self.corpus:
+                yield f"{flag} is of --corpus: give both"
