@@ -2,7 +2,7 @@
 
 A line of labels is `[6.2901 - 8.2357]<tab>Ses01F_impro01_F000<tab>neu<tab>[2.5000, 2.5000, 2.5000]`. The speaker is of
 the session and the gender before the last number; the F in Ses01F names the one who wears markers. Source: Busso et
-al. 2008 and the recipes of s3prl and EmoBox (`iemocap.py` in both). The standard has four classes, with excited as
+al. 2008, and `iemocap.py` of https://github.com/s3prl/s3prl and EmoBox. The standard has four classes, with excited as
 happy (5,531 clips), and holds out one session at a time. The videos show both speakers and are left out.
 """
 
