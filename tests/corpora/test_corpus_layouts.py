@@ -75,6 +75,7 @@ def test_iemocap_has_four_classes_with_excited_as_happy(read):
         "Ses01F_impro01_M000": "happy",
         "Ses01F_impro01_F002": "happy",
         "Ses05M_script03_2_F033": "sad",
+        "Ses05M_script03_2_M034": "angry",
     }
     assert "2 clips whose label is of no class left out: frustrated (1), no agreement (1)" in corpus.manifest.notes
 
