@@ -40,6 +40,7 @@ from mertool.options.align import AlignOptions
 from mertool.runs import Run, Sources, cache_key, find_reusable_run, new_run
 from mertool.significance import known_speakers
 from mertool.store import ClipFeatures, Failure, FeatureStore, StoreWriter, check_store
+from mertool.targets import Classes
 
 
 def align(
@@ -138,7 +139,7 @@ def _read_labelled_clips(
     manifest: Manifest, video_store: FeatureStore, options: AlignOptions
 ) -> tuple[LabelledClips, Folds]:
     """Return the labelled clips that have frames, and the folds of the probe; faults are found before training."""
-    examples = LabelledClips.from_manifest(manifest, options.classes)
+    examples = LabelledClips.from_manifest(manifest, Classes(options.classes))
     examples = examples.select(examples.present_in(video_store))
     folds = probe_folds(examples, options.seed)
     warn_of_rare_classes(examples, [folds], options.classes)

@@ -46,6 +46,7 @@ from mertool.learning.labelled_clips import IGNORE_INDEX, LabelledClips
 from mertool.manifest import Manifest
 from mertool.options.finetune import FinetuneOptions
 from mertool.runs import Run, Sources, cache_key, find_reusable_run, new_run
+from mertool.targets import Classes
 
 KEYED_BY_CONTENT = ("encoder", "folds")  # options whose content, not whose text, is in a run's key
 # HuBERT was trained on clusters of layer 9 of 12 (Hsu et al., 2021), chinese-hubert-large likewise.
@@ -191,7 +192,7 @@ def compare(
     info: dict[str, Any] = {"options": asdict(options), "seed": options.seed, "classes": list(options.classes)}
     sources: Sources = {"manifest": manifest.source, "runs": [run.folder for run in runs.values()]}
     with new_run(output, "compare", key=key, sources=sources, started=started, **info) as draft:
-        examples = LabelledClips.from_manifest(manifest, options.classes)
+        examples = LabelledClips.from_manifest(manifest, Classes(options.classes))
         draft.metrics.update(compare_runs(runs, examples, n_classes=len(options.classes)))
         draft.metrics["budget"] = options.budget
         plot_comparison(draft.folder / "methods", draft.metrics)
@@ -206,7 +207,7 @@ def _resolve(manifest: Manifest, options: FinetuneOptions) -> _ResolvedOptions:
     layers = parse_layers(str(options.layers), n_blocks)
     if min(layers) < 1:
         raise MertoolError(f"layer 0 is the embedding and cannot be adapted: give --layers within 1 to {n_blocks}")
-    examples = LabelledClips.from_manifest(manifest, options.classes)
+    examples = LabelledClips.from_manifest(manifest, Classes(options.classes))
     n_unlabelled = options.unlabelled if options.mask_weight > 0 else 0
     unlabelled = sample_unlabelled(manifest, n_unlabelled, options.seed)
     return _ResolvedOptions(

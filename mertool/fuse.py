@@ -46,6 +46,7 @@ from mertool.options.fuse import MERTOOLS, FuseOptions
 from mertool.predictions import Predictions
 from mertool.runs import Run, RunDraft, Sources, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
+from mertool.targets import Classes
 
 N_FOLDS, SELF_TRAINING_ROUNDS = 5, 3
 HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"
@@ -226,7 +227,7 @@ def _load(
     specs = [describe_features(store) for store in stores]
     check_provenance(specs)
     partners = match_stores(stores, unlabelled) if unlabelled else []
-    labelled = LabelledClips.from_manifest(manifest, options.classes)
+    labelled = LabelledClips.from_manifest(manifest, Classes(options.classes))
     for store in stores:
         labelled.present_in(store)  # raises for a clip that was never extracted
     values, present = load_features(stores, labelled.clips)

@@ -33,11 +33,13 @@ def plot_layer_scores(
     chance: float | Bars,
     mlp: Bars | None = None,
     interval: str = "95 % intervals",
+    number: str = "",
 ) -> None:
     """Weighted F1 by layer with intervals, the recommended window (if any) shaded, shuffled labels dashed.
 
-    `chance` is one value or, as `mlp`, has one for each layer.
+    `chance` is one value or, as `mlp`, has one for each layer. The scores of a `number` are CCC.
     """
+    factor = 1 if number else 100
     figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     if window:
         axes.axvspan(window[0] - 0.5, window[1] + 0.5, color=YELLOW, alpha=0.25, lw=0, label="recommended window")
@@ -45,15 +47,18 @@ def plot_layer_scores(
     heads += [("small MLP", mlp, "s--", ORANGE, 0.08)] if mlp else []
     for name, bars, style, colour, shift in heads:
         values = [bars[str(layer)] for layer in layers]
-        _draw_curve(axes, np.array(layers) + shift, values, style=style, colour=colour, label=name)
+        x = np.array(layers) + shift
+        _draw_curve(axes, x, values, style=style, colour=colour, label=name, factor=factor)
     if isinstance(chance, dict):
-        floor = _percent([chance[str(layer)] for layer in layers])
+        floor = _percent([chance[str(layer)] for layer in layers], factor)
         axes.fill_between(layers, floor[:, 1], floor[:, 2], color=GREY, alpha=0.2, lw=0)
         axes.plot(layers, floor[:, 0], ".:", color=GREY, label="chance (shuffled labels)")
     else:
-        axes.axhline(100 * chance, color=GREY, ls="--", label="chance (shuffled labels)")
-    axes.set(xlabel="layer (0 = embedding)", ylabel=f"weighted F1, % ({interval})")
-    axes.set_title("What each layer knows of emotion")
+        axes.axhline(factor * chance, color=GREY, ls="--", label="chance (shuffled labels)")
+    axes.set(
+        xlabel="layer (0 = embedding)", ylabel=f"{f'CCC of {number}' if number else 'weighted F1, %'} ({interval})"
+    )
+    axes.set_title(f"What each layer knows of {number or 'emotion'}")
     axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
     _tick_layers(axes, layers)
     axes.spines[["top", "right"]].set_visible(False)
@@ -200,9 +205,9 @@ def _title(name: str, text: str) -> str:
     return "\n".join([*textwrap.wrap(name, TITLE_WIDTH), text])
 
 
-def _percent(scores: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """Return scores (N, 3) in per cent; bounds that are None are NaN, of which matplotlib draws no bar."""
-    return np.array(scores, float) * 100
+def _percent(scores: Sequence[Sequence[float | None]], factor: float = 100) -> np.ndarray:
+    """Return scores (N, 3) times a factor; bounds that are None are NaN, of which matplotlib draws no bar."""
+    return np.array(scores, float) * factor
 
 
 def _legend_of_bars(values: np.ndarray, interval: str = "95 % interval") -> str:
@@ -210,9 +215,11 @@ def _legend_of_bars(values: np.ndarray, interval: str = "95 % interval") -> str:
     return f" (bars: {interval})" if np.isfinite(values[:, 1:]).any() else ""
 
 
-def _draw_curve(axes: Any, x: np.ndarray, scores: Sequence[Score], *, style: str, colour: str, label: str) -> None:
-    """Draw a curve of scores (value, low, high) in per cent with their intervals."""
-    values = _percent(scores)
+def _draw_curve(
+    axes: Any, x: np.ndarray, scores: Sequence[Score], *, style: str, colour: str, label: str, factor: float = 100
+) -> None:
+    """Draw a curve of scores (value, low, high), times a factor, with their intervals."""
+    values = _percent(scores, factor)
     errors = np.abs(values[:, 1:] - values[:, :1]).T
     axes.errorbar(x, values[:, 0], errors, fmt=style, color=colour, ms=4.5, lw=1.4, elinewidth=0.9, label=label)
 

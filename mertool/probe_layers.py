@@ -1,8 +1,9 @@
 """Stage `probe-layers`: how well each layer of a pooled store predicts emotion, and which layers to adapt.
 
-Every layer is probed by linear classifiers and by small multilayer perceptrons, all under the same folds, and one model
-learns weights for all layers. Permuted labels measure chance. Where speakers are known, a probe for them measures how
-well they can be told apart. Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
+Every layer is probed by linear classifiers, of a number by ridge regression, and by small multilayer perceptrons, all
+under the same folds, and one model learns weights for all layers. Permuted labels measure chance. Where speakers are
+known, a probe for them measures how well they can be told apart. Layer n is the output of transformer block n, counted
+from 1; layer 0 is the embedding.
 """
 
 import time
@@ -27,6 +28,7 @@ from mertool.probing.progress import ProgressSpan
 from mertool.probing.window import Window, max_width
 from mertool.runs import Run, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
+from mertool.targets import Target, make_target
 
 SIGNIFICANCE = 0.05  # p below which the ablation overrules the probes
 
@@ -71,12 +73,11 @@ def probe_layers(
         inputs = _read_input(store, manifest, options)
     examples = inputs.examples
     plan = _make_plan(inputs, options)
-    rare_classes = warn_of_rare_classes(examples, plan.partitions, options.classes)
+    target = plan.target
+    rare_classes = warn_of_rare_classes(examples, plan.partitions, target.classes)
     with progress("probe-layers", "%") as update:
         results = probe_all(inputs.values, examples, plan, progress=ProgressSpan(update))
-    metrics, window = evaluate_probes(
-        results, plan, examples, layers=inputs.layers, classes=options.classes, width=options.width
-    )
+    metrics, window = evaluate_probes(results, plan, examples, layers=inputs.layers, width=options.width)
     if options.injection:
         cache_parent = output.absolute().parent
         metrics["injection"] = _ablate_windows(
@@ -96,7 +97,8 @@ def probe_layers(
         },
         started=started,
         seed=options.seed,
-        classes=list(options.classes),
+        target=target.name,
+        classes=list(target.classes),
         folds=inputs.folds.to_json(examples),
         speakers=speakers,
         window=[window.first, window.last] if window else None,
@@ -105,7 +107,7 @@ def probe_layers(
     ) as draft:
         draft.metrics.update(metrics, rare_classes=rare_classes)
         write_folds(draft.folder / "folds.csv", examples, inputs.folds)
-        _plot(draft.folder, metrics, inputs.layers, window=window)
+        _plot(draft.folder, metrics, inputs.layers, target=target, window=window)
     return Run.read(output, "probe-layers"), False
 
 
@@ -121,7 +123,7 @@ def _cache_key(store: FeatureStore, manifest: Manifest, options: ProbeLayersOpti
 
 def _read_input(store: FeatureStore, manifest: Manifest, options: ProbeLayersOptions) -> _ProbeInput:
     """Check the options against the store, and read the features of the labelled clips."""
-    examples = LabelledClips.from_manifest(manifest, options.classes)
+    examples = LabelledClips.from_manifest(manifest, make_target(options.target, options.classes))
     examples = examples.select(examples.present_in(store))
     folds = get_folds(options.folds, examples, options.seed)
     if max(store.layers) < 1:
@@ -149,6 +151,7 @@ def _read_input(store: FeatureStore, manifest: Manifest, options: ProbeLayersOpt
 
 def _make_plan(inputs: _ProbeInput, options: ProbeLayersOptions) -> ProbePlan:
     """Give every repetition a seed and, unless the folds are those of a file, folds of its own."""
+    target = make_target(options.target, options.classes)
     seeds = [options.seed + number for number in range(options.seeds)]
     if isinstance(options.folds, Path):
         repetitions = [inputs.folds] * len(seeds)
@@ -158,8 +161,8 @@ def _make_plan(inputs: _ProbeInput, options: ProbeLayersOptions) -> ProbePlan:
     return ProbePlan(
         repetitions=repetitions,
         seeds=seeds,
-        n_classes=len(options.classes),
-        estimator=options.estimator,
+        target=target,
+        estimator=options.estimator if target.classes else "ridge",
         mlp=options.mlp,
         device=resolve_device(options.device),
     )
@@ -219,28 +222,32 @@ def _adopt_ablation(metrics: dict[str, Any], window: Window | None) -> Window | 
     return Window(first, last, reason)
 
 
-def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, window: Window | None) -> None:
-    """Write the pictures of the run: scores and recall by layer, and the ablated windows if there are any."""
+def _plot(folder: Path, metrics: dict[str, Any], layers: list[int], *, target: Target, window: Window | None) -> None:
+    """Write the pictures of the run: scores by layer, of classes also recall, and the ablated windows if any."""
     from mertool.plots import plot_layer_scores, plot_recall_by_layer, plot_score_bars
 
-    def wafs(probe: str | None) -> dict[str, tuple[float, float | None, float | None]]:
-        """Weighted F1 of each layer with its interval, by a probe that metrics.json names, or by the linear one."""
-        rows = {layer: (scores[probe] if probe else scores)["waf"] for layer, scores in metrics["layers"].items()}
-        return {layer: (waf["value"], waf["low"], waf["high"]) for layer, waf in rows.items()}
+    main = target.measure.main
 
-    has_intervals = metrics["chance"]["waf"]["low"] is not None
+    def main_scores(probe: str | None) -> dict[str, tuple[float, float | None, float | None]]:
+        """Main score of each layer with its interval, by a probe that metrics.json names, or by the linear one."""
+        rows = {layer: (scores[probe] if probe else scores)[main] for layer, scores in metrics["layers"].items()}
+        return {layer: (score["value"], score["low"], score["high"]) for layer, score in rows.items()}
+
+    has_intervals = metrics["chance"][main]["low"] is not None
     span = (window.first, window.last) if window else None
     plot_layer_scores(
         folder / "layers",
         layers,
-        wafs(None),
+        main_scores(None),
         window=span,
-        chance=wafs("control"),
-        mlp=wafs("mlp") if "mlp" in metrics["layers"][str(layers[0])] else None,
+        chance=main_scores("control"),
+        mlp=main_scores("mlp") if "mlp" in metrics["layers"][str(layers[0])] else None,
         interval=f"95 % intervals over {metrics['intervals']}" if has_intervals else "no intervals: few speakers",
+        number="" if target.classes else target.name,
     )
-    recall = {layer: scores["recall"] for layer, scores in metrics["layers"].items()}
-    plot_recall_by_layer(folder / "recall", layers, recall, window=span)
+    if target.classes:
+        recall = {layer: scores["recall"] for layer, scores in metrics["layers"].items()}
+        plot_recall_by_layer(folder / "recall", layers, recall, window=span)
     if "injection" in metrics:
         bars = {describe_layers(row["layers"]): tuple(row["waf"].values()) for row in metrics["injection"]}
         plot_score_bars(folder / "injection", bars, title="A short adapter in each window, held-out clips")

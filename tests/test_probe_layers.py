@@ -391,3 +391,64 @@ def test_injection_needs_a_speech_encoder(workspace, video_store, invoke, tmp_pa
     result = invoke("probe-layers", video_store, "-m", workspace.manifest, "-o", tmp_path / "run", "--injection")
     assert isinstance(result.exception, MertoolError)
     assert "speech encoder" in str(result.exception)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory, make_store, write_manifest):
+    """Ninety clips of nine speakers whose valence, 1 to 7, is written into layers 4 and 5 of 9."""
+    folder, rng = tmp_path_factory.mktemp("rated"), np.random.default_rng(0)
+    valence = np.round(rng.uniform(1, 7, 90), 2)
+    values = rng.normal(0, 1, (90, 9, 12)).astype(np.float32)
+    values[:, 4:6] += (valence - 4)[:, None, None] * rng.normal(0, 0.6, 12)
+    rows = [
+        {"clip": f"c{n}", "path": "x.mp4", "valence": str(number), "speaker": f"s{n % 9}"}
+        for n, number in enumerate(valence)
+    ]
+    rows.append({"clip": "unrated", "path": "x.mp4", "label": "sad", "speaker": "s1"})
+    store = make_store(folder / "audio.h5", "audio", {f"c{n}": value for n, value in enumerate(values)})
+    return store, write_manifest(folder / "clips.csv", rows)
+
+
+def test_layers_that_carry_a_number_are_recommended(rated, invoke, tmp_path):
+    command = ("probe-layers", rated[0], "-m", rated[1], "-o", tmp_path / "run", "--target", "valence", *SMALL)
+    result = invoke(*command, "--width", 2, "--json")
+    assert result.exit_code == 0, result.exception
+    found = json.loads(result.stdout)
+    assert (found["target"], found["clips"], found["window"]["layers"]) == ("valence", 90, "4-5")
+    assert found["window"]["ccc"]["value"] > 0.7
+    assert found["window"]["chosen_by_fold"][0] == [[4, 5]] * 3
+    for layer in "0128":
+        assert found["layers"][layer]["ccc"]["value"] < 0.4
+    assert abs(found["chance"]["ccc"]["value"]) < 0.2
+    assert found["layers"]["4"]["mlp"]["ccc"]["value"] > 0.5
+    assert found["layer_weights"]["ccc"]["value"] > 0.6
+    assert found["best_layer"]["ccc"]["low"] > found["best_layer"]["best_shuffled"]
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (info["target"], info["classes"], info["window"]) == ("valence", [], [4, 5])
+    assert (tmp_path / "run" / "layers.png").exists()
+    assert not (tmp_path / "run" / "recall.png").exists()
+    printed = invoke(*command, "--width", 2).stdout
+    assert "CCC" in printed
+    assert "weighted F1" not in printed
+    result = invoke("finetune", rated[1], "--probe", tmp_path / "run", "-o", tmp_path / "acoustic")
+    assert "probed valence, but finetune trains classes: give --layers instead" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--injection"], "--injection is for classes: leave it out with --target valence, which is a number"),
+        (["--classes", "a,b"], "--classes is for classes"),
+    ],
+)
+def test_options_of_classes_are_refused_for_numbers(options, message, rated, invoke, tmp_path):
+    result = invoke("probe-layers", rated[0], "-m", rated[1], "-o", tmp_path / "run", "--target", "valence", *options)
+    assert message in str(result.exception)
+
+
+def test_a_manifest_without_the_number(rated, invoke, tmp_path):
+    result = invoke("probe-layers", rated[0], "-m", rated[1], "-o", tmp_path / "run", "--target", "arousal")
+    assert "has no labelled training clip: fill in the column arousal" in str(result.exception)

@@ -8,6 +8,7 @@ from mertool import encoders
 from mertool.errors import MertoolError, MertoolWarning
 from mertool.manifest import Manifest
 from mertool.options.finetune import FinetuneOptions
+from mertool.options.shared import EMOTION
 from mertool.runs import Run
 
 
@@ -21,6 +22,8 @@ def read_probe(options: FinetuneOptions, manifest: Manifest) -> FinetuneOptions:
         return replace(options, encoder=options.encoder or encoders.DEFAULT_ENCODERS["audio"])
     run = Run.read(options.probe, "probe-layers", "window", "recipe", "origin", "folds")
     recipe, probed = run.info["recipe"], run.info["origin"]["encoder"]
+    if (target := run.info.get("target", EMOTION)) != EMOTION:
+        raise MertoolError(f"{options.probe} probed {target}, but finetune trains classes: give --layers instead")
     if recipe["modality"] != "audio":
         raise MertoolError(f"{options.probe} probed {recipe['modality']} features: finetune adapts speech encoders")
     if recipe["adapter"]:

@@ -18,11 +18,13 @@ from mertool.cli.console import (
     warn,
 )
 from mertool.cli.progress import progress
+from mertool.cli.scores import TITLES, format_named_score, main_score, score_cells
 from mertool.cli.source import read_source
 from mertool.cli.tables import table
 from mertool.errors import count_of
 from mertool.features import describe_layers
 from mertool.options.probe_layers import ProbeLayersOptions
+from mertool.options.shared import EMOTION
 
 EXAMPLE = "Example: mertool probe-layers features/audio.h5 --manifest clips.csv -o runs/probe"
 
@@ -36,7 +38,7 @@ def probe_layers(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cross-validate probes of emotion on every layer and recommend a window of layers to adapt.
+    """Cross-validate probes of emotion, or of a number, on every layer and recommend a window of layers to adapt.
 
     Layer n is the output of transformer block n, counted from 1; layer 0 is the embedding.
     """
@@ -53,11 +55,13 @@ def probe_layers(
     if quiet:
         return
     print_metrics(run.metrics, run.info["window"])
-    plots = ["layers", "recall", *(["injection"] if "injection" in run.metrics else [])]
+    plots = [name for name in ("layers", "recall", "injection") if (output / f"{name}.png").exists()]
     echo(format_run("run", output, reused))
     echo(f"plots: {', '.join(str(output / f'{name}.png') for name in plots)}")
     echo(f"folds: {output / 'folds.csv'}")
-    if run.info["window"] and run.info["recipe"]["modality"] == "audio" and not run.info["recipe"]["adapter"]:
+    if options.target != EMOTION:
+        suggest_next(["fuse", store, "--target", options.target, "--manifest", manifest, "-o", "runs/fusion"])
+    elif run.info["window"] and run.info["recipe"]["modality"] == "audio" and not run.info["recipe"]["adapter"]:
         suggest_next(["finetune", manifest, "--probe", output, "-o", "runs/acoustic"])
     else:
         suggest_next(["fuse", store, "OTHER_STORES", "--manifest", manifest, "-o", "runs/fusion"])
@@ -65,71 +69,78 @@ def probe_layers(
 
 def print_metrics(metrics: dict[str, Any], window: list[int] | None) -> None:
     """Print the scores of the layers, chance, the layer weights, and the recommended window."""
+    main = main_score(metrics["target"])
     print_layers(metrics, window)
     marked = "; *: in the recommended window" if window else ""
     echo(f"layer n is the output of transformer block n, layer 0 the embedding{marked}")
-    echo(f"chance (shuffled labels): weighted F1 {format_score(metrics['chance']['waf'])}, mean over layers")
+    echo(f"chance (shuffled labels): {_describe(main, metrics['chance'])}, mean over layers")
     if speakers := metrics.get("speakers"):
         chance = f"{_format_percent(speakers['chance'])} on shuffled speakers"
         echo(f"speaker: accuracy of telling {count_of(speakers['speakers'], 'speaker')} apart; {chance}")
     if metrics["unsolved"]:
         warn(f"note: {count_of(metrics['unsolved'], 'fit')} stopped before the tolerance")
-    print_layer_weights(metrics["layer_weights"])
+    print_layer_weights(metrics["layer_weights"], main)
     if "injection" in metrics:
         print_injection(metrics["injection"])
     if metrics["window"]:
-        print_window(metrics["window"], metrics["nested"])
+        print_window(metrics["window"], main, nested=metrics["nested"])
     else:
-        print_no_window(metrics["best_layer"])
+        print_no_window(metrics["best_layer"], main)
 
 
 def print_layers(metrics: dict[str, Any], window: list[int] | None) -> None:
     """Print the scores of every layer; those of the recommended window are marked."""
-    speakers = metrics.get("speakers")
-    columns = ["layer", "weighted F1", "UAR", "accuracy", "shuffled labels"]
-    columns += ["MLP, weighted F1"] if "mlp" in next(iter(metrics["layers"].values())) else []
+    speakers, main = metrics.get("speakers"), main_score(metrics["target"])
+    names = ["waf", "uar", "accuracy"] if main == "waf" else ["ccc", "pearson", "mae"]
+    columns = ["layer", *(TITLES[name] for name in names), "shuffled labels"]
+    columns += [f"MLP, {TITLES[main]}"] if "mlp" in next(iter(metrics["layers"].values())) else []
     columns += ["speaker"] if speakers else []
     rows = []
     for layer, scores in metrics["layers"].items():
         in_window = window and window[0] <= int(layer) <= window[1]
         row = [f"{layer} *" if in_window else layer]
-        row += [format_score(scores[name]) for name in ("waf", "uar", "accuracy")]
-        row += [_format_percent(scores["control"]["waf"])]
-        row += [format_score(scores["mlp"]["waf"])] if "mlp" in scores else []
+        row += score_cells(scores, names)
+        row += [format_named_score(main, {**scores["control"][main], "low": None})]
+        row += score_cells(scores["mlp"], [main]) if "mlp" in scores else []
         row += [_format_percent(speakers["layers"][layer])] if speakers else []
         rows.append(row)
     shuffles = f", mean of {metrics['shuffles']} shuffles" if metrics["shuffles"] > 1 else ""
-    intervals = f"per cent, {format_intervals(metrics['intervals'], metrics['chance']['waf'])}"
+    unit = "per cent, " if main == "waf" else f"{metrics['target']}; "
+    intervals = f"{unit}{format_intervals(metrics['intervals'], metrics['chance'][main])}"
     table(f"{count_of(metrics['clips'], 'clip')}, {metrics['folds']}{shuffles}; {intervals}", columns, rows)
 
 
-def print_layer_weights(weights: dict[str, Any]) -> None:
+def print_layer_weights(weights: dict[str, Any], main: str) -> None:
     """Print the three layers with the largest learned weights."""
     largest = sorted(weights["mean"], key=weights["mean"].get, reverse=True)[:3]
     shares = ", ".join(
         f"{layer} ({100 * weights['mean'][layer]:.1f} % ± {100 * weights['deviation'][layer]:.1f})" for layer in largest
     )
-    score = format_score(weights["waf"])
-    echo(f"learned layer weights: most on layer{'s' * (len(largest) > 1)} {shares}; weighted F1 {score}")
+    score = _describe(main, weights)
+    echo(f"learned layer weights: most on layer{'s' * (len(largest) > 1)} {shares}; {score}")
 
 
-def print_window(window: dict[str, Any], nested: bool) -> None:
+def print_window(window: dict[str, Any], main: str, *, nested: bool) -> None:
     """Print the recommended window, and its score on clips that did not choose it where there is one."""
     echo(f"recommended window: {describe_layers(window['layers'])} ({window['reason']})")
     chosen_on = "on clips that did not choose it" if nested else f"chosen {window['choice']}"
     scored = "a window chosen so"
     if "read_out" in window:
         scored = f"{describe_layers(window['read_out'])}, chosen by read-out"
-    echo(f"{scored}, {chosen_on}: weighted F1 {format_score(window['waf'])}")
+    echo(f"{scored}, {chosen_on}: {_describe(main, window)}")
 
 
-def print_no_window(best: dict[str, Any]) -> None:
+def print_no_window(best: dict[str, Any], main: str) -> None:
     """Say that no layer is above chance."""
-    lower_bound = "" if best["lower_bound"] is None else f", lower end of its interval {100 * best['lower_bound']:.1f}"
-    shuffled = f"the best layer on shuffled labels has {100 * best['best_shuffled']:.1f}"
+
+    def shown(value: float) -> str:
+        return format_named_score(main, {"value": value, "low": None, "high": None})
+
+    lower_bound = "" if best["lower_bound"] is None else f", lower end of its interval {shown(best['lower_bound'])}"
+    shuffled = f"the best layer on shuffled labels has {shown(best['best_shuffled'])}"
     warn(
-        f"note: no window is recommended: the best layer, {best['layer']}, is not above chance (weighted F1 "
-        f"{100 * best['waf']['value']:.1f}{lower_bound}; {shuffled}). More clips, or another encoder, may help"
+        f"note: no window is recommended: the best layer, {best['layer']}, is not above chance ({TITLES[main]} "
+        f"{shown(best[main]['value'])}{lower_bound}; {shuffled}). More clips, or another encoder, may help"
     )
 
 
@@ -147,6 +158,11 @@ def print_injection(ranking: list[dict[str, Any]]) -> None:
     size = f"{ranking[0]['trainable']:,} parameters each"
     title = f"a short adapter in each window, {size}; held-out clips, whose scores choose the best: optimistic"
     table(title, ["layers", "weighted F1", "gain over frozen", "against the best"], rows)
+
+
+def _describe(main: str, scores: dict[str, Any]) -> str:
+    """`weighted F1 73.0 [70.1, 75.8]`, or of a number `CCC 0.512 [0.430, 0.586]`."""
+    return f"{TITLES[main]} {format_named_score(main, scores[main])}"
 
 
 def _format_percent(score: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Folds for cross-validation: stratified by class, and disjoint in speakers where all are known."""
+"""Folds for cross-validation: stratified by class or number, and disjoint in speakers where all are known."""
 
 import warnings
 from collections.abc import Sequence
@@ -89,7 +89,12 @@ def describe_rare_classes(examples: LabelledClips, folds: Folds, classes: tuple[
 
 
 def warn_of_rare_classes(examples: LabelledClips, partitions: Sequence[Folds], classes: tuple[str, ...]) -> list[str]:
-    """Issue one MertoolWarning for what `describe_rare_classes` says of any of the partitions; return the sentences."""
+    """Issue one MertoolWarning for what `describe_rare_classes` says of any of the partitions; return the sentences.
+
+    Without classes, where the labels are numbers, there are none.
+    """
+    if not classes:
+        return []
     sentences = [sentence for folds in partitions for sentence in describe_rare_classes(examples, folds, classes)]
     sentences = list(dict.fromkeys(sentences))
     if sentences:
@@ -104,7 +109,7 @@ def speaker_groups(examples: LabelledClips) -> np.ndarray | None:
 
 
 def _stratified_folds(examples: LabelledClips, count: int, seed: int) -> Folds:
-    largest_class = np.bincount(examples.labels).max()
+    largest_class = np.bincount(examples.strata).max()
     if largest_class < count:
         raise MertoolError(
             f"the largest class has {largest_class} clips, fewer than {count} folds: give --folds {largest_class} or "
@@ -131,6 +136,6 @@ def _assign(
     with warnings.catch_warnings():
         # scikit-learn warns of a class with fewer clips than folds; corpora have such classes.
         warnings.simplefilter("ignore", UserWarning)
-        for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(examples)), examples.labels, groups)):
+        for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(examples)), examples.strata, groups)):
             fold_of[rows] = fold
     return fold_of

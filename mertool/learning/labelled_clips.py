@@ -7,7 +7,9 @@ import numpy as np
 from mertool.errors import MertoolError
 from mertool.manifest import Manifest
 from mertool.store import FeatureStore
+from mertool.targets import Target
 
+N_STRATA = 5  # groups of clips by size, where folds are stratified by a number
 IGNORE_INDEX = -100  # label of a clip that is not learned from: the default `ignore_index` of torch's cross-entropy
 
 
@@ -20,7 +22,7 @@ class LabelledClips:
 
     Attributes:
         clips: Clip ids.
-        labels: Class indices (N,).
+        labels: Class indices, or numbers, (N,).
         speakers: Speaker of each clip, None where unknown.
     """
 
@@ -32,25 +34,33 @@ class LabelledClips:
         return len(self.clips)
 
     @classmethod
-    def from_manifest(cls, manifest: Manifest, classes: tuple[str, ...]) -> "LabelledClips":
-        """Return the labelled training clips of a manifest.
+    def from_manifest(cls, manifest: Manifest, target: Target) -> "LabelledClips":
+        """Return the training clips of a manifest that have a label of the target.
 
-        Raises MertoolError if there is none, or if all are of one class.
+        Raises MertoolError if there is none, or if all have the same.
         """
-        labels, speakers = dict(sorted(manifest.training_labels(classes).items())), manifest.speakers()
+        labels, speakers = dict(sorted(target.training_labels(manifest).items())), manifest.speakers()
         if not labels:
+            column = "label" if target.classes else target.name
             raise MertoolError(
-                f"{manifest.source} has no labelled training clip: fill in the column label (split empty or train), or "
-                "build it with `mertool manifest --labels`"
+                f"{manifest.source} has no labelled training clip: fill in the column {column} (split empty or train), "
+                "or build it with `mertool manifest --labels`"
             )
-        names = set(labels.values())
-        if len(names) < 2:
-            raise MertoolError(
-                f"all {len(labels)} labelled clips of {manifest.source} are '{names.pop()}': two classes or more are "
-                "needed"
-            )
-        indices = np.array([classes.index(label) for label in labels.values()])
-        return cls(tuple(labels), indices, tuple(speakers.get(clip) for clip in labels))
+        different = set(labels.values())
+        if len(different) < 2:
+            label = different.pop()
+            same = f"are '{target.classes[label]}'" if target.classes else f"have the {target.name} {label:g}"
+            needed = "two classes or more" if target.classes else "different numbers"
+            raise MertoolError(f"all {len(labels)} labelled clips of {manifest.source} {same}: {needed} are needed")
+        return cls(tuple(labels), np.array(list(labels.values())), tuple(speakers.get(clip) for clip in labels))
+
+    @property
+    def strata(self) -> np.ndarray:
+        """What folds are stratified by (N,): the class, or the fifth of the clips that a number is in."""
+        if self.labels.dtype.kind != "f":
+            return self.labels
+        ends = np.quantile(self.labels, np.arange(1, N_STRATA) / N_STRATA)
+        return np.unique(np.searchsorted(ends, self.labels), return_inverse=True)[1]
 
     def select(self, mask: np.ndarray) -> "LabelledClips":
         """Return the clips where `mask` (N,) is true."""

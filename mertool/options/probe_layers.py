@@ -1,5 +1,6 @@
 """Options of the stage `probe-layers`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,10 @@ class ProbeLayersOptions(Options):
         help="Repetitions, with other folds (unless a file gives them) and other initial weights of the MLP.",
         minimum=1,
     )
-    estimator: str = option("logistic", help="Linear probe.", choices=ESTIMATORS)
+    target: str = shared.target()
+    estimator: str = option(
+        "logistic", help="Linear probe of classes; numbers have ridge regression.", choices=ESTIMATORS
+    )
     mlp: bool = option(True, help="Also probe with a small multilayer perceptron.")
     width: int | None = option(
         None,
@@ -34,3 +38,6 @@ class ProbeLayersOptions(Options):
     device: str = shared.device()
     overwrite: bool = shared.overwrite()
     seed: int = shared.seed()
+
+    def conflicts(self) -> Iterator[str]:
+        yield from shared.target_conflicts(self.target, self.classes, {"--injection": self.injection})

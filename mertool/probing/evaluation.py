@@ -7,11 +7,12 @@ import numpy as np
 
 from mertool.features import format_layers
 from mertool.learning.labelled_clips import LabelledClips
-from mertool.metrics import confusion_matrix, per_class_scores, scores_from_confusion
+from mertool.metrics import confusion_matrix, per_class_scores
 from mertool.probing.probes import ProbePlan, ProbeResults
 from mertool.probing.speakers import SpeakerPredictions
 from mertool.probing.window import Window, choose_nested_windows, choose_window_by_predictions, predict_by_windows
-from mertool.significance import score, score_json
+from mertool.significance import score_json
+from mertool.targets import Target
 
 Scores = dict[str, Any]
 Scorer = Callable[[np.ndarray, np.ndarray], Scores]
@@ -23,32 +24,31 @@ def evaluate_probes(
     examples: LabelledClips,
     *,
     layers: list[int],
-    classes: tuple[str, ...],
     width: int | None,
 ) -> tuple[Scores, Window | None]:
     """Return the scores of all probes, and the recommended window of `width` layers (None: chosen by the scores).
 
     No window is recommended where the best layer is not above chance.
     """
-    labels, groups = examples.labels, results.groups
+    labels, groups, target = examples.labels, results.groups, plan.target
 
     def scored(truth: np.ndarray, predicted: np.ndarray) -> Scores:
-        return score_json(truth, predicted, plan.n_classes, groups=groups)
+        return target.measure.score_json(truth, predicted, groups=groups)
 
     nested = plan.repetitions[0].count > 2
     by_layer = {
-        str(layer): _evaluate_layer(results, position, labels, classes=classes, scored=scored)
+        str(layer): _evaluate_layer(results, position, labels, target=target, scored=scored)
         for position, layer in enumerate(layers)
     }
     window = choose_window_by_predictions(
         layers,
         labels,
-        results.linear.logits.argmax(-1),
-        n_classes=plan.n_classes,
+        target.decide(results.linear.logits),
+        measure=target.measure,
         width=width,
         groups=groups,
     )
-    best_layer = _compare_with_chance(by_layer, results, labels, n_classes=plan.n_classes)
+    best_layer = _compare_with_chance(by_layer, results, labels, target=target)
     chosen_by_fold, predicted = _predict_nested(results, plan, labels, layers=layers, width=width)
     penalty = "chosen for each layer and fold by inner folds without the fold's clips"
     choice = "for each fold by probes that were trained on neither its clips nor those they were scored on"
@@ -56,6 +56,7 @@ def evaluate_probes(
         "for each fold by the other fold, whose probes were trained on its clips: two folds cannot be nested"
     )
     metrics = {
+        "target": target.name,
         "clips": len(examples),
         "folds": plan.repetitions[0].description,
         "seeds": len(plan.seeds),
@@ -88,27 +89,27 @@ def evaluate_probes(
     return metrics, window if best_layer["above_chance"] else None
 
 
-def _compare_with_chance(by_layer: Scores, results: ProbeResults, labels: np.ndarray, *, n_classes: int) -> Scores:
-    """Return the best transformer layer, its weighted F1, and whether this is above chance.
+def _compare_with_chance(by_layer: Scores, results: ProbeResults, labels: np.ndarray, *, target: Target) -> Scores:
+    """Return the best transformer layer, its main score, and whether this is above chance.
 
     It is if the whole interval lies above every layer of every permutation of the labels. The best of many layers is
     above the mean of chance by the choice alone, so it is compared with what was chosen in the same way. Permuting
     labels without fitting anew would not do: folds that learn from each other's clips make scores vary more than that.
     The interval is over clips where there are too few speakers for one over speakers.
     """
-    blocks = {layer: scores["waf"] for layer, scores in by_layer.items() if int(layer) >= 1}
+    measure = target.measure
+    blocks = {layer: scores[measure.main] for layer, scores in by_layer.items() if int(layer) >= 1}
     best = max(blocks, key=lambda layer: blocks[layer]["value"])
-    predicted = results.linear.control_logits.argmax(-1)
-    truth = np.broadcast_to(results.control_labels[:, None], predicted.shape)
-    wafs = scores_from_confusion(confusion_matrix(truth, predicted, n_classes))["waf"]
-    shuffled = float(wafs[:, [position for position, layer in enumerate(by_layer) if layer in blocks]].max())
+    predicted = target.decide(results.linear.control_logits)
+    shuffles = measure.main_score(results.control_labels[:, None], predicted)
+    shuffled = float(shuffles[:, [position for position, layer in enumerate(by_layer) if layer in blocks]].max())
     lower_bound = blocks[best]["low"]
     if lower_bound is None:
         position = list(by_layer).index(best)
-        lower_bound = score(labels, results.linear.logits[:, position].argmax(-1), n_classes)["waf"].low
+        lower_bound = measure.score(labels, target.decide(results.linear.logits[:, position]))[measure.main].low
     return {
         "layer": int(best),
-        "waf": blocks[best],
+        measure.main: blocks[best],
         "lower_bound": lower_bound,
         "best_shuffled": shuffled,
         "above_chance": lower_bound is not None and lower_bound > shuffled,
@@ -116,18 +117,19 @@ def _compare_with_chance(by_layer: Scores, results: ProbeResults, labels: np.nda
 
 
 def _evaluate_layer(
-    results: ProbeResults, position: int, labels: np.ndarray, *, classes: tuple[str, ...], scored: Scorer
+    results: ProbeResults, position: int, labels: np.ndarray, *, target: Target, scored: Scorer
 ) -> Scores:
-    """Return the scores of one layer; recall only of classes that have clips."""
-    linear = results.linear
-    predicted = linear.logits[:, position].argmax(-1)
-    matrix = confusion_matrix(labels, predicted, len(classes)).sum(0)
+    """Return the scores of one layer; of classes also the recall of those that have clips."""
+    linear, classes = results.linear, target.classes
+    predicted = target.decide(linear.logits[:, position])
     scores = {
         **scored(labels, predicted),
-        "recall": {row["class"]: row["recall"] for row in per_class_scores(matrix, classes) if row["clips"]},
         "penalties": linear.penalties[:, :, position].tolist(),
-        "control": scored(results.control_labels, linear.control_logits[:, position].argmax(-1)),
+        "control": scored(results.control_labels, target.decide(linear.control_logits[:, position])),
     }
+    if classes:
+        matrix = confusion_matrix(labels, predicted, len(classes)).sum(0)
+        scores["recall"] = {row["class"]: row["recall"] for row in per_class_scores(matrix, classes) if row["clips"]}
     if results.mlp is not None:
         scores["mlp"] = scored(labels, results.mlp[:, position])
     return scores
@@ -136,7 +138,7 @@ def _evaluate_layer(
 def _predict_nested(
     results: ProbeResults, plan: ProbePlan, labels: np.ndarray, *, layers: list[int], width: int | None
 ) -> tuple[list[list[list[int]]], np.ndarray]:
-    """Return the window [first, last] of each fold of each partition, and the classes (S, N) that they predict."""
+    """Return the window [first, last] of each fold of each partition, and their predictions (S, N)."""
     chosen, predicted, linear = [], [], results.linear
     for number, folds in enumerate(plan.partitions):
         windows = choose_nested_windows(
@@ -144,14 +146,17 @@ def _predict_nested(
             labels,
             folds,
             inner=linear.inner[number],
-            outer=linear.logits[number].argmax(-1),
-            n_classes=plan.n_classes,
+            outer=plan.target.decide(linear.logits[number]),
+            measure=plan.target.measure,
             width=width,
             groups=results.groups,
         )
         chosen.append([[window.first, window.last] for window in windows])
         logits = linear.logits[number]
-        predicted.append(predict_by_windows(layers, folds, logits, windows=windows, estimator=plan.estimator))
+        by_windows = predict_by_windows(
+            layers, folds, logits, windows=windows, estimator=plan.estimator, target=plan.target
+        )
+        predicted.append(by_windows)
     return chosen, np.stack(predicted)
 
 

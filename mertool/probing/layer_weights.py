@@ -4,7 +4,7 @@ SUPERB reads encoders in this way (Yang et al., 2021, "SUPERB: Speech processing
 weights are a softmax over layers. Unlike in SUPERB, each layer is first standardised by the training clips, so that
 a weight compares what layers contribute and not how large their values are.
 
-Shapes: M members, L layers, N clips, D channels, C classes.
+Shapes: M members, L layers, N clips, D channels, C outputs (the classes, or 1 for a number).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mertool.probing.minibatch import MinibatchConfig, mean_cross_entropy, minimize
+from mertool.probing.minibatch import MinibatchConfig, Objective, minimize
 from mertool.probing.standardize import safe_std
 
 
@@ -37,14 +37,14 @@ class _Model:
 
     @classmethod
     def initialise(
-        cls, values: torch.Tensor, train_masks: torch.Tensor, *, n_classes: int, seeds: list[int]
+        cls, values: torch.Tensor, train_masks: torch.Tensor, *, n_outputs: int, seeds: list[int]
     ) -> "_Model":
         """Draw small classifier weights for each seed; all layers begin with equal weights."""
         _, n_layers, n_channels = values.shape
-        drawn = [0.01 * torch.randn(n_classes, n_channels, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        drawn = [0.01 * torch.randn(n_outputs, n_channels, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return cls(
             torch.stack(drawn).to(values.device).requires_grad_(),
-            values.new_zeros(len(seeds), n_classes, requires_grad=True),
+            values.new_zeros(len(seeds), n_outputs, requires_grad=True),
             values.new_zeros(len(seeds), n_layers, requires_grad=True),
             *_standardization(values, train_masks),
         )
@@ -77,24 +77,26 @@ def train_layer_weights(
     labels: torch.Tensor,
     train_masks: torch.Tensor,
     *,
-    n_classes: int,
+    n_outputs: int,
     seeds: list[int],
     config: LayerWeightsConfig,
     progress: Callable[[int, int], None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Train M members and return their layer weights (M, L) and the logits (M, C, N) of all clips.
+    """Train M members and return their layer weights (M, L) and the outputs (M, C, N) for all clips.
 
     values (N, L, D) as stored; labels (N,); train_masks (M, N) is 1 where a clip is in a member's training set.
     """
-    model = _Model.initialise(values, train_masks, n_classes=n_classes, seeds=seeds)
+    model = _Model.initialise(values, train_masks, n_outputs=n_outputs, seeds=seeds)
+
+    objective = Objective.of(labels, train_masks)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(values.device)
-        return mean_cross_entropy(model.forward(values[rows]), labels[rows], train_masks[:, rows]).sum()
+        return objective.loss(model.forward(values[rows]), rows).sum()
 
     minimize(loss_of, model.parameter_groups(config), config, n_clips=len(values), seed=seeds[0], progress=progress)
     with torch.no_grad():
-        return model.layer_weights(), model.forward(values)
+        return model.layer_weights(), objective.restore(model.forward(values))
 
 
 def _standardization(values: torch.Tensor, train_masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from mertool.probing.standardize import safe_std
+
 MIN_EPOCHS = 10
 
 
@@ -67,3 +69,50 @@ def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, train_masks: 
     label_logits = logits.gather(-2, labels.expand(*logits.shape[:-2], 1, -1))[..., 0, :]
     entropy = logits.logsumexp(-2) - label_logits
     return (entropy * train_masks).sum(-1) / train_masks.sum(-1).clamp_min(1)
+
+
+def mean_squared_error(outputs: torch.Tensor, numbers: torch.Tensor, train_masks: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared error (..., M) of outputs (..., M, 1, n) over the clips that train_masks (M, n) marks."""
+    error = (outputs[..., 0, :] - numbers).square()
+    return (error * train_masks).sum(-1) / train_masks.sum(-1).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of M members: cross-entropy for classes, squared error for numbers.
+
+    Attributes:
+        labels: Class indices (N,), or numbers (M, N) that each member has standardised by its training clips.
+        train_masks: (M, N), 1 where a clip is in a member's training set.
+        mean, std: Of the numbers (M, 1); not used for classes.
+    """
+
+    labels: torch.Tensor
+    train_masks: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @classmethod
+    def of(cls, labels: torch.Tensor, train_masks: torch.Tensor) -> "Objective":
+        """Return the objective for class indices or, if they are floating-point, for numbers (N,)."""
+        if not labels.is_floating_point():
+            none = labels.new_zeros(1)
+            return cls(labels, train_masks, none, none)
+        weight = train_masks / train_masks.sum(1, keepdim=True)
+        numbers = labels.float()
+        mean = (weight @ numbers)[:, None]
+        std = safe_std((weight * (numbers - mean).square()).sum(1, keepdim=True), mean)
+        return cls((numbers - mean) / std, train_masks, mean, std)
+
+    def loss(self, outputs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss (..., M) of outputs (..., M, C, n) for the clips in rows (n,)."""
+        masks = self.train_masks[:, rows]
+        if self.labels.is_floating_point():
+            return mean_squared_error(outputs, self.labels[:, rows], masks)
+        return mean_cross_entropy(outputs, self.labels[rows], masks)
+
+    def restore(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return outputs (..., M, C, N) on the scale of the labels."""
+        if self.labels.is_floating_point():
+            return outputs * self.std[..., None] + self.mean[..., None]
+        return outputs

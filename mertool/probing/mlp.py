@@ -4,7 +4,7 @@ One hidden layer, ReLU and dropout. Every member sees the same batches; clips ou
 its loss. The initial weights, batches and dropout of a member depend on its seed and not on the members and layers
 beside it.
 
-Shapes: B layers, M members, N clips, D channels, H hidden units, C classes.
+Shapes: B layers, M members, N clips, D channels, H hidden units, C outputs (the classes, or 1 for a number).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mertool.probing.minibatch import MinibatchConfig, mean_cross_entropy, minimize
+from mertool.probing.minibatch import MinibatchConfig, Objective, minimize
 from mertool.probing.standardize import StandardizedFeatures, standardize
 
 
@@ -35,10 +35,10 @@ class _Weights:
     output_bias: torch.Tensor
 
     @classmethod
-    def initialise(cls, features: torch.Tensor, seeds: list[int], *, hidden: int, n_classes: int) -> "_Weights":
+    def initialise(cls, features: torch.Tensor, seeds: list[int], *, hidden: int, n_outputs: int) -> "_Weights":
         """Draw weights uniformly, as torch.nn.Linear does; one draw per seed serves every layer."""
         n_layers, _, n_channels = features.shape
-        shapes = [(hidden, n_channels), (hidden,), (n_classes, hidden), (n_classes,)]
+        shapes = [(hidden, n_channels), (hidden,), (n_outputs, hidden), (n_outputs,)]
         fan_in = [n_channels, n_channels, hidden, hidden]
         drawn: list[list[torch.Tensor]] = [[] for _ in shapes]
         for seed in seeds:
@@ -54,18 +54,20 @@ def train_mlp(
     labels: torch.Tensor,
     train_masks: torch.Tensor,
     *,
-    n_classes: int,
+    n_outputs: int,
     seeds: list[int],
     config: MlpConfig,
     progress: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """Train M members on each layer and return the logits (B, M, C, N) of all clips.
+    """Train M members on each layer and return the outputs (B, M, C, N) for all clips.
 
     features (B, N, D); labels (N,); train_masks (M, N) is 1 where a clip is in a member's training set; seeds (M,).
     """
     scaled = standardize(features, train_masks)
-    weights = _Weights.initialise(features, seeds, hidden=config.hidden, n_classes=n_classes)
+    weights = _Weights.initialise(features, seeds, hidden=config.hidden, n_outputs=n_outputs)
     generator = torch.Generator(features.device).manual_seed(seeds[0])
+
+    objective = Objective.of(labels, train_masks)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
         rows = rows.to(features.device)
@@ -73,14 +75,14 @@ def train_mlp(
         shape = (len(seeds), config.hidden, len(rows))
         is_active = torch.rand(shape, device=features.device, generator=generator) >= config.dropout
         dropout_mask = is_active.float() / (1 - config.dropout)
-        logits = _forward(weights, scaled, scaled.x[:, rows], dropout_mask=dropout_mask)
+        outputs = _forward(weights, scaled, scaled.x[:, rows], dropout_mask=dropout_mask)
         # The sum over members: each has its own weights, so their gradients do not mix.
-        return mean_cross_entropy(logits, labels[rows], train_masks[:, rows]).sum()
+        return objective.loss(outputs, rows).sum()
 
     parameters = list(vars(weights).values())
     minimize(loss_of, parameters, config, n_clips=features.shape[1], seed=seeds[0], progress=progress)
     with torch.no_grad():
-        return _forward(weights, scaled, scaled.x, dropout_mask=None)
+        return objective.restore(_forward(weights, scaled, scaled.x, dropout_mask=None))
 
 
 def _forward(

@@ -6,7 +6,10 @@ most 2) and are scored on fold j, for all such j. So inner training sets consist
 stratified and speaker-disjoint where those are, and a fit without {i, j} serves both i and j. With two folds nothing is
 left to choose on, and the penalty is fixed.
 
-Shapes: S partitions into F folds, L layers (B of them at a time), N clips, D channels, C classes.
+A number is probed by ridge regression.
+
+Shapes: S partitions into F folds, L layers (B of them at a time), N clips, D channels, C outputs (the
+classes, or 1 for a number).
 """
 
 from itertools import combinations
@@ -19,7 +22,8 @@ from mertool.probing.lbfgs import MEMORY
 from mertool.probing.logistic import BatchedLogisticRegression
 from mertool.probing.prediction_table import PredictionTable, ProbeDesign, ProbePredictions, TrainingSet
 from mertool.probing.progress import ProgressSpan
-from mertool.probing.ridge import Ridge, class_targets
+from mertool.probing.ridge import Ridge, ridge_targets
+from mertool.targets import Target
 
 # From the strongest penalty to the weakest, so that ties go to the stronger. Of logistic regression they are
 # scikit-learn's C, the inverse.
@@ -50,7 +54,7 @@ def probe_linear(
     control_labels: np.ndarray,
     *,
     partitions: list[Folds],
-    n_classes: int,
+    target: Target,
     estimator: str,
     device: torch.device,
     progress: ProgressSpan,
@@ -66,7 +70,7 @@ def probe_linear(
         control_labels=torch.as_tensor(control_labels, device=device),
         partitions=partitions,
         training_sets=training_sets,
-        n_classes=n_classes,
+        target=target,
         estimator=estimator,
         penalties=PENALTIES[estimator] if nested else (TWO_FOLD_PENALTY[estimator],),
     )
@@ -99,7 +103,7 @@ def _training_sets(partitions: list[Folds]) -> list[TrainingSet]:
 def _floats_per_layer(shape: tuple[int, ...], design: ProbeDesign) -> int:
     """Return how many float32 numbers a layer of features (N, L, D) and its probes need."""
     n_clips, _, n_channels = shape
-    columns = (len(design.training_sets) + len(design.outer_sets)) * design.n_classes
+    columns = (len(design.training_sets) + len(design.outer_sets)) * design.target.n_outputs
     if design.estimator == "ridge":
         return n_clips * (3 * n_channels + columns) + n_channels**2 * (design.partitions[0].count + 10)
     return n_clips * (3 * n_channels + 6 * columns) + n_channels * (2 * n_channels + 4 * MEMORY * columns)
@@ -117,7 +121,7 @@ def _fit_logistic(
         mask[rows] = 0
     control = design.control_labels[[training_set.partition for training_set in design.outer_sets]]
     labels = torch.cat([design.labels.expand(n_true, -1), control])
-    solver = BatchedLogisticRegression.from_features(features, labels, train_masks, n_classes=design.n_classes)
+    solver = BatchedLogisticRegression.from_features(features, labels, train_masks, n_classes=design.target.n_outputs)
     weights = None  # of the penalty before, from which the next one takes fewer steps
     for penalty, inverse_penalty in enumerate(design.penalties):
         solution = solver.solve(inverse_penalty, weights)
@@ -137,14 +141,14 @@ def _fit_ridge(
     device, done = design.labels.device, 0
     for partition, folds in enumerate(design.partitions):
         both_labels = (design.labels, design.control_labels[partition])
-        targets = torch.cat([class_targets(labels, design.n_classes) for labels in both_labels], 1)
+        targets = torch.cat([ridge_targets(labels, design.target.n_outputs) for labels in both_labels], 1)
         fold_of = torch.as_tensor(folds.fold_of, device=device)
         ridge = Ridge.from_features(features, targets, fold_of, n_folds=folds.count)
         for training_set in (each for each in design.training_sets if each.partition == partition):
             weights = ridge.solve(training_set.held_out_folds, design.penalties)
             scores = ridge.scores(weights, torch.as_tensor(training_set.rows, device=device))
             for penalty in range(len(design.penalties)):
-                true, control = scores[:, penalty].split(design.n_classes, 1)
+                true, control = scores[:, penalty].split(design.target.n_outputs, 1)
                 table.add(true, penalty, training_set, layers=layers)
                 if training_set.is_outer:
                     table.add(control, penalty, training_set, layers=layers, control=True)

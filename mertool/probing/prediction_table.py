@@ -1,6 +1,7 @@
 """Predictions of linear probes for every penalty and training set, and the choice of the penalties.
 
-Shapes: S partitions into F folds, L layers (B of them at a time), N clips, C classes, P penalties.
+Shapes: S partitions into F folds, L layers (B of them at a time), N clips, C outputs (the classes, or 1 for a number),
+P penalties.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from mertool.learning.folds import Folds
-from mertool.probing.ridge import class_targets
+from mertool.probing.ridge import ridge_targets
+from mertool.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +21,8 @@ class ProbePredictions:
     Attributes:
         logits: Logits or decision values (S, L, N, C) by the probe that held out the clip's fold.
         control_logits: The same (S, L, N, C) of probes trained on permuted labels.
-        inner: Predicted class (S, F, L, N) for the choices of an outer fold, by probes trained on neither that fold
-            nor the clip's own; -1 where there is none.
+        inner: Predicted class or number (S, F, L, N) for the choices of an outer fold, by probes trained on neither
+            that fold nor the clip's own; see `has_prediction` for where there is none.
         penalties: Chosen penalty (S, F, L).
         n_unconverged: Number of fits that stopped before the tolerance.
     """
@@ -30,6 +32,11 @@ class ProbePredictions:
     inner: np.ndarray
     penalties: np.ndarray
     n_unconverged: int
+
+
+def has_prediction(predicted: np.ndarray) -> np.ndarray:
+    """Return where inner probes have predicted a class, which is else -1, or a number, which is else NaN."""
+    return predicted >= 0 if predicted.dtype.kind == "i" else np.isfinite(predicted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +63,11 @@ class ProbeDesign:
     """All that is fitted on every layer.
 
     Attributes:
-        labels: Class indices (N,), on the device.
-        control_labels: Permuted class indices (S, N), on the device.
+        labels: Class indices or numbers (N,), on the device.
+        control_labels: Permuted labels (S, N), on the device.
         partitions: The S partitions into folds.
         training_sets: Outer and inner ones.
-        n_classes: C.
+        target: The kind of the labels.
         estimator: `logistic` or `ridge`.
         penalties: P penalties to choose from.
     """
@@ -69,7 +76,7 @@ class ProbeDesign:
     control_labels: torch.Tensor
     partitions: list[Folds]
     training_sets: list[TrainingSet]
-    n_classes: int
+    target: Target
     estimator: str
     penalties: tuple[float, ...]
 
@@ -86,7 +93,7 @@ class PredictionTable:
         design: All that is fitted.
         outer: Logits (P, S, L, N, C) of outer probes.
         control: The same of permuted labels.
-        inner: Predicted classes (P, S, F, L, N) of inner probes.
+        inner: Predicted classes or numbers (P, S, F, L, N) of inner probes.
         inner_loss: Summed loss (P, S, F, L) of inner probes for the choice of an outer fold's penalty.
         n_unconverged: Number of fits that stopped before the tolerance.
     """
@@ -104,8 +111,9 @@ class PredictionTable:
         n_folds = max(folds.count for folds in design.partitions)
         n_clips, lead = len(design.labels), (len(design.penalties), len(design.partitions))
         # Probabilities of all penalties are the largest arrays of the stage, hence float32, and int16 for classes.
-        outer = np.zeros((*lead, n_layers, n_clips, design.n_classes), np.float32)
-        inner = np.full((*lead, n_folds, n_layers, n_clips), -1, np.int16)
+        outer = np.zeros((*lead, n_layers, n_clips, design.target.n_outputs), np.float32)
+        fill, dtype = (-1, np.int16) if design.target.classes else (np.nan, np.float32)
+        inner = np.full((*lead, n_folds, n_layers, n_clips), fill, dtype)
         return cls(design=design, outer=outer, control=outer.copy(), inner=inner, inner_loss=np.zeros(inner.shape[:-1]))
 
     def add(
@@ -129,7 +137,7 @@ class PredictionTable:
         partition, rows = training_set.partition, training_set.rows
         fold_of = self.design.partitions[partition].fold_of[rows]
         loss = self._losses(scores, self.design.labels[torch.as_tensor(rows, device=scores.device)]).cpu().numpy()
-        predicted = scores.argmax(1).cpu().numpy()
+        predicted = self.design.target.decide(scores.mT.cpu().numpy())
         for outer, scored in (training_set.held_out_folds, training_set.held_out_folds[::-1]):
             in_fold = fold_of == scored
             self.inner_loss[penalty, partition, outer, layers] += loss[:, in_fold].sum(1)
@@ -140,7 +148,7 @@ class PredictionTable:
         labels = labels.expand(len(scores), -1)
         if self.design.estimator == "logistic":
             return torch.nn.functional.cross_entropy(scores, labels, reduction="none")
-        return (scores - class_targets(labels, self.design.n_classes).mT).square().sum(1)
+        return (scores - ridge_targets(labels, self.design.target.n_outputs).mT).square().sum(1)
 
     def with_best_penalties(self) -> ProbePredictions:
         """Return the predictions under the penalty of least inner loss for each partition, outer fold and layer."""

@@ -17,6 +17,7 @@ from mertool.probing.nested_cv import layer_chunks, probe_linear
 from mertool.probing.prediction_table import ProbePredictions
 from mertool.probing.progress import ProgressSpan
 from mertool.probing.speakers import SpeakerPredictions, probe_speakers
+from mertool.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +27,15 @@ class ProbePlan:
     Attributes:
         repetitions: The folds of each repetition; all the same if the folds were given.
         seeds: Seed of each repetition.
-        n_classes: Number of classes.
-        estimator: Linear probe, `logistic` or `ridge`.
+        target: The kind of the labels.
+        estimator: Linear probe, `logistic` or `ridge`; of a number `ridge`.
         mlp: Whether to train perceptrons, too.
         device: Device to fit on.
     """
 
     repetitions: list[Folds]
     seeds: list[int]
-    n_classes: int
+    target: Target
     estimator: str
     mlp: bool
     device: torch.device
@@ -63,9 +64,9 @@ class ProbeResults:
     Attributes:
         linear: Linear probes.
         control_labels: Permuted labels (S, N) that the control probes were trained on.
-        mlp: Classes (R, L, N) by the perceptrons, None without them.
+        mlp: Classes or numbers (R, L, N) by the perceptrons, None without them.
         layer_weights: Learned layer weights (M, L).
-        layer_weights_predicted: Classes (R, N) by the models with learned layer weights.
+        layer_weights_predicted: Classes or numbers (R, N) by the models with learned layer weights.
         speakers: Speaker probes, None where speakers are not known.
         groups: Speaker of each clip (N,), None where not all are known.
     """
@@ -92,7 +93,7 @@ def probe_all(values: np.ndarray, examples: LabelledClips, plan: ProbePlan, *, p
         labels,
         control_labels,
         partitions=plan.partitions,
-        n_classes=plan.n_classes,
+        target=plan.target,
         estimator=plan.estimator,
         device=plan.device,
         progress=linear_span,
@@ -131,17 +132,17 @@ def _estimate_costs(shape: tuple[int, ...], plan: ProbePlan, *, with_speakers: b
     mlp, weights = MlpConfig(), LayerWeightsConfig()
     mlp_clips = mlp.count_steps(n_clips) * mlp.batch_size
     weights_clips = weights.count_steps(n_clips) * weights.batch_size
-    logistic, ridge = 60 * 4 * n_clips * n_channels * plan.n_classes, 9 * n_channels**3
+    logistic, ridge = 60 * 4 * n_clips * n_channels * plan.target.n_outputs, 9 * n_channels**3
     return [
         n_layers * n_fits * (logistic if plan.estimator == "logistic" else ridge),
         n_layers * mlp_clips * n_channels * mlp.hidden * n_members * 8 * plan.mlp,
-        n_layers * weights_clips * n_channels * n_members * plan.n_classes * 8,
+        n_layers * weights_clips * n_channels * n_members * plan.target.n_outputs * 8,
         n_layers * (2 * n_clips * n_channels**2 + n_folds * n_channels**3) * with_speakers,
     ]
 
 
 def _predict_by_mlp(values: np.ndarray, labels: np.ndarray, plan: ProbePlan, *, progress: ProgressSpan) -> np.ndarray:
-    """Return the class (R, L, N) of each clip by perceptrons, in groups of layers that fit the memory."""
+    """Return the class or number (R, L, N) of each clip by perceptrons, in groups of layers that fit the memory."""
     n_clips, n_layers, n_channels = values.shape
     config, seeds = MlpConfig(), plan.member_seeds
     floats_per_member = config.hidden * (6 * n_channels + n_clips + 6 * config.batch_size)
@@ -152,29 +153,29 @@ def _predict_by_mlp(values: np.ndarray, labels: np.ndarray, plan: ProbePlan, *, 
             torch.as_tensor(values[:, layers], device=plan.device).transpose(0, 1).contiguous(),
             torch.as_tensor(labels, device=plan.device),
             _train_masks(plan),
-            n_classes=plan.n_classes,
+            n_outputs=plan.target.n_outputs,
             seeds=seeds,
             config=config,
             progress=span,
         )
-        predicted.append(_held_out_classes(logits, plan))
+        predicted.append(_held_out_predictions(logits, plan))
     return np.concatenate(predicted).swapaxes(0, 1)
 
 
 def _learn_layer_weights(
     values: np.ndarray, labels: np.ndarray, plan: ProbePlan, *, progress: ProgressSpan
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return learned layer weights (M, L) and predicted classes (R, N)."""
+    """Return learned layer weights (M, L) and predicted classes or numbers (R, N)."""
     weights, logits = train_layer_weights(
         torch.as_tensor(values, device=plan.device),
         torch.as_tensor(labels, device=plan.device),
         _train_masks(plan),
-        n_classes=plan.n_classes,
+        n_outputs=plan.target.n_outputs,
         seeds=plan.member_seeds,
         config=LayerWeightsConfig(),
         progress=progress,
     )
-    return weights.cpu().numpy(), _held_out_classes(logits, plan)
+    return weights.cpu().numpy(), _held_out_predictions(logits, plan)
 
 
 def _train_masks(plan: ProbePlan) -> torch.Tensor:
@@ -183,11 +184,11 @@ def _train_masks(plan: ProbePlan) -> torch.Tensor:
     return torch.stack(masks).float().to(plan.device)
 
 
-def _held_out_classes(logits: torch.Tensor, plan: ProbePlan) -> np.ndarray:
-    """Return the class (..., R, N) of each clip by the member that held it out, from logits (..., M, C, N)."""
-    classes, rows, first_member, predicted = logits.argmax(-2), torch.arange(logits.shape[-1]), 0, []
+def _held_out_predictions(outputs: torch.Tensor, plan: ProbePlan) -> np.ndarray:
+    """Return the class or number (..., R, N) of each clip by the member that held it out; outputs (..., M, C, N)."""
+    decided, rows = plan.target.decide(outputs.mT.cpu().numpy()), np.arange(outputs.shape[-1])
+    first_member, predicted = 0, []
     for folds in plan.repetitions:
-        members = torch.as_tensor(folds.fold_of) + first_member
-        predicted.append(classes[..., members.to(logits.device), rows.to(logits.device)])
+        predicted.append(decided[..., first_member + folds.fold_of, rows])
         first_member += folds.count
-    return torch.stack(predicted, -2).cpu().numpy()
+    return np.stack(predicted, -2)

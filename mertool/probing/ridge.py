@@ -25,6 +25,11 @@ def class_targets(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
     return 2 * torch.nn.functional.one_hot(labels, n_classes).float() - 1
 
 
+def ridge_targets(labels: torch.Tensor, n_outputs: int) -> torch.Tensor:
+    """Return the targets (..., n_outputs) of classes, or of numbers, which are their own: labels (...,)."""
+    return labels[..., None].float() if labels.is_floating_point() else class_targets(labels, n_outputs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Sums:
     """Sums over some clips; enough to fit ridge regression on them.

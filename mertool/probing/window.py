@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mertool.learning.folds import Folds
-from mertool.metrics import confusion_matrix, scores_from_confusion
-from mertool.significance import ClassMeasure
+from mertool.probing.prediction_table import has_prediction
+from mertool.significance import Measure
+from mertool.targets import Target
 
 MAX_SHARE = 1 / 3  # of the transformer layers, where mertool chooses the width
 
@@ -31,21 +32,21 @@ def max_width(n_blocks: int) -> int:
 
 
 def choose_window(
-    layers: Sequence[int], wafs: np.ndarray, *, standard_errors: np.ndarray | None, width: int | None
+    layers: Sequence[int], scores: np.ndarray, *, standard_errors: np.ndarray | None, width: int | None
 ) -> Window:
-    """Choose a window by the weighted F1 (L,) of each layer; layer 0, the embedding, is never in it.
+    """Choose a window by the score (L,) of each layer, weighted F1 or CCC; layer 0, the embedding, is never in it.
 
     With a `width` it is the window of that width with the highest mean. Otherwise it is the best layer and those
     neighbours that it beats by no more than one standard error of the difference (`standard_errors`, (L,)), at most a
     third of the layers.
     """
     if width is not None:
-        first, last = _best_window(layers, wafs, width)
-        return Window(first, last, f"highest mean weighted F1 of {width} neighbouring layers")
+        first, last = _best_window(layers, scores, width)
+        return Window(first, last, f"highest mean score of {width} neighbouring layers")
     blocks = [position for position, layer in enumerate(layers) if layer >= 1]
-    best = max(blocks, key=lambda position: wafs[position])
+    best = max(blocks, key=lambda position: scores[position])
     assert standard_errors is not None
-    is_close = wafs[best] - wafs <= standard_errors
+    is_close = scores[best] - scores <= standard_errors
     first = last = best
     while first - 1 in blocks and is_close[first - 1]:
         first -= 1
@@ -56,7 +57,7 @@ def choose_window(
     widest = max_width(len(blocks))
     if last - first + 1 > widest:
         starts = range(max(first, best - widest + 1), min(last - widest + 1, best) + 1)
-        first = max(starts, key=lambda start: wafs[start : start + widest].mean())
+        first = max(starts, key=lambda start: scores[start : start + widest].mean())
         last = first + widest - 1
         reason += f"; the best {widest} of these, a third of the layers"
     return Window(layers[first], layers[last], reason)
@@ -67,23 +68,22 @@ def choose_window_by_predictions(
     labels: np.ndarray,
     predicted: np.ndarray,
     *,
-    n_classes: int,
+    measure: Measure,
     width: int | None,
     groups: np.ndarray | None,
 ) -> Window:
-    """Choose a window by classes (S, L, N) that probes predicted for clips with labels (N,).
+    """Choose a window by classes or numbers (S, L, N) that probes predicted for clips with labels (N,).
 
     The standard errors are those of differences on the same clips. So they do not grow with what makes clips or the
     speakers `groups` (N,) easier or harder for all layers alike.
     """
-    truth = np.broadcast_to(labels, predicted.shape)
-    wafs = scores_from_confusion(confusion_matrix(truth, predicted, n_classes))["waf"].mean(0)
+    scores = measure.main_score(labels, predicted).mean(0)
     if width is not None:
-        return choose_window(layers, wafs, standard_errors=None, width=width)
+        return choose_window(layers, scores, standard_errors=None, width=width)
     blocks = [position for position, layer in enumerate(layers) if layer >= 1]
-    best = max(blocks, key=lambda position: wafs[position])
-    errors = ClassMeasure(n_classes).difference_errors(labels, predicted, best, groups=groups)
-    return choose_window(layers, wafs, standard_errors=errors, width=None)
+    best = max(blocks, key=lambda position: scores[position])
+    errors = measure.difference_errors(labels, predicted, best, groups=groups)
+    return choose_window(layers, scores, standard_errors=errors, width=None)
 
 
 def choose_nested_windows(
@@ -93,25 +93,25 @@ def choose_nested_windows(
     *,
     inner: np.ndarray,
     outer: np.ndarray,
-    n_classes: int,
+    measure: Measure,
     width: int | None,
     groups: np.ndarray | None,
 ) -> list[Window]:
     """Choose the window of each outer fold without the fold's clips.
 
     `inner` (F, L, N) are predictions for each outer fold by probes that were trained on neither it nor the clip's own
-    fold. With two folds there are none (-1 everywhere), and the predictions `outer` (L, N) for the other fold are used.
+    fold. With two folds there are none, and the predictions `outer` (L, N) for the other fold are used.
     """
     windows = []
     for fold in range(folds.count):
-        rows, predicted = np.flatnonzero(inner[fold, 0] >= 0), inner[fold]
+        rows, predicted = np.flatnonzero(has_prediction(inner[fold, 0])), inner[fold]
         if len(rows) == 0:
             rows, predicted = folds.train(fold), outer
         window = choose_window_by_predictions(
             layers,
             labels[rows],
             predicted[None][:, :, rows],
-            n_classes=n_classes,
+            measure=measure,
             width=width,
             groups=None if groups is None else groups[rows],
         )
@@ -120,26 +120,32 @@ def choose_nested_windows(
 
 
 def predict_by_windows(
-    layers: Sequence[int], folds: Folds, logits: np.ndarray, *, windows: Sequence[Window], estimator: str
+    layers: Sequence[int],
+    folds: Folds,
+    outputs: np.ndarray,
+    *,
+    windows: Sequence[Window],
+    estimator: str,
+    target: Target,
 ) -> np.ndarray:
-    """Return the class (N,) of each clip by the mean over its fold's window, from logits (L, N, C).
+    """Return the class or number (N,) of each clip by the mean over its fold's window, from outputs (L, N, C).
 
-    The mean is of probabilities, or of decision values for ridge, which has no probabilities.
+    The mean is of probabilities, or for ridge, which has none, of decision values or numbers.
     """
-    scores = logits
+    scores = outputs
     if estimator == "logistic":
-        shifted = np.exp(logits - logits.max(-1, keepdims=True))
+        shifted = np.exp(outputs - outputs.max(-1, keepdims=True))
         scores = shifted / shifted.sum(-1, keepdims=True)
-    predicted = np.zeros(logits.shape[1], np.int64)
+    means = np.zeros(outputs.shape[1:], outputs.dtype)
     for fold, window in enumerate(windows):
         rows = folds.held_out(fold)
-        predicted[rows] = scores[window.positions_of(layers)][:, rows].mean(0).argmax(-1)
-    return predicted
+        means[rows] = scores[window.positions_of(layers)][:, rows].mean(0)
+    return target.decide(means)
 
 
-def _best_window(layers: Sequence[int], wafs: np.ndarray, width: int) -> tuple[int, int]:
-    """Return the first and last of the `width` adjacent transformer layers with the highest mean weighted F1."""
-    blocks = [(layer, waf) for layer, waf in zip(layers, wafs, strict=True) if layer >= 1]
-    means = [np.mean([waf for _, waf in blocks[i : i + width]]) for i in range(len(blocks) - width + 1)]
+def _best_window(layers: Sequence[int], scores: np.ndarray, width: int) -> tuple[int, int]:
+    """Return the first and last of the `width` adjacent transformer layers with the highest mean score."""
+    blocks = [(layer, score) for layer, score in zip(layers, scores, strict=True) if layer >= 1]
+    means = [np.mean([score for _, score in blocks[i : i + width]]) for i in range(len(blocks) - width + 1)]
     start = int(np.argmax(means))
     return blocks[start][0], blocks[start + width - 1][0]

@@ -37,6 +37,7 @@ from mertool.options.align import AlignOptions
 from mertool.probing.probes import ProbePlan, probe_all
 from mertool.probing.progress import ProgressSpan
 from mertool.store import FeatureStore
+from mertool.targets import Classes
 
 CPU = torch.device("cpu")
 METHODS = registry.choices(peft_methods.PACKAGE)
@@ -84,7 +85,9 @@ def test_probes(estimator, kind):
     folds, mlp = Folds(np.arange(60) % 3, 3, "made"), kind != "gpu"  # the perceptron has dropout
 
     def probe(device):
-        plan = ProbePlan(repetitions=[folds], seeds=[0], n_classes=3, estimator=estimator, mlp=mlp, device=device)
+        plan = ProbePlan(
+            repetitions=[folds], seeds=[0], target=Classes(("a", "b", "c")), estimator=estimator, mlp=mlp, device=device
+        )
         results = probe_all(values, labelled_clips(labels), plan, progress=ProgressSpan(lambda *_: None))
         found = {"logits": results.linear.logits, "layer_weights": results.layer_weights}
         return found | ({"mlp": results.mlp} if mlp else {})

@@ -134,12 +134,13 @@ def test_folds_without_rare_classes_give_no_warning(recwarn):
 
 def test_labelled_clips_are_sorted(tmp_path, write_manifest):
     from mertool.manifest import Manifest
+    from mertool.targets import Classes
 
     rows = [
         {"clip": clip, "path": "x.mp4", "label": label, "speaker": clip}
         for clip, label in zip("cab", "xyx", strict=True)
     ]
-    data = LabelledClips.from_manifest(Manifest.read(write_manifest(tmp_path / "m.csv", rows)), ("x", "y"))
+    data = LabelledClips.from_manifest(Manifest.read(write_manifest(tmp_path / "m.csv", rows)), Classes(("x", "y")))
     assert (data.clips, data.labels.tolist(), data.speakers) == (tuple("abc"), [1, 0, 0], tuple("abc"))
 
 
@@ -419,3 +420,20 @@ def test_speaker_groups_need_all_speakers():
     assert set(speaker_groups(data)) == {"s0", "s1", "s2"}
     assert speaker_groups(LabelledClips(data.clips, data.labels, (None, *data.speakers[1:]))) is None
     assert speaker_groups(LabelledClips(data.clips, data.labels, ("s",) * len(data))) is None
+
+
+def test_folds_are_stratified_by_numbers():
+    """A fifth of each fifth of the numbers is in each fold."""
+    numbers = np.random.default_rng(0).exponential(2.0, 100)
+    data = LabelledClips(tuple(f"c{n:03}" for n in range(100)), numbers, (None,) * 100)
+    folds = make_folds(data, 5, 0)
+    ranks = numbers.argsort().argsort() // 20
+    assert (np.array([np.bincount(ranks[folds.held_out(fold)]) for fold in range(5)]) == 4).all()
+    assert warn_of_rare_classes(data, [folds], ()) == []
+
+
+def test_numbers_with_few_values_are_stratified_by_value():
+    numbers = np.repeat([1.0, 1.0, 1.0, 2.0], 10)
+    data = LabelledClips(tuple(f"c{n:03}" for n in range(40)), numbers, (None,) * 40)
+    folds = make_folds(data, 5, 0)
+    assert all((numbers[folds.held_out(fold)] == 2.0).sum() == 2 for fold in range(5))

@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from mertool.learning.folds import make_folds
+from mertool.learning.folds import Folds, make_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.probing.logistic import BatchedLogisticRegression
 from mertool.probing.nested_cv import PENALTIES, inner_pairs, probe_linear
 from mertool.probing.progress import ProgressSpan
 from mertool.probing.window import choose_nested_windows, predict_by_windows
+from mertool.significance import ClassMeasure, NumberMeasure
+from mertool.targets import Classes, Number
 
 CPU = torch.device("cpu")
 SILENT = ProgressSpan(lambda done, total: None)
@@ -43,7 +48,7 @@ def probe(values, labels, partitions, *, estimator="logistic"):
         labels,
         permute(labels, len(partitions)),
         partitions=partitions,
-        n_classes=CLASSES,
+        target=Classes(tuple(map(str, range(CLASSES)))),
         estimator=estimator,
         device=CPU,
         progress=SILENT,
@@ -58,7 +63,7 @@ def nested_windows(labels, folds, predictions, *, n_classes=CLASSES):
         folds,
         inner=predictions.inner[0],
         outer=predictions.logits[0].argmax(-1),
-        n_classes=n_classes,
+        measure=ClassMeasure(n_classes),
         width=1,
         groups=None,
     )
@@ -164,15 +169,94 @@ def test_the_best_of_many_useless_layers_scores_at_chance_when_nested():
             labels,
             labels[None],
             partitions=[folds],
-            n_classes=2,
+            target=Classes(("0", "1")),
             estimator="ridge",
             device=CPU,
             progress=SILENT,
         )
         windows = nested_windows(labels, folds, predictions, n_classes=2)
         logits = predictions.logits[0]
-        predicted = predict_by_windows(range(25), folds, logits, windows=windows, estimator="ridge")
+        predicted = predict_by_windows(
+            range(25), folds, logits, windows=windows, estimator="ridge", target=Classes(("0", "1"))
+        )
         nested.append((predicted == labels).mean())
         best.append((logits.argmax(-1) == labels).mean(1).max())
     assert np.mean(best) > 0.56
     assert np.mean(nested) < 0.55
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def draw_numbers(n_clips=120, seed=0):
+    """Features of three layers, of which the second carries the numbers, and the numbers."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(0, 1, (n_clips, 3, 8)).astype(np.float32)
+    numbers = 4.0 + values[:, 1] @ rng.normal(0, 1, 8) + rng.normal(0, 0.5, n_clips)
+    return values, numbers
+
+
+def probe_numbers(values, numbers, folds):
+    return probe_linear(
+        values,
+        numbers,
+        permute(numbers, 1),
+        partitions=[folds],
+        target=Number("valence"),
+        estimator="ridge",
+        device=CPU,
+        progress=SILENT,
+    )
+
+
+def test_ridge_regression_of_numbers_is_scikit_learns():
+    """The outer predictions, and the penalty by the folds that an outer fold leaves: all pairs of four folds."""
+    values, numbers = draw_numbers()
+    folds = Folds(np.arange(120) % 4, 4, "made")
+    found = probe_numbers(values, numbers, folds)
+    for layer in range(3):
+        x = values[:, layer].astype(np.float64)
+
+        def predict(rows, held_out, penalty, x=x):
+            model = make_pipeline(StandardScaler(), Ridge(alpha=penalty)).fit(x[rows], numbers[rows])
+            return model.predict(x[held_out])
+
+        for fold in range(4):
+            errors = []
+            for penalty in PENALTIES["ridge"]:
+                inner = [
+                    (np.flatnonzero((folds.fold_of != fold) & (folds.fold_of != other)), folds.held_out(other))
+                    for other in range(4)
+                    if other != fold
+                ]
+                residuals = [numbers[rows] - predict(train, rows, penalty) for train, rows in inner]
+                errors.append(np.square(np.concatenate(residuals)).sum())
+            penalty = PENALTIES["ridge"][int(np.argmin(errors))]
+            assert found.penalties[0, fold, layer] == pytest.approx(penalty)
+            rows = folds.held_out(fold)
+            expected = predict(folds.train(fold), rows, penalty)
+            np.testing.assert_allclose(found.logits[0, layer, rows, 0], expected, atol=2e-3)
+
+
+def test_nested_windows_of_numbers_are_chosen_by_ccc():
+    values, numbers = draw_numbers()
+    folds = Folds(np.arange(120) % 4, 4, "made")
+    found = probe_numbers(values, numbers, folds)
+    windows = choose_nested_windows(
+        range(3),
+        numbers,
+        folds,
+        inner=found.inner[0],
+        outer=found.logits[0, ..., 0],
+        measure=NumberMeasure(),
+        width=1,
+        groups=None,
+    )
+    assert [(window.first, window.last) for window in windows] == [(1, 1)] * 4
+    predicted = predict_by_windows(
+        range(3), folds, found.logits[0], windows=windows, estimator="ridge", target=Number("valence")
+    )
+    np.testing.assert_array_equal(predicted, found.logits[0, 1, :, 0])
+    # Each fold's own clips have no inner prediction.
+    assert np.isnan(found.inner[0, 2][:, folds.held_out(2)]).all()
+    assert np.isfinite(found.inner[0, 2][:, folds.train(2)]).all()

@@ -10,6 +10,7 @@ from mertool.probing.mlp import MlpConfig, train_mlp
 from mertool.probing.probes import ProbePlan
 from mertool.probing.progress import ProgressSpan
 from mertool.probing.speakers import probe_speakers
+from mertool.targets import Classes
 
 COUNT, LAYERS, CHANNELS, CLASSES = 80, 3, 8, 3
 QUICK = MlpConfig(hidden=16, min_steps=60)
@@ -34,7 +35,7 @@ def mlp(data, *, layers=slice(None), members=(0, 1), seeds=(4, 4), config=QUICK)
         x[layers],
         labels,
         train_masks[list(members)],
-        n_classes=CLASSES,
+        n_outputs=CLASSES,
         seeds=list(seeds[: len(members)]),
         config=config,
         progress=SILENT,
@@ -82,7 +83,7 @@ def layer_weights(data, members=(0, 1)):
         x.transpose(0, 1).contiguous(),
         labels,
         train_masks[list(members)],
-        n_classes=CLASSES,
+        n_outputs=CLASSES,
         seeds=[7] * len(members),
         config=LayerWeightsConfig(min_steps=120),
         progress=SILENT,
@@ -133,10 +134,42 @@ def test_renamed_folds_are_the_same_partition():
     plan = ProbePlan(
         repetitions=[first, renamed, other],
         seeds=[0, 1, 2],
-        n_classes=2,
+        target=Classes(("a", "b")),
         estimator="ridge",
         mlp=True,
         device=torch.device("cpu"),
     )
     assert plan.partitions == [first, other]
     assert plan.member_seeds == [0, 0, 1, 1, 2, 2]
+
+
+def numbers(data):
+    """A number of each clip in place of its class, on a scale of its own, and training masks."""
+    x, labels, train_masks = data
+    return x, 100.0 + 5.0 * labels.double(), train_masks
+
+
+@pytest.mark.parametrize("probe", ["mlp", "layer weights"])
+def test_numbers_are_predicted_on_their_scale(probe, data):
+    x, truth, train_masks = numbers(data)
+    given = {"n_outputs": 1, "seeds": [0, 1], "progress": SILENT}
+    if probe == "mlp":
+        outputs = train_mlp(x[1:2], truth, train_masks, config=MlpConfig(hidden=16, min_steps=300), **given)[0]
+    else:
+        layers_last = x.transpose(0, 1).contiguous()
+        weights, outputs = train_layer_weights(
+            layers_last, truth, train_masks, config=LayerWeightsConfig(min_steps=300), **given
+        )
+        assert (weights.argmax(1) == 1).all()
+    for member in range(2):
+        rows = train_masks[member] == 0
+        assert np.corrcoef(outputs[member, 0, rows], truth[rows])[0, 1] > 0.8
+        assert abs(outputs[member, 0, rows].mean() - truth[rows].mean()) < 2
+
+
+def test_a_member_does_not_know_the_scale_of_held_out_numbers(data):
+    x, truth, train_masks = numbers(data)
+    shifted = torch.where(train_masks[0] > 0, truth, truth + 1000)
+    given = {"n_outputs": 1, "seeds": [0], "progress": SILENT, "config": MlpConfig(hidden=16, min_steps=20)}
+    first, second = (train_mlp(x[1:2], each, train_masks[:1], **given) for each in (truth, shifted))
+    np.testing.assert_allclose(first, second, rtol=1e-4)

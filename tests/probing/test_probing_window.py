@@ -7,6 +7,7 @@ from sklearn.metrics import f1_score
 from mertool.learning.folds import Folds
 from mertool.probing.window import choose_window, choose_window_by_predictions, predict_by_windows
 from mertool.significance import ClassMeasure, score
+from mertool.targets import Classes
 
 
 def test_a_given_width():
@@ -45,7 +46,9 @@ def draw_predictions(spread: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def test_easy_and_hard_speakers_do_not_widen_the_window(spread, with_speakers):
     labels, speakers, predicted = draw_predictions(spread)
     groups = speakers if with_speakers else None
-    window = choose_window_by_predictions(range(7), labels, predicted, n_classes=4, width=None, groups=groups)
+    window = choose_window_by_predictions(
+        range(7), labels, predicted, measure=ClassMeasure(4), width=None, groups=groups
+    )
     assert 3 <= window.first <= window.last <= 5
 
 
@@ -58,7 +61,9 @@ def test_what_shifts_all_layers_alike_leaves_the_window_as_it_is():
     for is_right in (np.arange(480) // 4 % 2 == 0, more_speakers % 2 == 0):
         more = np.where(is_right, more_labels, (more_labels + 1) % 4)
         both = np.concatenate([predicted, np.broadcast_to(more, (1, 7, 480))], axis=2)
-        windows.append(choose_window_by_predictions(range(7), all_labels, both, n_classes=4, width=None, groups=groups))
+        windows.append(
+            choose_window_by_predictions(range(7), all_labels, both, measure=ClassMeasure(4), width=None, groups=groups)
+        )
         errors.append(ClassMeasure(4).difference_errors(all_labels, both, 4, groups=groups))
         interval = score(all_labels, both[0, 4], 4, groups=groups)["waf"]
         widths.append(interval.high - interval.low)
@@ -106,5 +111,7 @@ def test_a_clip_is_predicted_by_the_window_of_its_fold():
     windows = [
         choose_window([1, 2], np.array(wafs), standard_errors=None, width=1) for wafs in ([1.0, 0.0], [0.0, 1.0])
     ]
-    predicted = predict_by_windows([1, 2], folds, logits, windows=windows, estimator="logistic")
+    predicted = predict_by_windows(
+        [1, 2], folds, logits, windows=windows, estimator="logistic", target=Classes(("0", "1"))
+    )
     assert predicted.tolist() == [1, 1, 0, 0]
