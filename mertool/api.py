@@ -22,7 +22,7 @@ from mertool.sources import read_sources
 
 if TYPE_CHECKING:
     from mertool.extract import ExtractResult
-    from mertool.predictions import Predictions
+    from mertool.predictions import AnyPredictions
 
 PathLike = str | os.PathLike[str]
 StageOptions = TypeVar("StageOptions", bound=Options)
@@ -110,7 +110,7 @@ def fuse(stores: Sequence[PathLike], manifest: PathLike, output: PathLike, **opt
 
 def predict(
     bundle: PathLike, sources: PathLike | Sequence[PathLike], output: PathLike | None = None, **options: Any
-) -> "Predictions":
+) -> "AnyPredictions":
     """Predict the clips of folders, manifests and media files with a bundle.
 
     output: predictions file to write (.csv or .jsonl); features are cached beside it. Without it nothing is kept.
@@ -118,7 +118,7 @@ def predict(
     """
     from mertool.options.predict import PredictOptions
     from mertool.predict import predict as run_stage
-    from mertool.predictions import Predictions
+    from mertool.predictions import read_predictions
 
     stage_options = _make_options(PredictOptions, options)
     paths = list(map(Path, _as_list(sources)))
@@ -130,7 +130,7 @@ def predict(
         if result.unreadable:
             message = f"{result.unreadable} of {result.clips} clips were not predicted: {reasons}"
             warnings.warn(message, MertoolWarning, stacklevel=3)
-        return Predictions.read(path)
+        return read_predictions(path)
 
 
 def evaluate(

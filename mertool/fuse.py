@@ -1,4 +1,4 @@
-"""Stage `fuse`: one classifier over the features of any number of stores.
+"""Stage `fuse`: one classifier, or one regression of a number, over the features of any number of stores.
 
 Folds x seeds members of a head are trained at once. Each clip is scored by the members that did not train on its fold.
 Nothing is selected on held-out clips, unless MERTools's protocol is asked for, whose results are labelled optimistic.
@@ -21,7 +21,7 @@ from mertool.bundle import FeatureSpec, check_provenance, describe_features, wri
 from mertool.devices import resolve_device
 from mertool.errors import MertoolError
 from mertool.files import digest_json
-from mertool.fusion.calibration import calibrate_and_correct
+from mertool.fusion.calibration import Correction, calibrate_and_correct
 from mertool.fusion.cross_validation import OPTIMISTIC, CrossValidatedEnsemble, EnsembleConfig, train_ensemble
 from mertool.fusion.ensemble import Progress, stage_progress
 from mertool.fusion.hyperparameters import Trial, official_folds
@@ -30,6 +30,7 @@ from mertool.fusion.scoring import (
     compare_with_best_modality,
     majority_class_waf,
     score_ensemble,
+    score_of_mean,
     score_single_members,
 )
 from mertool.fusion.self_training import SelfTraining, self_train
@@ -43,10 +44,10 @@ from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
 from mertool.metrics import confusion_matrix
 from mertool.options.fuse import MERTOOLS, FuseOptions
-from mertool.predictions import Predictions
+from mertool.predictions import AnyPredictions, NumberPredictions, Predictions
 from mertool.runs import Run, RunDraft, Sources, cache_key, find_reusable_run, new_run
 from mertool.store import FeatureStore
-from mertool.targets import Classes
+from mertool.targets import Target, make_target
 
 N_FOLDS, SELF_TRAINING_ROUNDS = 5, 3
 HEAD, OFFICIAL_HEAD = "attention", "attention-mertools"
@@ -106,19 +107,13 @@ def fuse(
         inputs = _load(opened, unlabelled, manifest, options=options)
         warn_of_trained_clips(opened, inputs.data.labelled)
     config, labelled = ensemble_config(options), inputs.data.labelled
-    rare_classes = warn_of_rare_classes(labelled, [inputs.data.folds], options.classes)
+    target = make_target(options.target, options.classes)
+    rare_classes = warn_of_rare_classes(labelled, [inputs.data.folds], target.classes)
     ensembles = _train(inputs, config, options, progress=progress)
-    correction, effect = calibrate_and_correct(
-        ensembles.fusion,
-        inputs.data,
-        calibrate=options.calibrate,
-        prior=options.prior,
-        class_weights=options.class_weights,
-    )
+    correction, effect = _correct(ensembles.fusion, inputs.data, target, options)
     facts = {"seed": options.seed, "settings": asdict(config), "selection": _selection(config)}
-    counts = np.bincount(labelled.labels, minlength=len(options.classes)).tolist()
-    facts |= {"class_counts": dict(zip(options.classes, counts, strict=True))}
-    facts |= {"classes": list(options.classes), "folds": inputs.data.folds.to_json(labelled)}
+    facts |= {"target": target.name, "classes": list(target.classes), "class_counts": _count_classes(labelled, target)}
+    facts |= {"folds": inputs.data.folds.to_json(labelled)}
     sources: Sources = {
         "manifest": manifest.source,
         "stores": stores,
@@ -126,14 +121,33 @@ def fuse(
         "folds": options.folds if isinstance(options.folds, Path) else None,
     }
     with new_run(output, "fuse", key=key, options=asdict(options), sources=sources, started=started, **facts) as draft:
-        draft.metrics.update(_metrics(inputs, config, ensembles))
+        draft.metrics.update(_metrics(inputs, config, ensembles, target))
         draft.metrics.update(correction=effect, rare_classes=rare_classes)
         if ensembles.self_training:
             draft.metrics["self_training"] = ensembles.self_training
-        _write_held_out(draft, inputs, ensembles.fusion, protocol=options.protocol)
-        _plot(draft, labelled.labels, ensembles.fusion.held_out_logits.argmax(1))
+        _write_held_out(draft, inputs, ensembles.fusion, target=target, protocol=options.protocol)
+        _plot(draft, labelled.labels, target.decide(ensembles.fusion.held_out_logits), target=target)
         write(draft, inputs.specs, groups=ensembles.fusion.weights, correction=correction)
     return Run.read(output, "fuse"), False
+
+
+def _correct(
+    ensemble: CrossValidatedEnsemble, data: FusionData, target: Target, options: FuseOptions
+) -> tuple[Correction, dict[str, Any]]:
+    """Return the correction of probabilities and its effect; numbers have none."""
+    if not target.classes:
+        return Correction(), {}
+    return calibrate_and_correct(
+        ensemble, data, calibrate=options.calibrate, prior=options.prior, class_weights=options.class_weights
+    )
+
+
+def _count_classes(labelled: LabelledClips, target: Target) -> dict[str, int]:
+    """Return the number of training clips of each class; empty for numbers."""
+    if not target.classes:
+        return {}
+    counts = np.bincount(labelled.labels, minlength=len(target.classes)).tolist()
+    return dict(zip(target.classes, counts, strict=True))
 
 
 def _train(inputs: _FuseInputs, config: EnsembleConfig, options: FuseOptions, *, progress: Progress) -> _Ensembles:
@@ -172,7 +186,7 @@ def ensemble_config(options: FuseOptions) -> EnsembleConfig:
     selects_epoch = is_official or options.search > 0
     return EnsembleConfig(
         head=_default(options.head, OFFICIAL_HEAD if is_official else HEAD),
-        classes=len(options.classes),
+        classes=make_target(options.target, options.classes).n_outputs,
         trial=Trial(
             width=options.width,
             dropout=options.dropout,
@@ -227,7 +241,7 @@ def _load(
     specs = [describe_features(store) for store in stores]
     check_provenance(specs)
     partners = match_stores(stores, unlabelled) if unlabelled else []
-    labelled = LabelledClips.from_manifest(manifest, Classes(options.classes))
+    labelled = LabelledClips.from_manifest(manifest, make_target(options.target, options.classes))
     for store in stores:
         labelled.present_in(store)  # raises for a clip that was never extracted
     values, present = load_features(stores, labelled.clips)
@@ -259,22 +273,26 @@ def _choose_folds(stores: list[FeatureStore], labelled: LabelledClips, options: 
     return get_folds(requested, labelled, options.seed)
 
 
-def _metrics(inputs: _FuseInputs, config: EnsembleConfig, ensembles: _Ensembles) -> dict[str, Any]:
+def _metrics(inputs: _FuseInputs, config: EnsembleConfig, ensembles: _Ensembles, target: Target) -> dict[str, Any]:
     """Return the cross-validated scores and what they were made of, for metrics.json."""
     data, classes = inputs.data, config.classes
     name_of_fusion = "fusion" if len(inputs.names) > 1 else inputs.names[0]
     by_name = {**ensembles.unimodal, name_of_fusion: ensembles.fusion}
-    scores = {name: score_ensemble(ensemble, data.labelled, classes=classes) for name, ensemble in by_name.items()}
+    scores = {name: score_ensemble(ensemble, data.labelled, target=target) for name, ensemble in by_name.items()}
     metrics = {
+        "target": target.name,
         "clips": len(data.labelled),
         "folds": data.folds.description,
         "members": data.folds.count * config.seeds,
         "selection": _selection(config),
         "intervals": "clips" if speaker_groups(data.labelled) is None else "speakers",
         "chosen": {name: ensemble.selection for name, ensemble in by_name.items() if ensemble.selection},
-        "always_largest_class": majority_class_waf(data.labelled.labels, classes),
         "loss": ensembles.fusion.losses,
     }
+    if target.classes:
+        metrics["always_largest_class"] = majority_class_waf(data.labelled.labels, classes)
+    else:
+        metrics["always_mean"] = score_of_mean(data.labelled, data.folds, target)
     if config.protocol == MERTOOLS:
         # The score of the ensemble is several points above that of its members, which is what MERTools publishes.
         metrics["single_models"] = {
@@ -293,7 +311,7 @@ def _metrics(inputs: _FuseInputs, config: EnsembleConfig, ensembles: _Ensembles)
         metrics["cross_validation"] = scores
     if ensembles.unimodal:
         metrics["against_best_part"] = compare_with_best_modality(
-            ensembles.fusion, ensembles.unimodal, data.labelled, classes=classes
+            ensembles.fusion, ensembles.unimodal, data.labelled, target=target
         )
     return metrics
 
@@ -310,33 +328,42 @@ def _selection(config: EnsembleConfig) -> str:
     return "none: hyper-parameters and epochs were given"
 
 
-def _write_held_out(draft: RunDraft, inputs: _FuseInputs, ensemble: CrossValidatedEnsemble, *, protocol: str) -> None:
+def _write_held_out(
+    draft: RunDraft, inputs: _FuseInputs, ensemble: CrossValidatedEnsemble, *, target: Target, protocol: str
+) -> None:
     """Write the held-out predictions of the labelled clips, in the protocol of MERTools those of single models, too.
 
-    They are uncorrected, because the temperature was fitted on these clips.
+    Probabilities are uncorrected, because the temperature was fitted on these clips.
     """
     data, rows = inputs.data, np.flatnonzero(ensemble.can_score)
     present = data.features.present[: len(data.labelled)].cpu().numpy()
     modality_of = np.array([spec.modality for spec in inputs.specs])
     modalities = tuple(tuple(dict.fromkeys(modality_of[present[row]].tolist())) for row in rows)
     clips = tuple(data.labelled.clips[row] for row in rows)
-    classes = tuple(draft.info["classes"])
     logits_of = {"held_out.csv": ensemble.held_out_logits}
     if protocol == MERTOOLS:
         logits_of |= {f"held_out-{number}.csv": logits for number, logits in enumerate(ensemble.single_logits, 1)}
     for name, logits in logits_of.items():
-        probabilities = softmax(logits[rows].astype(np.float64), axis=1)
-        Predictions(clips, classes, probabilities, modalities).write(draft.folder / name)
+        outputs = logits[rows].astype(np.float64)
+        predictions: AnyPredictions
+        if target.classes:
+            predictions = Predictions(clips, target.classes, softmax(outputs, axis=1), modalities)
+        else:
+            predictions = NumberPredictions(clips, target.name, outputs[:, 0], modalities)
+        predictions.write(draft.folder / name)
 
 
-def _plot(draft: RunDraft, labels: np.ndarray, predicted: np.ndarray) -> None:
-    """Draw the scores of all ensembles and single models, and the confusion matrix of the ensemble in the bundle."""
-    from mertool.plots import plot_confusion_matrix, plot_score_bars
+def _plot(draft: RunDraft, labels: np.ndarray, predicted: np.ndarray, *, target: Target) -> None:
+    """Draw the scores of all ensembles and single models, and the confusion matrix of the ensemble in the bundle.
 
-    metrics, classes = draft.metrics, tuple(draft.info["classes"])
+    Of numbers these are CCC, and predicted by true numbers.
+    """
+    from mertool.plots import plot_confusion_matrix, plot_numbers, plot_score_bars
+
+    metrics, classes, main = draft.metrics, target.classes, target.measure.main
     title, interval = "Cross-validation", "95 % interval"
     scores = metrics.get("cross_validation") or metrics["ensembles"]
-    bars = {name: tuple(value["waf"].values()) for name, value in scores.items()}
+    bars = {name: tuple(value[main].values()) for name, value in scores.items()}
     if single := metrics.get("single_models"):
         title = "MERTools' protocol: cross-validation (optimistic)"
         interval = "95 % interval; of single models the standard deviation"
@@ -345,6 +372,10 @@ def _plot(draft: RunDraft, labels: np.ndarray, predicted: np.ndarray) -> None:
             mean, std = single["scores"][name]["waf"]["mean"], single["scores"][name]["waf"]["std"] or 0.0
             bars[f"{name}, single models"] = (mean, mean - std, mean + std)
             bars[f"{name}, ensemble"] = tuple(ensemble["waf"].values())
+    if not classes:
+        plot_score_bars(draft.folder / "scores", bars, title=title, interval=interval, number=target.name)
+        plot_numbers(draft.folder / "numbers", labels, predicted, name=target.name)
+        return
     plot_score_bars(
         draft.folder / "scores", bars, title=title, chance=metrics["always_largest_class"], interval=interval
     )

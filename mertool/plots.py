@@ -93,11 +93,20 @@ def plot_recall_by_layer(
 
 
 def plot_score_bars(
-    path: Path, scores: Bars, *, title: str, chance: float | None = None, interval: str = "95 % interval"
+    path: Path,
+    scores: Bars,
+    *,
+    title: str,
+    chance: float | None = None,
+    interval: str = "95 % interval",
+    number: str = "",
 ) -> None:
-    """Draw a horizontal bar for each system with its interval; `interval` says what that is."""
+    """Draw a horizontal bar for each system with its interval; `interval` says what that is.
+
+    The scores are weighted F1, or CCC of a `number`.
+    """
     names = list(scores)
-    values = _percent([scores[name] for name in names])
+    values = _percent([scores[name] for name in names], 1 if number else 100)
     figure, axes = plt.subplots(figsize=(7, 0.9 + 0.45 * len(names)), layout="constrained")
     errors = np.abs(values[:, 1:] - values[:, :1]).T
     axes.barh(names, values[:, 0], xerr=errors, color=BLUE, height=0.6, error_kw={"capsize": 3, "lw": 1})
@@ -105,7 +114,21 @@ def plot_score_bars(
         axes.axvline(100 * chance, color=GREY, ls="--", label="always the largest class")
         axes.legend(fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel=f"weighted F1, %{_legend_of_bars(values, interval)}", title=title, xlim=(0, 100))
+    score, limits = (
+        (f"CCC of {number}", (min(0.0, float(np.nanmin(values))), 1.0)) if number else ("weighted F1, %", (0, 100))
+    )
+    axes.set(xlabel=f"{score}{_legend_of_bars(values, interval)}", title=title, xlim=limits)
+    _save(figure, path)
+
+
+def plot_numbers(path: Path, truth: np.ndarray, predicted: np.ndarray, *, name: str) -> None:
+    """Predicted by true numbers (N,), a point for each clip."""
+    figure, axes = plt.subplots(figsize=(4.8, 4.8), layout="constrained")
+    ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+    axes.plot(ends, ends, "--", color=GREY, lw=1, label="equal")
+    axes.plot(truth, predicted, ".", color=BLUE, ms=4, alpha=0.5)
+    axes.set(xlabel=f"true {name}", ylabel=f"predicted {name}", title="Held-out clips")
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -24,7 +24,6 @@ from mertool.manifest import Clip, Manifest
 from mertool.options.predict import SUBMISSIONS, PredictOptions
 from mertool.predictions import Prediction, PredictionsWriter, check_suffix, feature_cache_folder
 from mertool.store import Failure, FeatureStore
-from mertool.targets import Classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class PredictResult:
 
 @dataclass
 class _PredictedClips:
-    """Labels by clip, and numbers of clips by the modalities that they have and that they lack."""
+    """Labels, or numbers as text, by clip, and how many clips have and lack which modalities."""
 
     labels: dict[str, str] = field(default_factory=dict)
     modalities: Counter[str] = field(default_factory=Counter)
@@ -107,7 +106,7 @@ def predict(
         has_failures = _write_failures(failures, manifest, stores)
     guessed = [clip for clip in candidates if clip not in predicted.labels]
     if submission:
-        labels = {clip: predicted.labels.get(clip, opened.majority_class) for clip in candidates}
+        labels = {clip: predicted.labels.get(clip, str(opened.majority_class)) for clip in candidates}
         write_submission(submission, labels, SUBMISSIONS[str(options.submission)].split(","))
     return PredictResult(
         output=str(output),
@@ -128,6 +127,11 @@ def _read_candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle
     """Names of the clips to submit, in the order of the list; all faults are reported before the work."""
     if not (options.submission and options.candidates):
         return []
+    if not bundle.classes:
+        raise MertoolError(
+            f"--submission: {bundle.run.folder} predicts {bundle.target.name}, a submission holds emotions: give the "
+            "bundle of a fusion of emotion"
+        )
     names = read_candidates(options.candidates)
     clips = [clip.clip for clip in manifest.clips]
     check_candidates(options.candidates, names, clips, source=manifest.source, classes=bundle.classes)
@@ -155,16 +159,16 @@ def _write_predictions(
     bundle, predicted = extractor.bundle, _PredictedClips()
     path_of = {clip.clip: _path_of(clip) for clip in manifest.clips}
     reasons = _reasons_by_modality(stores)
-    with PredictionsWriter(output, Classes(bundle.classes)) as writer:
+    with PredictionsWriter(output, bundle.target) as writer:
         for block, logits, present in score_blocks(bundle, stores, list(path_of), device=extractor.device):
-            for clip, row, exists in zip(block, bundle.probabilities(logits).numpy(), present, strict=True):
+            for clip, row, exists in zip(block, bundle.outputs(logits).numpy(), present, strict=True):
                 modalities = _modalities_of(bundle, exists)
                 absent = [modality for modality in reasons if modality not in modalities]
                 missing = {modality: reasons[modality][clip] for modality in absent if clip in reasons[modality]}
                 writer.add(
                     Prediction(clip=clip, path=path_of[clip], outputs=row, modalities=modalities, missing=missing)
                 )
-                predicted.labels[clip] = bundle.classes[int(row.argmax())]
+                predicted.labels[clip] = bundle.target.cells(row)[0]
                 predicted.modalities["+".join(modalities)] += 1
                 predicted.missing.update(f"{modality}: {reason}" for modality, reason in missing.items())
     return predicted

@@ -1,9 +1,11 @@
 """`mertool fuse`: one classifier over any number of stores, and the bundle it leaves."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
 
 from mertool import registry
@@ -435,3 +437,115 @@ def test_probabilities_are_tempered_and_the_effect_is_told(made, invoke, tmp_pat
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())["correction"]["temperature"]
     assert found["temperature"] != 1
     assert found["after"]["cross_entropy"] < found["before"]["cross_entropy"]
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory, make_store, write_manifest):
+    """Ninety clips with a sentiment, which is the sum of two parts, one each in the features of audio and text."""
+    folder, rng = tmp_path_factory.mktemp("rated"), np.random.default_rng(0)
+    parts = {name: rng.uniform(-1.5, 1.5, 90) for name in ("audio", "text")}
+    sentiment = parts["audio"] + parts["text"]
+    stores = []
+    for name, part in parts.items():
+        x = 0.5 * rng.normal(0, 1, (90, 2, 8)) + part[:, None, None] * rng.normal(0, 1, 8)
+        there = {f"c{n}": x[n].astype(np.float32) for n in range(90) if (name, n) != ("audio", 3)}
+        absent = {"c3": "no_audio"} if name == "audio" else {}
+        stores.append(make_store(folder / f"{name}.h5", name, there, absent))
+    rows = [
+        {"clip": f"c{n}", "path": "x.mp4", "sentiment": f"{value:.3f}", "speaker": f"s{n % 9}"}
+        for n, value in enumerate(sentiment)
+    ]
+    return stores, write_manifest(folder / "clips.csv", rows), sentiment
+
+
+@pytest.fixture(scope="module")
+def rated_run(rated, invoke, tmp_path_factory):
+    run = tmp_path_factory.mktemp("rated-run") / "run"
+    return run, fuse(invoke, rated[0], rated[1], run, "--target", "sentiment")
+
+
+def test_a_fusion_of_numbers(rated, rated_run):
+    run, found = rated_run
+    scores = found["cross_validation"]
+    assert (found["target"], found["correction"], found["clips"]) == ("sentiment", {}, 90)
+    assert {name: score["clips"] for name, score in scores.items()} == {"audio": 89, "text": 90, "fusion": 90}
+    assert scores["fusion"]["ccc"]["value"] > max(scores[name]["ccc"]["value"] for name in ("audio", "text")) + 0.1
+    assert scores["fusion"]["ccc"]["value"] > 0.8
+    assert scores["fusion"]["mae"]["value"] < 0.5 * found["always_mean"]["mae"]
+    assert abs(found["always_mean"]["ccc"]) < 0.1
+    assert found["against_best_part"]["difference"] > 0.1
+    assert found["loss"][-1] < 0.5 * found["loss"][0]
+    info = json.loads((run / "run.json").read_text())
+    assert (info["target"], info["classes"], info["class_counts"]) == ("sentiment", [], {})
+    assert (run / "scores.png").exists()
+    assert (run / "numbers.png").exists()
+
+
+def test_held_out_numbers_give_the_reported_scores(rated, rated_run, invoke):
+    run, found = rated_run
+    result = invoke("evaluate", run / "held_out.csv", "-l", rated[1], "--json")
+    system = json.loads(result.stdout)["systems"][0]
+    for name in ("ccc", "mae", "acc7", "acc2_without_zero"):
+        assert system[name]["value"] == pytest.approx(found["cross_validation"]["fusion"][name]["value"], abs=1e-6)
+
+
+def test_a_bundle_of_numbers_scores_new_clips(rated, rated_run):
+    from mertool.bundle import Bundle
+    from mertool.bundle.scoring import score_blocks
+    from mertool.store import FeatureStore
+    from mertool.targets import Number
+
+    bundle = Bundle.open(rated_run[0])
+    assert (bundle.target, bundle.classes, bundle.majority_class) == (Number("sentiment"), (), None)
+    stores = [FeatureStore(path) for path in rated[0]]
+    clips = [f"c{n}" for n in range(90)]
+    ((found, logits, _),) = score_blocks(bundle, stores, clips, device=torch.device("cpu"))
+    numbers = bundle.outputs(logits).numpy()[:, 0]
+    assert found == clips
+    assert np.corrcoef(numbers, rated[2])[0, 1] > 0.9
+    assert abs(numbers.mean() - rated[2].mean()) < 0.2
+
+
+def test_a_bundle_whose_target_was_changed_is_refused(rated_run, tmp_path):
+    from mertool.bundle import Bundle
+
+    for target in ("valence", "emotion", "age", None):
+        folder = tmp_path / str(target)
+        shutil.copytree(rated_run[0], folder)
+        info = json.loads((folder / "run.json").read_text())
+        info["target"] = target
+        if target is None:
+            del info["target"]
+        (folder / "run.json").write_text(json.dumps(info))
+        with pytest.raises(MertoolError):
+            Bundle.open(folder)
+
+
+def test_a_search_for_numbers_is_by_ccc(rated, invoke, tmp_path):
+    found = fuse(invoke, rated[0][:1], rated[1], tmp_path / "run", "--target", "sentiment", "--search", 2)
+    for chosen in found["chosen"]["audio"]["by_fold"]:
+        assert -1 <= chosen["development_ccc"] <= 1
+
+
+def test_the_table_of_numbers(rated, rated_run, invoke):
+    result = invoke("fuse", *rated[0], "-m", rated[1], "-o", rated_run[0], *QUICK, "--target", "sentiment")
+    for words in ("always the mean", "CCC", "Acc-7", "numbers.png", "reused"):
+        assert words in result.stdout
+    assert "weighted F1" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (["--protocol", "mertools"], "--protocol mertools"),
+        (["--class-weights"], "--class-weights"),
+        (["--label-smoothing", 0.1], "--label-smoothing"),
+        (["--unlabelled", "u.h5"], "--unlabelled"),
+    ],
+)
+def test_what_is_for_classes_is_refused_for_numbers(options, flag, rated, invoke, tmp_path):
+    result = invoke("fuse", *rated[0], "-m", rated[1], "-o", tmp_path / "run", "--target", "sentiment", *options)
+    assert f"{flag} is for classes: leave it out with --target sentiment, which is a number" in str(result.exception)

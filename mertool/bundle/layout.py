@@ -9,8 +9,10 @@ from mertool.errors import MertoolError
 from mertool.files import digest_json
 
 COPY_BYTES = 200_000_000  # local encoders up to this size are copied into the bundle
-# Entries of run.json that change a prediction. `origin` of features is left out: paths may change, digests may not.
+# Entries of run.json that change a prediction. `target` is missing in bundles of classes that are older than it, and
+# `origin` of features is left out: paths may change, digests may not.
 SEALED = ("classes", "class_counts", "parts", "members", "correction", "files")
+OPTIONAL_SEALED = ("target",)
 
 
 def trained_folder(number: int) -> str:
@@ -41,4 +43,5 @@ def file_digest(path: Path) -> str:
 def manifest_digest(info: dict[str, Any]) -> str:
     """Return the digest of everything in run.json that changes a prediction."""
     specs = [{name: value for name, value in spec.items() if name != "origin"} for spec in info["parts"]]
-    return digest_json({**{name: info[name] for name in SEALED}, "parts": specs})
+    optional = {name: info[name] for name in OPTIONAL_SEALED if name in info}
+    return digest_json({**{name: info[name] for name in SEALED}, **optional, "parts": specs})

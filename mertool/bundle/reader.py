@@ -18,7 +18,9 @@ from mertool.features import Recipe
 from mertool.fusion.calibration import Correction, apply_correction
 from mertool.fusion.ensemble import ensemble_logits
 from mertool.fusion.modality_features import ModalityFeatures
+from mertool.manifest import NUMBERS
 from mertool.runs import Run
+from mertool.targets import EMOTION, Classes, Number, Target
 
 CPU = torch.device("cpu")
 NEEDS = ("parts", "members", "correction", "classes", "class_counts", "files", "seal")
@@ -30,16 +32,16 @@ class Bundle:
 
     run: its folder and the content of run.json.
     feature_specs: the features that it takes, one per store that it was trained on.
-    classes: names of the C classes.
+    target: what it predicts, one of C classes or a number.
     correction: temperature and priors.
-    majority_class: the most frequent class of the training clips; of several the first.
+    majority_class: the most frequent class of the training clips; of several the first. None for a number.
     """
 
     run: Run
     feature_specs: tuple[FeatureSpec, ...]
-    classes: tuple[str, ...]
+    target: Target
     correction: Correction
-    majority_class: str
+    majority_class: str | None
     _on_device: dict[torch.device, Heads] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -60,23 +62,29 @@ class Bundle:
                 raise combine_errors(
                     f"{folder} is not as `mertool fuse` wrote it: copy it again, or fuse again", faults
                 )
-            classes = _read_classes(run.info["classes"])
-            majority_class = _read_majority_class(run.info["class_counts"], classes)
+            target = _read_target(run.info)
+            classes = target.classes
+            majority_class = _read_majority_class(run.info["class_counts"], classes) if classes else None
             correction = Correction.from_json(run.info["correction"])
             if correction.train_prior and len(correction.train_prior) != len(classes):
                 raise ValueError(f"priors of {len(correction.train_prior)} classes, not {len(classes)}")
             _check_distinct([spec.name for spec in specs])
-            heads = load_heads(run, shapes=[spec.shape for spec in specs], n_classes=len(classes))
+            heads = load_heads(run, shapes=[spec.shape for spec in specs], n_classes=target.n_outputs)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise MertoolError(f"{folder / 'run.json'} is no bundle's ({error!r}): run `mertool fuse` again") from error
         return cls(
             run=run,
             feature_specs=specs,
-            classes=classes,
+            target=target,
             correction=correction,
             majority_class=majority_class,
             _on_device={CPU: heads},
         )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty for a number."""
+        return self.target.classes
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -98,6 +106,10 @@ class Bundle:
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities (N, C), float64 on the CPU, of `logits`: with the bundle's temperature and priors."""
         return torch.from_numpy(apply_correction(logits.detach().cpu().double().numpy(), self.correction))
+
+    def outputs(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what is written of each clip, float64 on the CPU: probabilities (N, C), or the number (N, 1)."""
+        return self.probabilities(logits) if self.classes else logits.detach().cpu().double()
 
     def _heads(self, device: torch.device) -> Heads:
         if device not in self._on_device:
@@ -164,6 +176,16 @@ class Bundle:
                 f"{digest[:12]} there, {actual[:12]} here): copy the right model folder to {copy}"
             )
         return ref
+
+
+def _read_target(info: dict[str, Any]) -> Target:
+    """Return the target; raise ValueError or TypeError for one that is not known, or has classes though a number."""
+    name = info.get("target", EMOTION)
+    if name == EMOTION:
+        return Classes(_read_classes(info["classes"]))
+    if name not in NUMBERS or info["classes"] or info["class_counts"]:
+        raise ValueError(f"the target {str(name)[:80]!r}")
+    return Number(name)
 
 
 def _read_majority_class(counts: Any, classes: tuple[str, ...]) -> str:

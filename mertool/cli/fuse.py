@@ -18,12 +18,15 @@ from mertool.cli.console import (
     warn,
 )
 from mertool.cli.progress import progress
+from mertool.cli.scores import TITLES, format_named_gain, main_score, score_cells
 from mertool.cli.source import read_source
 from mertool.cli.tables import table
 from mertool.errors import count_of
 from mertool.options.fuse import FuseOptions
+from mertool.options.shared import EMOTION
 
 SCORES = {"waf": "weighted F1", "accuracy": "accuracy", "uar": "UAR"}
+NUMBER_COLUMNS = ("ccc", "pearson", "mae", "mse", "acc2_with_zero", "acc2_without_zero", "acc7")
 EXAMPLE = "Example: mertool fuse features/acoustic.h5 features/aligned.h5 features/text.h5 -m clips.csv -o runs/fusion"
 
 
@@ -38,7 +41,7 @@ def fuse(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train fusion over any number of stores, folds x seeds, and save a bundle for `predict`.
+    """Train fusion over any number of stores, of emotion or a number, folds x seeds, and save a bundle for `predict`.
 
     Each store is also scored by itself, on the clips that have it; --no-unimodal leaves this out.
     """
@@ -53,7 +56,7 @@ def fuse(
     elif not quiet:
         print_metrics(run.metrics, options.classes)
         echo(format_run("bundle", output, reused))
-        echo(f"plots: {output / 'scores.png'} {output / 'confusion.png'}")
+        echo(f"plots: {output / 'scores.png'} {output / ('confusion.png' if run.info['classes'] else 'numbers.png')}")
         suggest_next(["predict", output, "FOLDER", "-o", "predictions.csv"])
         suggest_next(["report", output, "-o", "report.html"])
 
@@ -67,7 +70,9 @@ def print_metrics(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
             echo(f"  {name}: {_format_choice(choice)}")
     if gain := metrics.get("against_best_part"):
         kind = "ensembles: " if "ensembles" in metrics else ""
-        difference = f"{format_gain(gain)} points of weighted F1 ({gain['note']})"
+        main = main_score(metrics["target"])
+        unit = "points of weighted F1" if main == "waf" else TITLES[main]
+        difference = f"{format_named_gain(main, gain)} {unit} ({gain['note']})"
         echo(f"{kind}fusion against {gain['part']} only, on the {gain['clips']} clips that have it: {difference}")
     if self_training := metrics.get("self_training"):
         print_self_training(self_training)
@@ -79,6 +84,9 @@ def print_metrics(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
 
 def print_cross_validation(metrics: dict[str, Any]) -> None:
     """Print the scores of each store by itself, of all of them, and of the largest class."""
+    if metrics["target"] != EMOTION:
+        print_numbers(metrics)
+        return
     ensembles, title = metrics.get("cross_validation"), "Cross-validation: "
     if ensembles is None:
         print_single_models(metrics)
@@ -92,6 +100,20 @@ def print_cross_validation(metrics: dict[str, Any]) -> None:
     intervals = format_intervals(metrics["intervals"], next(iter(ensembles.values()))["waf"])
     title += f"{metrics['folds']}, {members}; per cent, {intervals}"
     table(title, ["features", "clips", *SCORES.values()], rows)
+
+
+def print_numbers(metrics: dict[str, Any]) -> None:
+    """Print the scores of a number, of each store by itself, of all of them, and of the mean of the training clips."""
+    ensembles, mean = metrics["cross_validation"], metrics["always_mean"]
+    names = [name for name in NUMBER_COLUMNS if name in mean]
+    rows = [[name, scores["clips"], *score_cells(scores, names)] for name, scores in ensembles.items()]
+    constant = {name: {"value": mean[name], "low": None, "high": None} for name in names}
+    rows.append(["always the mean", metrics["clips"], *score_cells(constant, names)])
+    intervals = format_intervals(metrics["intervals"], next(iter(ensembles.values()))["ccc"])
+    shares = "; Acc in per cent" if metrics["target"] == "sentiment" else ""
+    members = count_of(metrics["members"], "member")
+    title = f"Cross-validation of {metrics['target']}: {metrics['folds']}, {members}; {intervals}{shares}"
+    table(title, ["features", "clips", *(TITLES[name] for name in names)], rows)
 
 
 def print_single_models(metrics: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from mertool.learning.labelled_clips import IGNORE_INDEX
 class Batch:
     """B rows of each of M members: rows, labels and loss weights, each (M, B).
 
-    A row that only pads a member's last batch has the label IGNORE_INDEX and weight 0.
+    Labels are class indices or numbers. A row that only pads a member's last batch has the label IGNORE_INDEX and
+    weight 0.
     """
 
     rows: torch.Tensor
@@ -63,7 +64,8 @@ class MemberSampler:
             is_padding[member, :count] = False
         rows, is_padding = rows.to(self.labels.device), is_padding.to(self.labels.device)
         labels = self.labels.gather(1, rows).masked_fill(is_padding, IGNORE_INDEX)
-        weights = self.weights.gather(1, rows) * (labels != IGNORE_INDEX)
+        has_label = ~is_padding if labels.is_floating_point() else labels != IGNORE_INDEX
+        weights = self.weights.gather(1, rows) * has_label
         for start in range(0, length, self.batch):
             columns = slice(start, start + self.batch)
             yield Batch(rows[:, columns], labels[:, columns], weights[:, columns])

@@ -25,7 +25,7 @@ from mertool.fusion.hyperparameters import (
 )
 from mertool.fusion.modality_features import FusionData
 from mertool.fusion.trainer import EnsembleMember, FusionTraining, TrainedMember
-from mertool.learning.labelled_clips import IGNORE_INDEX
+from mertool.learning.labelled_clips import is_labelled
 from mertool.options.fuse import MERTOOLS, NESTED
 
 OPTIMISTIC = "optimistic: epochs and hyper-parameters were chosen on the clips that score them"
@@ -37,7 +37,7 @@ class EnsembleConfig:
 
     Attributes:
         head: Name of a file of `mertool/fusion/heads`.
-        classes: Number of classes.
+        classes: Number of classes; 1 for a number.
         trial: Hyper-parameters of all members; with `search` only the largest number of epochs counts.
         search: Number of random trials; 0 takes `trial`.
         protocol: `nested` or `mertools`, see the top of this file.
@@ -58,7 +58,7 @@ class EnsembleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidatedEnsemble:
-    """A trained ensemble and its logits.
+    """A trained ensemble and its logits, or its numbers, which are one output.
 
     Attributes:
         held_out_logits: (N, C) of the labelled clips, the mean of the members that held the clip's fold out.
@@ -165,7 +165,7 @@ def _fold_members(
 ) -> list[EnsembleMember]:
     """Return a member of the fold for each (trial, seed); none trains on the `validation` rows."""
     fold_labels = data.labels_of(fold)
-    is_training = data.features.has_any() & (fold_labels != IGNORE_INDEX)
+    is_training = data.features.has_any() & is_labelled(fold_labels)
     is_training[data.folds.held_out(fold)] = False
     if validation is not None:
         is_training[validation] = False
@@ -202,9 +202,9 @@ def _select_trials(data: FusionData, config: EnsembleConfig, progress: Progress)
         best, waf = select_optimistic(candidates, scores)
         chosen = {name: value for name, value in best.to_json().items() if name != "epochs"}
         return [best] * folds.count, {"note": OPTIMISTIC, "draws": len(candidates), **chosen, "waf": waf}
-    trials = select_per_fold(candidates, scores)
+    trials, main = select_per_fold(candidates, scores), "ccc" if config.classes == 1 else "waf"
     by_fold = [
-        {"fold": fold, **trial.to_json(), "development_waf": float(scores[fold].max())}
+        {"fold": fold, **trial.to_json(), f"development_{main}": float(scores[fold].max())}
         for fold, trial in enumerate(trials)
     ]
     return trials, {"draws": len(candidates), "by_fold": by_fold}
@@ -218,7 +218,7 @@ def _score_trials(
     config: EnsembleConfig,
     progress: Progress,
 ) -> np.ndarray:
-    """Return the weighted F1 (F, T, E) of each trial after each epoch on the rows that each fold validates on."""
+    """Return the main score (F, T, E) of each trial after each epoch on the rows that each fold validates on."""
     # Seeds from 500 on, so that no member of the search is one of those trained later.
     seeded = [(trial, _member_seed(config, 500 + number)) for number, trial in enumerate(trials)]
     has_any = data.features.has_any()
@@ -236,7 +236,7 @@ def _score_trials(
         training=config.training,
         progress=lambda done, _: progress(done, total),
     )
-    return np.stack([result.validation_waf for result in trained]).reshape(data.folds.count, len(trials), epochs)
+    return np.stack([result.validation_scores for result in trained]).reshape(data.folds.count, len(trials), epochs)
 
 
 def _mean_losses(trained: list[TrainedMember]) -> list[float]:

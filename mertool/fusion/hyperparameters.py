@@ -55,7 +55,7 @@ def development_splits(labelled: LabelledClips, folds: Folds, seed: int) -> list
     for fold in range(folds.count):
         rows = folds.train(fold)
         training = labelled.select(folds.fold_of != fold)
-        count = min(N_INNER_FOLDS, len(training), int(np.bincount(training.labels).max()))
+        count = min(N_INNER_FOLDS, len(training), int(np.bincount(training.strata).max()))
         try:
             inner = make_folds(training, count, seed)
         except MertoolError as error:

@@ -89,8 +89,13 @@ class FusionData:
         return rows[self.can_score()[rows]]
 
     def labels_of(self, fold: int) -> np.ndarray:
-        """Return the labels (N + U) that the members of a fold may know; its held-out clips are still among them."""
-        labels = np.full(len(self.features), IGNORE_INDEX, np.int64)
+        """Return the labels (N + U) that the members of a fold may know; its held-out clips are still among them.
+
+        See `is_labelled` for clips without one.
+        """
+        numbers = self.labelled.labels.dtype.kind == "f"
+        fill, dtype = (np.nan, np.float32) if numbers else (IGNORE_INDEX, np.int64)
+        labels = np.full(len(self.features), fill, dtype)
         labels[: len(self.labelled)] = self.labelled.labels
         if self.pseudo_labels is not None:
             labels[len(self.labelled) :] = self.pseudo_labels[fold]

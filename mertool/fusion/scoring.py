@@ -6,19 +6,19 @@ import numpy as np
 
 from mertool.fusion.cross_validation import CrossValidatedEnsemble
 from mertool.fusion.modality_features import FusionData
-from mertool.learning.folds import speaker_groups
+from mertool.learning.folds import Folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.metrics import SCORES, confusion_matrix, scores_from_confusion
-from mertool.significance import paired_test, score_json
+from mertool.targets import Target
 
 AFTERWARDS = "the best part was chosen after the fact, by the scores above"
 
 
-def score_ensemble(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, *, classes: int) -> dict[str, Any]:
+def score_ensemble(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, *, target: Target) -> dict[str, Any]:
     """Return the scores on the labelled clips that have some modality of the ensemble, and their number."""
     rows, groups = ensemble.can_score, _speakers_of(labelled, ensemble.can_score)
-    predicted = ensemble.held_out_logits.argmax(1)
-    scores = score_json(labelled.labels[rows], predicted[rows], classes, groups=groups)
+    predicted = target.decide(ensemble.held_out_logits)
+    scores = target.measure.score_json(labelled.labels[rows], predicted[rows], groups=groups)
     return {"clips": int(rows.sum()), **scores}
 
 
@@ -55,19 +55,28 @@ def compare_with_best_modality(
     unimodal: dict[str, CrossValidatedEnsemble],
     labelled: LabelledClips,
     *,
-    classes: int,
+    target: Target,
 ) -> dict[str, Any]:
     """Return a paired test of the fusion against the best unimodal ensemble, on the clips that this one scores."""
-    best = max(unimodal, key=lambda name: _waf(unimodal[name], labelled, classes))
+    best = max(unimodal, key=lambda name: _main_score(unimodal[name], labelled, target))
     rows = unimodal[best].can_score
     truth, groups = labelled.labels[rows], _speakers_of(labelled, rows)
-    first, second = (ensemble.held_out_logits.argmax(1)[rows] for ensemble in (unimodal[best], fusion))
+    first, second = (target.decide(ensemble.held_out_logits)[rows] for ensemble in (unimodal[best], fusion))
     return {
         "part": best,
         "note": AFTERWARDS,
         "clips": int(rows.sum()),
-        **paired_test(truth, first, second, n_classes=classes, groups=groups),
+        **target.measure.paired_test(truth, first, second, groups=groups),
     }
+
+
+def score_of_mean(labelled: LabelledClips, folds: Folds, target: Target) -> dict[str, float]:
+    """Return the scores of always predicting the mean number of the clips outside a fold."""
+    predicted = np.zeros(len(labelled))
+    for fold in range(folds.count):
+        predicted[folds.held_out(fold)] = labelled.labels[folds.train(fold)].mean()
+    measure = target.measure
+    return {name: float(value) for name, value in measure.scores(measure.table(labelled.labels, predicted)).items()}
 
 
 def majority_class_waf(labels: np.ndarray, classes: int) -> float:
@@ -76,10 +85,9 @@ def majority_class_waf(labels: np.ndarray, classes: int) -> float:
     return float(scores_from_confusion(confusion_matrix(labels, predicted, classes))["waf"])
 
 
-def _waf(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, classes: int) -> float:
+def _main_score(ensemble: CrossValidatedEnsemble, labelled: LabelledClips, target: Target) -> float:
     rows = ensemble.can_score
-    matrix = confusion_matrix(labelled.labels[rows], ensemble.held_out_logits.argmax(1)[rows], classes)
-    return float(scores_from_confusion(matrix)["waf"])
+    return float(target.measure.main_score(labelled.labels[rows], target.decide(ensemble.held_out_logits)[rows]))
 
 
 def _speakers_of(labelled: LabelledClips, rows: np.ndarray) -> np.ndarray | None:

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from mertool.fusion.batches import MemberSampler, class_weights, drop_modalities
-from mertool.fusion.heads import FusionHead, HeadSpec, stack_members
+from mertool.fusion.batches import Batch, MemberSampler, class_weights, drop_modalities
+from mertool.fusion.heads import FusionHead, HeadSpec, NumberHead, stack_members
 from mertool.fusion.hyperparameters import Trial
 from mertool.fusion.modality_features import ModalityFeatures
+from mertool.fusion.number_loss import number_losses
 from mertool.learning.early_stopping import EarlyStopping
 from mertool.learning.labelled_clips import IGNORE_INDEX
 from mertool.learning.lr_schedule import cosine, set_learning_rate
-from mertool.metrics import confusion_matrix, scores_from_confusion
+from mertool.significance import ClassMeasure, NumberMeasure
 
 VALIDATION_BATCH = 64  # rows of each member that are scored at once
 _BUILDING = threading.Lock()  # heads draw initial weights from torch's one global generator
@@ -51,7 +52,7 @@ class EnsembleMember:
     Attributes:
         fold: The fold that it holds out.
         rows: Training rows (n,) of the features.
-        labels: Class index (N,) of all rows, or IGNORE_INDEX.
+        labels: Class index or number (N,) of all rows; see `is_labelled` for rows without one.
         seed: Of the initial weights and the order of batches.
         trial: Width, dropout, learning rate and number of epochs.
         validation_rows: Rows that are scored after every epoch; None scores none.
@@ -69,11 +70,11 @@ class EnsembleMember:
 
 @dataclass(frozen=True)
 class TrainedMember:
-    """Tensors of a trained member by name; mean training loss (E,) and validation weighted F1 (E,) of each epoch."""
+    """Tensors of a trained member by name; mean training loss (E,) and validation score (E,) of each epoch."""
 
     state: dict[str, torch.Tensor]
     losses: np.ndarray
-    validation_waf: np.ndarray
+    validation_scores: np.ndarray
 
 
 def train_stack(
@@ -103,8 +104,8 @@ def train_stack(
         for batch in sampler.epoch():
             clips = features.rows(batch.rows)
             present = drop_modalities(clips.present, training.modality_dropout, generator)
-            logits = head(clips.values, present)
-            loss = member_losses(logits, batch.labels, batch.weights, smoothing=training.label_smoothing)
+            outputs = head(clips.values, present)
+            loss = _losses(head, outputs, batch, training)
             if training.cosine:
                 set_learning_rate(optimizer, cosine(step, total_steps))
             optimizer.zero_grad()
@@ -114,12 +115,19 @@ def train_stack(
             losses[epoch] += loss.detach() / sampler.steps
             step += 1
         if has_validation:
-            scores[epoch] = validation_waf(head, features, members, classes=spec.classes)
-            for early_stopping, waf, state in zip(best, scores[epoch], _member_states(head), strict=True):
-                early_stopping.update(epoch + 1, -waf, state)
+            scores[epoch] = validation_scores(head, features, members, classes=spec.classes)
+            for early_stopping, score, state in zip(best, scores[epoch], _member_states(head), strict=True):
+                early_stopping.update(epoch + 1, -score, state)
         on_epoch()
     states = [each.best_weights for each in best] if members[0].keep_best else _member_states(head)
     return [TrainedMember(*member) for member in zip(states, losses.T.cpu().numpy(), scores.T, strict=True)]
+
+
+def _losses(head: FusionHead, outputs: torch.Tensor, batch: Batch, training: FusionTraining) -> torch.Tensor:
+    """Return the loss (M,) of each member on outputs (M, B, C)."""
+    if isinstance(head, NumberHead):
+        return number_losses(outputs, batch.labels, batch.weights, mean=head.mean, std=head.std)
+    return member_losses(outputs, batch.labels, batch.weights, smoothing=training.label_smoothing)
 
 
 def member_losses(
@@ -133,10 +141,10 @@ def member_losses(
 
 
 @torch.no_grad()
-def validation_waf(
+def validation_scores(
     head: FusionHead, features: ModalityFeatures, members: Sequence[EnsembleMember], *, classes: int
 ) -> np.ndarray:
-    """Return the weighted F1 (M,) of each member on its own validation rows."""
+    """Return the weighted F1 or CCC (M,) of each member on its own validation rows."""
     member_rows = [member.validation_rows for member in members if member.validation_rows is not None]
     # Members hold out unequally many rows: shorter ones are padded with row 0, which is not scored.
     rows = nn.utils.rnn.pad_sequence(member_rows, batch_first=True)
@@ -146,12 +154,14 @@ def validation_waf(
     for columns in rows.split(VALIDATION_BATCH, 1):
         clips = features.rows(columns)
         logits.append(head(clips.values, clips.present))
-    predictions = torch.cat(logits, 1).argmax(-1).cpu().numpy()
-    matrices = [
-        confusion_matrix(labels[member, : len(own)], predictions[member, : len(own)], classes)
+    outputs = torch.cat(logits, 1)
+    predictions = (outputs[..., 0] if classes == 1 else outputs.argmax(-1)).cpu().numpy()
+    measure = NumberMeasure() if classes == 1 else ClassMeasure(classes)
+    tables = [
+        measure.table(labels[member, : len(own)], predictions[member, : len(own)])
         for member, own in enumerate(member_rows)
     ]
-    return scores_from_confusion(np.stack(matrices))["waf"]
+    return measure.scores(np.stack(tables))[measure.main]
 
 
 def _stack_generator(members: Sequence[EnsembleMember], device: torch.device) -> torch.Generator:
@@ -176,6 +186,8 @@ def _initial_stack(
                 buffer.copy_(fitted_buffer)
         else:
             head.fit_standardizer([values[member.rows] for values in features.values], features.present[member.rows])
+            if isinstance(head, NumberHead):
+                head.fit_numbers(member.labels[member.rows])
             fitted[id(member.rows)] = head
         heads.append(head)
     return stack_members(heads, generator)

@@ -13,6 +13,11 @@ N_STRATA = 5  # groups of clips by size, where folds are stratified by a number
 IGNORE_INDEX = -100  # label of a clip that is not learned from: the default `ignore_index` of torch's cross-entropy
 
 
+def is_labelled(labels: np.ndarray) -> np.ndarray:
+    """Return where clips have a label: a class index, else IGNORE_INDEX, or a number, else NaN."""
+    return np.isfinite(labels) if labels.dtype.kind == "f" else labels != IGNORE_INDEX
+
+
 @dataclass(frozen=True)
 class LabelledClips:
     """N clips with a label, sorted by clip id.

@@ -18,6 +18,7 @@ PROTOCOLS = {NESTED: "", MERTOOLS: "the official one, whose scores are optimisti
 class FuseOptions(Options):
     """Options of the fusion head, its training, the unlabelled clips and the corrections."""
 
+    target: str = shared.target()
     head: str | None = option(
         None,
         help="Fusion head.",
@@ -64,13 +65,21 @@ class FuseOptions(Options):
     )
     prior: bool = option(False, help="Correct for the class frequencies that the unlabelled clips seem to have.")
     unimodal: bool = option(True, help="Also train each store by itself, for comparison.")
-    calibrate: bool = option(True, help="Calibrate probabilities by temperature scaling.")
+    calibrate: bool = option(True, help="Calibrate probabilities of classes by temperature scaling.")
     classes: tuple[str, ...] = shared.classes()
     device: str = shared.device()
     overwrite: bool = shared.overwrite()
     seed: int = shared.seed()
 
     def conflicts(self) -> Iterator[str]:
+        given = {
+            "--protocol mertools": self.protocol == MERTOOLS,
+            "--label-smoothing": self.label_smoothing > 0,
+            "--class-weights": self.class_weights,
+            "--unlabelled": bool(self.unlabelled),
+            "--prior": self.prior,
+        }
+        yield from shared.target_conflicts(self.target, self.classes, given)
         if self.rounds is not None and not self.unlabelled:
             yield f"--rounds {self.rounds}: give rounds of self-training on --unlabelled stores, or 0"
         if self.prior and not self.unlabelled:

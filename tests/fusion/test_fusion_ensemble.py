@@ -172,10 +172,10 @@ def test_validation_rows_are_scored_and_the_best_epoch_is_kept(data):
         for seed, rows in enumerate(splits)
     ]
     for rows, trained in zip(splits, train(features, members), strict=True):
-        assert trained.validation_waf.shape == (5,)
+        assert trained.validation_scores.shape == (5,)
         predicted = logits(features, trained).argmax(-1)[rows]
         waf = f1_score(labels[rows], predicted, average="weighted", zero_division=0)
-        assert waf == pytest.approx(trained.validation_waf.max())
+        assert waf == pytest.approx(trained.validation_scores.max())
 
 
 def test_progress_counts_epochs_of_members(data):

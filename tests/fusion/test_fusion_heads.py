@@ -195,3 +195,45 @@ def test_attention_weighs_only_what_is_present():
 def test_an_unknown_head_gets_a_suggestion():
     with pytest.raises(MertoolError, match=r"unknown fusion head 'conact': did you mean 'concat'\?"):
         HeadSpec("conact", SHAPES, 6).build(width=16)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@each_head
+def test_every_head_predicts_a_number_on_the_scale_of_its_clips(name):
+    torch.manual_seed(0)
+    head = HeadSpec(name, SHAPES, 1).build(width=16)
+    features, present = inputs(), torch.rand(12, 3) < 0.7
+    present[:, 0] = True
+    numbers = torch.linspace(990, 1010, 12)
+    head.fit_standardizer(features, present)
+    head.fit_numbers(numbers)
+    outputs = head.eval()(features, present)
+    assert outputs.shape == (12, 1)
+    assert outputs.std() > 0
+    assert (outputs - numbers.mean()).abs().max() < 20 * numbers.std()
+    outputs.sum().backward()
+    # In a single output a softmax would be constant, and a gradient zero.
+    assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters() if parameter.grad is not None)
+    assert any(parameter.grad is not None for parameter in head.parameters())
+
+
+@each_head
+def test_a_stack_of_number_heads_is_each_head(name):
+    heads = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        heads.append(HeadSpec(name, SHAPES, 1).build(width=8).eval())
+        heads[-1].fit_numbers(torch.tensor([1.0, 3.0, 4.0]) * (seed + 1))
+    features, present = inputs(), torch.ones(12, 3, dtype=torch.bool)
+    expected = torch.stack([head(features, present) for head in heads])
+    stack = stack_members(heads)
+    together = stack([values.expand(3, *values.shape) for values in features], present.expand(3, *present.shape))
+    torch.testing.assert_close(together, expected)
+
+
+def test_equal_numbers_keep_their_scale():
+    head = HeadSpec("concat", SHAPES, 1).build(width=4)
+    head.fit_numbers(torch.full((5,), 0.1))
+    assert (head.mean.item(), head.std.item()) == (pytest.approx(0.1), 1.0)
