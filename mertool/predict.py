@@ -22,7 +22,13 @@ from mertool.files import check_writable, write_atomic
 from mertool.interop.submission import check_candidates, read_candidates, write_submission
 from mertool.manifest import Clip, Manifest
 from mertool.options.predict import SUBMISSIONS, PredictOptions
-from mertool.predictions import Prediction, PredictionsWriter, check_suffix, feature_cache_folder
+from mertool.predictions import (
+    Prediction,
+    PredictionsWriter,
+    check_suffix,
+    feature_cache_folder,
+    read_predictions,
+)
 from mertool.store import Failure, FeatureStore
 
 
@@ -87,9 +93,9 @@ def predict(
     submission = output.with_name(f"{output.stem}.{options.submission}.csv") if options.submission else None
     for path in (output, failures, *([submission] if submission else [])):
         media = (path for clip in manifest.clips for path in clip.files)
-        check_writable(path, bundle, options.candidates, manifest.source, *inputs, *media)
+        check_writable(path, bundle, options.candidates, options.valence, manifest.source, *inputs, *media)
     opened = Bundle.open(bundle)
-    candidates = _read_candidates(options, manifest, opened)
+    candidates, valence = _read_candidates(options, manifest, opened), _read_valence(options)
     manifest = manifest.subset(candidates) if candidates else manifest
     extractor = ClipFeatureExtractor(
         bundle=opened,
@@ -107,7 +113,7 @@ def predict(
     guessed = [clip for clip in candidates if clip not in predicted.labels]
     if submission:
         labels = {clip: predicted.labels.get(clip, str(opened.majority_class)) for clip in candidates}
-        write_submission(submission, labels, SUBMISSIONS[str(options.submission)].split(","))
+        write_submission(submission, labels, SUBMISSIONS[str(options.submission)].split(","), valence=valence)
     return PredictResult(
         output=str(output),
         features=str(extractor.folder),
@@ -136,6 +142,14 @@ def _read_candidates(options: PredictOptions, manifest: Manifest, bundle: Bundle
     clips = [clip.clip for clip in manifest.clips]
     check_candidates(options.candidates, names, clips, source=manifest.source, classes=bundle.classes)
     return names
+
+
+def _read_valence(options: PredictOptions) -> dict[str, float]:
+    """Predicted valence by clip id; empty without `--valence`."""
+    if options.valence is None:
+        return {}
+    predictions = read_predictions(options.valence, "valence")
+    return dict(zip(predictions.clips, predictions.outputs[:, 0].tolist(), strict=True))
 
 
 def _find_recognition(bundle: Bundle, options: PredictOptions) -> encoders.SpeechRecognition | None:

@@ -431,10 +431,10 @@ def test_silence_and_very_short_audio_have_no_label(audio_bundle, invoke, tmp_pa
 def submit(bundle, demo_rows, write_manifest, invoke, tmp_path):
     """A function (candidates, clips, year) that predicts with --submission; the result."""
 
-    def run(candidates, clips=("spk01_003", "spk02_014", "spk07_006"), year="mer2024"):
+    def run(candidates, clips=("spk01_003", "spk02_014", "spk07_006"), year="mer2024", more=()):
         manifest = write_manifest(tmp_path / "m.csv", [demo_rows[clip] for clip in clips])
         (tmp_path / "candidates.csv").write_text("name\n" + "".join(f"{name}\n" for name in candidates))
-        given = ["--submission", year, "--candidates", tmp_path / "candidates.csv", "--max-failed", 1]
+        given = ["--submission", year, "--candidates", tmp_path / "candidates.csv", "--max-failed", 1, *more]
         return invoke("predict", bundle, manifest, "-o", tmp_path / "p.csv", *given)
 
     return run
@@ -455,10 +455,34 @@ def test_a_submission_has_the_candidates_in_their_order(year, submit, tmp_path):
     rows = read_csv(tmp_path / f"p.{year}.csv")
     if year == "mer2023":
         assert rows == [["name", "discrete", "valence"], *([clip, label[clip], "0"] for clip in order)]
-        assert "mertool predicts no valence" in result.stderr
+        assert "the column valence of the submission is 0: give predictions of it with --valence" in result.stderr
     else:
         assert rows == [["name", "discrete"], *([clip, label[clip]] for clip in order)]
     assert f"submission: {tmp_path / f'p.{year}.csv'}" in result.stdout
+
+
+def test_a_submission_with_predicted_valence(submit, tmp_path):
+    (tmp_path / "valence.csv").write_text("clip,valence\nspk01_003,-1.25\nspk02_014,2\n")
+    given = ["--valence", tmp_path / "valence.csv"]
+    result = submit(["spk02_014", "spk01_003", "spk07_006"], year="mer2023", more=given)
+    assert result.exit_code == 0, result.exception
+    assert "valence" not in result.stderr
+    rows = read_csv(tmp_path / "p.mer2023.csv")[1:]
+    # The third has no prediction, and so the mean of the others.
+    assert [(row[0], row[2]) for row in rows] == [("spk02_014", "2"), ("spk01_003", "-1.25"), ("spk07_006", "0.375")]
+
+
+@pytest.mark.parametrize(
+    ("year", "content", "message"),
+    [
+        ("mer2024", "clip,valence\na,1\n", "--valence is for the submission of MER2023"),
+        ("mer2023", "clip,arousal\na,1\n", "holds predictions of arousal, not of valence"),
+    ],
+)
+def test_valence_that_fits_no_submission(year, content, message, submit, tmp_path):
+    (tmp_path / "valence.csv").write_text(content)
+    result = submit(["spk01_003"], year=year, more=["--valence", tmp_path / "valence.csv"])
+    assert message in str(result.exception)
 
 
 def test_only_the_candidates_are_predicted(submit, tmp_path):

@@ -57,8 +57,8 @@ def predict(
             f"note: candidates that cannot be read have the label '{result.majority_class}', the most frequent class "
             f"in training: {list_names(result.guessed)}; the reasons are in {result.failures}"
         )
-    if options.submission == "mer2023":
-        warn("note: mertool predicts no valence: that column of the submission is 0")
+    if options.submission == "mer2023" and options.valence is None:
+        warn("note: the column valence of the submission is 0: give predictions of it with --valence FILE")
     check_failed(result.failed_share, result.predicted, max_failed=max_failed, reasons=str(result.failures))
 
 

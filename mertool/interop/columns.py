@@ -26,7 +26,7 @@ COLUMN_NAMES = {
     "sentiment": ("sentiment",),
 }
 LANGUAGES = ("chinese", "english")
-EMPTY_TEXT = "nan"  # what pandas may write for a missing transcript, in any case of letters
+EMPTY = "nan"  # what pandas may write for a missing transcript or number, in any case of letters
 SPLIT_ALIASES = {
     "training": "train",
     "development": "dev",
@@ -77,7 +77,7 @@ def read_transcript_table(path: Path, language: str | None = None) -> Annotation
     # A file may hold labels as well, which are read by --labels.
     known = [name for names in COLUMN_NAMES.values() for name in names]
     annotations = _read_rows(table, columns, ignored=(*known, "audio"), notes=notes)
-    rows = tuple(row for row in annotations.rows if row.text and row.text.lower() != EMPTY_TEXT)
+    rows = tuple(row for row in annotations.rows if row.text and row.text.lower() != EMPTY)
     return Annotations(path=path, rows=rows, notes=annotations.notes)
 
 
@@ -156,11 +156,16 @@ def _read_row(values: dict[str, str]) -> tuple[Annotation, list[str]]:
         split=split or None,
         start=start or None,  # a segment that begins at 0 and has no end is the whole file
         end=end,
-        valence=parse_number(values.get("valence", ""), "valence", faults),
-        arousal=parse_number(values.get("arousal", ""), "arousal", faults),
-        sentiment=parse_number(values.get("sentiment", ""), "sentiment", faults),
+        valence=_parse_number(values, "valence", faults),
+        arousal=_parse_number(values, "arousal", faults),
+        sentiment=_parse_number(values, "sentiment", faults),
     )
     return row, faults
+
+
+def _parse_number(values: dict[str, str], name: str, faults: list[str]) -> float | None:
+    cell = values.get(name, "")
+    return None if cell.lower() == EMPTY else parse_number(cell, name, faults)
 
 
 def parse_seconds(text: str) -> float | None:

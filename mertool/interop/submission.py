@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from mertool.errors import MertoolError, combine_errors
 from mertool.files import write_atomic
@@ -12,8 +13,7 @@ from mertool.interop.columns import read_clip_names
 from mertool.manifest import EMOTIONS
 
 MAX_NAMES = 10  # that a message lists
-# Values of columns that mertool does not predict; the scripts of the challenge expect a number.
-CONSTANT_COLUMNS = {"valence": "0"}
+NO_VALENCE = "0"  # where valence is not predicted; the scripts of the challenge expect a number
 
 
 def read_candidates(path: Path) -> list[str]:
@@ -43,13 +43,20 @@ def check_candidates(
         raise combine_errors(f"no submission for {path}", faults)
 
 
-def write_submission(path: Path, labels: Mapping[str, str], columns: Sequence[str]) -> None:
-    """Write `labels` by clip, in their order, in the columns of a challenge: `name,discrete` or with `valence`."""
+def write_submission(
+    path: Path, labels: Mapping[str, str], columns: Sequence[str], *, valence: Mapping[str, float] | None = None
+) -> None:
+    """Write `labels` by clip, in their order, in the columns of a challenge: `name,discrete` or with `valence`.
+
+    Clips that `valence` lacks get the mean of the others; without any prediction of it the column is 0.
+    """
+    mean = f"{fmean(valence.values()):.6g}" if valence else NO_VALENCE
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for clip, label in labels.items():
-        cells = {"name": clip, "discrete": label, **CONSTANT_COLUMNS}
+        number = f"{valence[clip]:.6g}" if valence and clip in valence else mean
+        cells = {"name": clip, "discrete": label, "valence": number}
         writer.writerow([cells[column] for column in columns])
     write_atomic(path, buffer.getvalue())
 

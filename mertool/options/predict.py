@@ -30,6 +30,9 @@ class PredictOptions(Options):
     candidates: Path | None = option(
         None, help="CSV with the names of the clips to predict and to submit, such as candidate_20000.csv."
     )
+    valence: Path | None = option(
+        None, help="Predictions of valence for the submission of MER2023, by a bundle of `fuse --target valence`."
+    )
     device: str = shared.device()
     workers: int | None = shared.workers()
     clip_timeout: float = shared.clip_timeout()
@@ -39,3 +42,5 @@ class PredictOptions(Options):
         if bool(self.submission) != bool(self.candidates):
             year = self.submission or "mer2024"
             yield f"a submission holds exactly the clips of a list: give --submission {year} --candidates CSV"
+        if self.valence and self.submission != "mer2023":
+            yield "--valence is for the submission of MER2023: give --submission mer2023 and --candidates CSV, too"

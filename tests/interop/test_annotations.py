@@ -145,7 +145,7 @@ def test_labelled_clips_train_and_others_are_unlabelled():
 
 def test_numbers_of_a_label_file(tmp_path):
     path = tmp_path / "labels.csv"
-    path.write_text("name,val,sentiment\na,0,-2.5\nb,1.5,\nc,,1\n")
+    path.write_text("name,val,sentiment\na,0,-2.5\nb,1.5,\nc,NaN,1\n")
     labelled = annotate(Manifest((Clip(clip="a"), Clip(clip="d")), tmp_path), read_labels(path)).manifest
     assert [clip.numbers for clip in labelled.clips] == [{"valence": 0.0, "sentiment": -2.5}, {}]
     assert [clip.split for clip in fill_splits(labelled).clips] == ["train", "unlabelled"]
