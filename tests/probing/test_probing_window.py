@@ -13,7 +13,7 @@ from mertool.targets import Classes
 def test_a_given_width():
     window = choose_window([0, 1, 2, 3, 4], np.array([0.9, 0.2, 0.6, 0.5, 0.1]), standard_errors=None, width=2)
     assert (window.first, window.last) == (2, 3)
-    assert window.reason == "highest mean weighted F1 of 2 neighbouring layers"
+    assert window.reason == "highest mean score of 2 neighbouring layers"
 
 
 def test_the_width_is_that_of_the_layers_as_good_as_the_best():
