@@ -246,8 +246,11 @@ def _score_conditions(
     from mertool.extraction.decoding import DecoderLimits
 
     assert options.bundle is not None
+    bundle = Bundle.open(options.bundle)
+    if not bundle.classes:
+        raise MertoolError(f"--bundle {options.bundle} predicts {bundle.target.name}, {path} holds classes")
     evaluator = RobustnessEvaluator(
-        bundle=Bundle.open(options.bundle),
+        bundle=bundle,
         predictions=path,
         manifest=manifest,
         device=resolve_device(options.device),

@@ -42,6 +42,14 @@ def test_a_number_from_the_manifest_to_predictions(rated, tiny_encoders, call, i
     found = json.loads(result.stdout)
     assert (found["target"], found["clips"], found["intervals"]) == ("valence", len(clips), "speakers")
     assert found["systems"][0]["mae"]["value"] < 3
+    lines = [f"{clips[0]},sad,0.2,0.8,text"]
+    (tmp_path / "classes.csv").write_text("\n".join(["clip,label,p_happy,p_sad,modalities", *lines]) + "\n")
+    other = tmp_path / "other.csv"
+    other.write_text(f"clip,path,label\n{clips[0]},x.mp4,sad\n")
+    result = invoke(
+        "evaluate", tmp_path / "classes.csv", "-l", other, "--bundle", tmp_path / "fusion", "--missing", "text"
+    )
+    assert "predicts valence" in str(result.exception)
     # A submission holds emotions.
     (tmp_path / "candidates.csv").write_text(f"name\n{clips[0]}\n")
     given = ["--submission", "mer2024", "--candidates", tmp_path / "candidates.csv"]
