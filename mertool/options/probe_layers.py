@@ -21,9 +21,7 @@ class ProbeLayersOptions(Options):
         minimum=1,
     )
     target: str = shared.target()
-    estimator: str = option(
-        "logistic", help="Linear probe of classes; numbers have ridge regression.", choices=ESTIMATORS
-    )
+    estimator: str = option("logistic", help="Linear probe of classes; a number has ridge.", choices=ESTIMATORS)
     mlp: bool = option(True, help="Also probe with a small multilayer perceptron.")
     width: int | None = option(
         None,
