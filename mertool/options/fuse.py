@@ -65,7 +65,7 @@ class FuseOptions(Options):
     )
     prior: bool = option(False, help="Correct for the class frequencies that the unlabelled clips seem to have.")
     unimodal: bool = option(True, help="Also train each store by itself, for comparison.")
-    calibrate: bool = option(True, help="Calibrate probabilities of classes by temperature scaling.")
+    calibrate: bool = option(True, help="Calibrate probabilities by temperature scaling.")
     classes: tuple[str, ...] = shared.classes()
     device: str = shared.device()
     overwrite: bool = shared.overwrite()
