@@ -50,6 +50,8 @@ def test_a_number_from_the_manifest_to_predictions(rated, tiny_encoders, call, i
         "evaluate", tmp_path / "classes.csv", "-l", other, "--bundle", tmp_path / "fusion", "--missing", "text"
     )
     assert "predicts valence" in str(result.exception)
+    result = invoke("report", tmp_path / "fusion", "-o", tmp_path / "report.html")
+    assert "is a run of valence, a number: a report shows runs of classes, leave it out" in str(result.exception)
     # A submission holds emotions.
     (tmp_path / "candidates.csv").write_text(f"name\n{clips[0]}\n")
     given = ["--submission", "mer2024", "--candidates", tmp_path / "candidates.csv"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from mertool.errors import MertoolError
 from mertool.features import Recipe
+from mertool.options.shared import EMOTION
 from mertool.runs import Run
 from mertool.store import FeatureStore
 from mertool.untrusted import read_json_object
@@ -77,9 +78,14 @@ def open_run(folder: Path) -> Run:
             f"{folder} is not a run: there is no run.json in it. Give -o folders of {', '.join(STAGES)}, or JSON files "
             "of `mertool evaluate`"
         )
-    stage = read_json_object(file, "make the run again").get("stage")
+    info = read_json_object(file, "make the run again")
+    stage, target = info.get("stage"), info.get("target", EMOTION)
     if stage not in STAGES:
         raise MertoolError(f"{file} cannot be read (it is of no stage of mertool: {', '.join(STAGES)}): make it again")
+    if target != EMOTION:
+        raise MertoolError(
+            f"{folder} is a run of {str(target)[:40]}, a number: a report shows runs of classes, leave it out"
+        )
     return Run.read(folder, stage)
 
 
