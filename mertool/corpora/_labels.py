@@ -58,8 +58,9 @@ def check_labels(labels: Iterable[str], known: Mapping[str, str], title: str) ->
         )
 
 
-def describe_left_out(names: Iterable[str]) -> str:
+def describe_other(names: Iterable[str], *, kept: bool) -> str:
     """Return a sentence about clips whose label is of no class, by the names of their labels."""
     counts = Counter(names)
     listed = ", ".join(f"{name} ({count})" for name, count in counts.most_common())
-    return f"{count_of(counts.total(), 'clip')} whose label is of no class left out: {listed}"
+    fate = "kept for their numbers" if kept else "left out"
+    return f"{count_of(counts.total(), 'clip')} whose label is of no class {fate}: {listed}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mertool import registry
 from mertool.corpora._card import KIND, PACKAGE, CorpusCard, corpus_card
-from mertool.corpora._labels import LabelScheme, check_labels, describe_left_out, make_scheme
+from mertool.corpora._labels import LabelScheme, check_labels, describe_other, make_scheme
 from mertool.corpora._release import CorpusClip, Release
 from mertool.errors import MertoolError, combine_errors, count_of
 from mertool.files import write_atomic
@@ -60,12 +60,14 @@ def read_corpus(
     notes = _check_complete(card, release, rows, partial=partial)
     check_labels((row.label for row in rows), card.labels, card.title)
     found = [row for row in rows if row.files]
-    clips = [(_make_clip(release, row, scheme), row) for row in found if scheme.class_of[row.label]]
-    if not clips:
+    # A sentiment of zero is of no class, but a target all the same.
+    kept = [row for row in found if scheme.class_of[row.label] or card.target == "sentiment"]
+    clips = [(_make_clip(release, row, scheme), row) for row in kept]
+    if not any(clip.label for clip, _ in clips):
         raise MertoolError(f"{folder}: no clip has a label of the classes {', '.join(scheme.classes)}")
     _check_ids(folder, [clip for clip, _ in clips])
     other = [card.labels[row.label] for row in found if not scheme.class_of[row.label]]
-    notes += [describe_left_out(other)] if other else []
+    notes += [describe_other(other, kept=card.target == "sentiment")] if other else []
     manifest = Manifest(tuple(clip for clip, _ in clips), folder, tuple(notes)).named_in_utf8()
     named = {clip.clip for clip in manifest.clips}
     folds = {clip.clip: row.fold for clip, row in clips if row.fold and clip.clip in named}
@@ -119,6 +121,9 @@ def _make_clip(release: Release, row: CorpusClip, scheme: LabelScheme) -> Clip:
         speaker=row.speaker or None,
         gender=row.gender or None,
         split=row.split or "train",
+        valence=row.valence,
+        arousal=row.arousal,
+        sentiment=row.sentiment,
     )
 
 

@@ -28,6 +28,7 @@ class CorpusClip:
         gender: female or male.
         split: train, dev or test, of corpora with splits.
         fold: The fold that holds it out, of corpora with folds.
+        valence, arousal, sentiment: Numbers, as those of `Clip`.
     """
 
     files: Sequence[Path]
@@ -38,6 +39,9 @@ class CorpusClip:
     gender: str | None = None
     split: str | None = None
     fold: str | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    sentiment: float | None = None
 
 
 class Release:

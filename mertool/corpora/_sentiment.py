@@ -16,8 +16,11 @@ COLUMNS = ("video_id", "clip_id", "text", "label", "mode")
 SPLITS = {"train": "train", "valid": "dev", "val": "dev", "validation": "dev", "dev": "dev", "test": "test"}
 
 
-def read_sentiment(release: Release) -> Iterator[CorpusClip]:
-    """Yield the clips of label.csv; the clips of one video count as those of one speaker."""
+def read_sentiment(release: Release, target: str = "sentiment") -> Iterator[CorpusClip]:
+    """Yield the clips of label.csv; the clips of one video count as those of one speaker.
+
+    `target` is the field of the label: `valence` where the scale is not that of MOSI, from -3 to 3.
+    """
     files = release.group(_clip_name)
     for row in release.rows("label.csv", *COLUMNS):
         video, number = row["video_id"], row["clip_id"]
@@ -27,6 +30,7 @@ def read_sentiment(release: Release) -> Iterator[CorpusClip]:
             clip=f"{video}_{number}",
             files=files.get(_join(video, number), []),
             label=_polarity(float(row["label"])),
+            **{target: float(row["label"])},  # type: ignore[arg-type]
             text=row["text"],
             speaker=video,
             split=SPLITS[row["mode"].lower()],

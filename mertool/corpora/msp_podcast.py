@@ -34,7 +34,7 @@ SOURCE = "https://www.lab-msp.com"
 LICENCE = "academic or commercial, by agreement with UT Dallas"
 
 SPLITS = {"train": "train", "development": "dev", "validation": "dev", "test1": "test"}
-COLUMNS = ("filename", "emoclass", "spkrid", "gender", "split_set")
+COLUMNS = ("filename", "emoclass", "emoact", "emoval", "spkrid", "gender", "split_set")
 
 
 def read(release: Release) -> Iterator[CorpusClip]:
@@ -52,4 +52,6 @@ def read(release: Release) -> Iterator[CorpusClip]:
                 speaker=None if row["spkrid"].lower() == "unknown" else row["spkrid"],
                 gender=gender if gender in ("female", "male") else None,
                 split=split,
+                valence=float(row["emoval"]),
+                arousal=float(row["emoact"]),
             )

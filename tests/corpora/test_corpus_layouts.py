@@ -88,6 +88,7 @@ def test_iemocap_speakers_sessions_and_transcripts(read):
     assert corpus.folds["Ses01F_impro01_M000"] == "Session1"
     assert corpus.folds["Ses05M_script03_2_F033"] == "Session5"
     assert clips["Ses01F_impro01_F000"].text == "Excuse me."
+    assert (clips["Ses05M_script03_2_F033"].valence, clips["Ses05M_script03_2_F033"].arousal) == (1.5, 4.0)
     assert clips["Ses01F_impro01_F000"].path.parent.name == "Ses01F_impro01"
 
 
@@ -108,11 +109,13 @@ def test_meld_names_clips_by_split(read):
     assert corpus.folds == {}
 
 
-def test_mosi_leaves_sentiment_zero_out(read):
+def test_mosi_keeps_sentiment_zero_as_a_number_without_a_class(read):
     corpus, clips = read("mosi")
     assert facts(clips["03bSnISJMiM_1"]) == ("positive", "03bSnISJMiM", None, "train", "ANYHOW IT WAS GOOD")
     assert facts(clips["_dI--eQ6qVU_2"])[0::3] == ("negative", "dev")
-    assert "1 clip whose label is of no class left out: neutral (1)" in corpus.manifest.notes
+    assert (clips["03bSnISJMiM_11"].label, clips["03bSnISJMiM_11"].sentiment) == (None, 0.0)
+    assert [clip.sentiment for clip in clips.values()] == [2.4, 0.0, -1.6]
+    assert "1 clip whose label is of no class kept for their numbers: neutral (1)" in corpus.manifest.notes
 
 
 def test_mosi_with_three_classes(read):
@@ -132,6 +135,7 @@ def test_mosei_with_the_file_names_of_cmu(read):
 def test_ch_sims_finds_clips_whatever_their_zeros(read):
     _, clips = read("ch-sims")
     assert facts(clips["video_0001_0001"]) == ("negative", "video_0001", None, "train", "我不想嫁给李茶")
+    assert (clips["video_0001_0001"].valence, clips["video_0001_0001"].sentiment) == (-1.0, None)
     assert clips["video_0002_10"].path == Path(clips["video_0002_10"].path.parent, "0010.mp4")
 
 
@@ -150,6 +154,7 @@ def test_msp_podcast_has_test1_as_test(read):
         "0003_0001": "dev",
     }
     assert facts(clips["MSP-PODCAST_0002_0001"]) == ("angry", "41", "female", "train", "That is so annoying.")
+    assert (clips["MSP-PODCAST_0002_0001"].valence, clips["MSP-PODCAST_0002_0001"].arousal) == (4.0, 2.2)
     assert facts(clips["MSP-PODCAST_0003_0001"])[:3] == ("contempt", None, None)
     assert any("no agreement (1)" in note for note in corpus.manifest.notes)
 
