@@ -11,6 +11,9 @@ MODALITIES = ("audio", "video", "text")
 STORAGE_DTYPES = ("float16", "float32")
 POOLING_MODES = ("mean", "mean-std", "none")
 SAMPLE_RATE = 16_000
+# Keys of a recipe's media settings. Imported features and face crops name the toolkit that made them; features with
+# IMAGE_PROJECTION are those of CLIP after its projection.
+IMPORTED, IMAGE_PROJECTION = "imported", "image_projection"
 MAX_LAYER = 10_000
 # Raised whenever our own preprocessing changes a value; stores of the old version are then rebuilt.
 PREPROCESSING_VERSIONS = {"audio": 2, "video": 2, "text": 1, "faces": 2}
@@ -178,7 +181,22 @@ def aligner_input_recipe(recipe: Recipe) -> Recipe:
 
 
 def faces_recipe(media: dict[str, Any]) -> Recipe:
-    """The recipe of face crops found with these settings."""
+    """The recipe of face crops found with these settings, or imported from the toolkit that they name.
+
+    Settings of the encoder are disregarded.
+    """
+    media = {name: value for name, value in media.items() if name != IMAGE_PROJECTION}
+    if IMPORTED in media:
+        return Recipe(
+            modality="faces",
+            encoder=str(media[IMPORTED]),
+            weights=IMPORTED,
+            layers=(),
+            pool="none",
+            storage_dtype="uint8",
+            media=media,
+            preprocessing=0,
+        )
     return Recipe(
         modality="faces",
         encoder="mtcnn",

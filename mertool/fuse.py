@@ -34,6 +34,7 @@ from mertool.fusion.scoring import (
     score_single_members,
 )
 from mertool.fusion.self_training import SelfTraining, self_train
+from mertool.fusion.test_split import load_test_clips, score_test_clips
 from mertool.fusion.trainer import FusionTraining
 from mertool.fusion.unlabelled import match_stores, unlabelled_clips
 from mertool.learning.adapter_folds import adapter_folds
@@ -105,9 +106,12 @@ def fuse(
         if run := find_reusable_run(output, "fuse", key=key, options=options, inputs=[*stores, manifest.source]):
             return run, True
         inputs = _load(opened, unlabelled, manifest, options=options)
+        target = make_target(options.target, options.classes)
+        device = resolve_device(options.device)
+        # Numbers have no probabilities, in which form the predictions of the test split are written.
+        test = load_test_clips(opened, manifest, target.classes, device) if target.classes else None
         warn_of_trained_clips(opened, inputs.data.labelled)
     config, labelled = ensemble_config(options), inputs.data.labelled
-    target = make_target(options.target, options.classes)
     rare_classes = warn_of_rare_classes(labelled, [inputs.data.folds], target.classes)
     ensembles = _train(inputs, config, options, progress=progress)
     correction, effect = _correct(ensembles.fusion, inputs.data, target, options)
@@ -125,6 +129,10 @@ def fuse(
         draft.metrics.update(correction=effect, rare_classes=rare_classes)
         if ensembles.self_training:
             draft.metrics["self_training"] = ensembles.self_training
+        if test:
+            draft.metrics["test"] = score_test_clips(
+                draft.folder, test, ensembles.fusion.weights, correction, classes=target.classes
+            )
         _write_held_out(draft, inputs, ensembles.fusion, target=target, protocol=options.protocol)
         _plot(draft, labelled.labels, target.decide(ensembles.fusion.held_out_logits), target=target)
         write(draft, inputs.specs, groups=ensembles.fusion.weights, correction=correction)

@@ -14,7 +14,7 @@ from mertool.bundle.layout import encoder_folder, manifest_digest, trained_folde
 from mertool.bundle.members import Heads, load_heads
 from mertool.encoders import CheckpointRef, SpeechRecognition, resolve_encoder
 from mertool.errors import MertoolError, combine_errors
-from mertool.features import Recipe
+from mertool.features import IMPORTED, Recipe
 from mertool.fusion.calibration import Correction, apply_correction
 from mertool.fusion.ensemble import ensemble_logits
 from mertool.fusion.modality_features import ModalityFeatures
@@ -136,6 +136,12 @@ class Bundle:
 
     def encoder_of(self, spec: FeatureSpec) -> CheckpointRef:
         """Find the encoder: in the bundle, by hub id and revision, or in a local folder; check its digest."""
+        if IMPORTED in spec.recipe.media:
+            raise MertoolError(
+                f"features '{spec.name}' of {self.run.folder} were imported from {spec.recipe.media[IMPORTED]}, which "
+                "says not how they were made: fuse predicts the clips of the split test from such features; for raw "
+                "clips, fuse features that `mertool extract` made"
+            )
         return self._find(spec, "encoder", digest=spec.recipe.weights, modality=spec.modality)
 
     def recognition_of(self, spec: FeatureSpec) -> SpeechRecognition:
@@ -157,8 +163,8 @@ class Bundle:
         origin, copy = spec.provenance.get(kind), self.run.folder / encoder_folder(digest)
         if not origin:
             raise MertoolError(
-                f"features '{spec.name}' of {self.run.folder} were made elsewhere, their {kind} is not known: fuse "
-                "features that `mertool extract` made"
+                f"features '{spec.name}' of {self.run.folder} were made elsewhere, their {kind} is not known: "
+                "fuse features that `mertool extract` made"
             )
         checkpoint = origin["checkpoint"]
         if copy.is_dir():

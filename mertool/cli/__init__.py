@@ -14,6 +14,7 @@ from mertool.cli import (
     corpora,
     doctor,
     evaluate,
+    export,
     extract,
     finetune,
     fuse,
@@ -52,6 +53,7 @@ add_command(app, "evaluate", evaluate.evaluate, example=evaluate.EXAMPLE)
 add_command(app, "report", report.report, example=report.EXAMPLE)
 app.add_typer(store.app, name="store")
 add_command(app, "corpora", corpora.corpora, example=corpora.EXAMPLE)
+add_command(app, "export", export.export, example=export.EXAMPLE)
 add_command(app, "models", models.models, example=models.EXAMPLE)
 add_command(app, "doctor", doctor.doctor, example=doctor.EXAMPLE)
 

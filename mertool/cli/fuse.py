@@ -43,7 +43,8 @@ def fuse(
 ) -> None:
     """Train fusion over any number of stores, of emotion or a number, folds x seeds, and save a bundle for `predict`.
 
-    Each store is also scored by itself, on the clips that have it; --no-unimodal leaves this out.
+    Each store is also scored by itself, on the clips that have it; --no-unimodal leaves this out. Clips of the split
+    test are predicted and scored as well, if the stores have them.
     """
     labelled = read_source(manifest)
     check_stores(*stores, *options.unlabelled)
@@ -56,6 +57,8 @@ def fuse(
     elif not quiet:
         print_metrics(run.metrics, options.classes)
         echo(format_run("bundle", output, reused))
+        if test := run.metrics.get("test"):
+            echo(f"predictions of the test split: {output / test['predictions']}")
         echo(f"plots: {output / 'scores.png'} {output / ('confusion.png' if run.info['classes'] else 'numbers.png')}")
         suggest_next(["predict", output, "FOLDER", "-o", "predictions.csv"])
         suggest_next(["report", output, "-o", "report.html"])
@@ -68,6 +71,8 @@ def print_metrics(metrics: dict[str, Any], classes: tuple[str, ...]) -> None:
     for name, chosen in metrics["chosen"].items():
         for choice in chosen.get("by_fold", [chosen] if "width" in chosen else []):
             echo(f"  {name}: {_format_choice(choice)}")
+    if test := metrics.get("test"):
+        print_test_split(test)
     if gain := metrics.get("against_best_part"):
         kind = "ensembles: " if "ensembles" in metrics else ""
         main = main_score(metrics["target"])
@@ -134,6 +139,18 @@ def _format_spread(score: dict[str, Any]) -> str:
     """`48.2 ± 1.1` in per cent; without a spread of one repetition."""
     spread = "" if score["std"] is None else f" ± {100 * score['std']:.1f}"
     return f"{100 * score['mean']:.1f}{spread}"
+
+
+def print_test_split(test: dict[str, Any]) -> None:
+    """Print the scores of the clips of the split test, by all members."""
+    if scores := test.get("scores"):
+        row = ["all members", test["labelled"], *(format_score(scores[metric]) for metric in SCORES)]
+        intervals = format_intervals(test["intervals"], scores["waf"])
+        table(f"Split test: per cent, {intervals}", ["features", "clips", *SCORES.values()], [row])
+    else:
+        echo(f"split test: {count_of(test['clips'], 'clip')} predicted, none has a label")
+    if test["without_features"]:
+        echo(f"not predicted, since they are in no store: {count_of(test['without_features'], 'clip')} of split test")
 
 
 def _format_choice(choice: dict[str, Any]) -> str:

@@ -15,7 +15,14 @@ from mertool.cli.source import tell_notes
 from mertool.cli.tables import table
 from mertool.errors import MertoolError, count_of
 from mertool.files import check_writable
-from mertool.manifest import EMOTIONS, Manifest, canonical_label, describe_unknown_labels
+from mertool.manifest import (
+    AUDIO_SUFFIXES,
+    EMOTIONS,
+    VIDEO_SUFFIXES,
+    Manifest,
+    canonical_label,
+    describe_unknown_labels,
+)
 from mertool.options.manifest import ManifestOptions
 
 if TYPE_CHECKING:
@@ -26,7 +33,12 @@ EXAMPLE = "Example: mertool manifest my-clips -o clips.csv --labels labels.csv -
 
 def manifest(
     *,
-    folder: Annotated[Path, typer.Argument(help="Folder searched recursively for video and audio files.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder searched recursively for video and audio files, or a label file for features only."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Manifest CSV to write.")],
     options: ManifestOptions,
     quiet: Quiet = False,
@@ -39,10 +51,13 @@ def manifest(
     """
     folds_file = output.with_suffix(".folds.csv")
     check_writable(output, options.labels, options.transcripts)
-    if folder.is_file():
-        raise MertoolError(f"{folder} is a file: give the folder of the clips")
+    if folder.is_file() and options.corpus:
+        raise MertoolError(f"{folder} is a file: --corpus reads the folder of an unpacked corpus")
     corpus = read_named_corpus(folder, options)
-    clips = corpus.manifest if corpus else Manifest.read(folder).named_in_utf8()
+    if folder.is_file():
+        clips = read_clips(folder, options)
+    else:
+        clips = corpus.manifest if corpus else Manifest.read(folder).named_in_utf8()
     tell_notes(clips.notes)
     check_writable(output, *(path for clip in clips.clips for path in clip.files))
     annotated = annotate_clips(clips, options)
@@ -79,6 +94,18 @@ def write_folds(corpus: "Corpus", path: Path) -> dict[str, Any]:
     return summary
 
 
+def read_clips(path: Path, options: ManifestOptions) -> Manifest:
+    """Return the clips that a file of labels names, for features without media."""
+    from mertool.interop.annotations import fill_splits
+    from mertool.interop.labels import read_clips as read_label_file
+
+    if path.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES:
+        raise MertoolError(f"{path} is a media file: give the folder it lies in")
+    if options.labels:
+        raise MertoolError(f"{path} is a file of labels: leave out --labels, or give the folder of the clips")
+    return fill_splits(name_classes(read_label_file(path), options, path))
+
+
 def annotate_clips(clips: Manifest, options: ManifestOptions) -> Manifest:
     """Return the clips with what the files of the options say of them; print notes on the files.
 
@@ -100,12 +127,12 @@ def annotate_clips(clips: Manifest, options: ManifestOptions) -> Manifest:
     return fill_splits(name_classes(clips, options)) if options.labels else clips
 
 
-def name_classes(clips: Manifest, options: ManifestOptions) -> Manifest:
+def name_classes(clips: Manifest, options: ManifestOptions, source: Path | None = None) -> Manifest:
     """Return the clips with the class names that their labels mean."""
     classes, allow_index = options.classes or EMOTIONS, options.classes is not None
     labels = [clip.label for clip in clips.clips if clip.label]
     if unknown := describe_unknown_labels(labels, classes, allow_index=allow_index):
-        raise MertoolError(f"{options.labels}: {unknown}; name another set with --classes a,b,c")
+        raise MertoolError(f"{source or options.labels}: {unknown}; name another set with --classes a,b,c")
     class_of = {label: canonical_label(label, classes, allow_index=allow_index) for label in labels}
     named = (replace(clip, label=class_of.get(clip.label or "")) for clip in clips.clips)
     return replace(clips, clips=tuple(named))

@@ -1,4 +1,4 @@
-"""`mertool store ls|check|merge`: list, verify and join feature stores."""
+"""`mertool store ls|check|merge|import|export`: list, verify and join stores, to and from files of other toolkits."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from mertool.cli.tables import table
 from mertool.errors import MertoolError, count_of
 from mertool.features import format_layers
 
-app = typer.Typer(cls=CommandGroup, help="List, verify and join feature stores.", no_args_is_help=True)
+app = typer.Typer(cls=CommandGroup, help="List, verify, join, import and export feature stores.", no_args_is_help=True)
 Stores = Annotated[list[Path], typer.Argument(help="Feature stores.")]
 
 
@@ -114,3 +114,55 @@ def merge(*, stores: Stores, output: StoreOutput, quiet: Quiet = False, as_json:
     elif not quiet:
         warn(f"joined {count_of(len(stores), 'store')}")
         echo(f"store: {output} ({count_of(count, 'clip')})")
+
+
+@app.command(
+    cls=HelpCommand,
+    name="import",
+    epilog="Example: mertool store import features/chinese-hubert-large-UTT -o features/audio.h5 --modality audio",
+)
+def import_(
+    *,
+    source: Annotated[
+        Path, typer.Argument(help="features/NAME-UTT or -FRA or openface_face of MERTools, or a .pkl of MMSA.")
+    ],
+    output: StoreOutput,
+    modality: Annotated[str, typer.Option("--modality", help="audio, video, text or faces.")],
+    mean: Annotated[bool, typer.Option("--mean", help="Average frames over time: one vector per clip.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a store of another recipe.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a store of features that another toolkit extracted. They are kept in float32, as they are."""
+    from mertool.exchange import import_store
+
+    with printed_warnings():
+        result = import_store(source, output, modality=modality, mean=mean, overwrite=overwrite)
+    if as_json:
+        print_json({"store": str(output), "clips": result.features, "without_features": result.failed})
+    elif not quiet:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result.failed.items())
+        echo(
+            f"{count_of(result.features, 'clip')} with {modality} features"
+            + (f"; without: {reasons}" if reasons else "")
+        )
+        echo(f"store: {output}")
+
+
+@app.command(cls=HelpCommand, name="export", epilog="Example: mertool store export features/audio.h5 -o features")
+def export(
+    *,
+    store: Annotated[Path, typer.Argument(help="Feature store.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the feature folders.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write a store as folders NAME-UTT or NAME-FRA of MERTools, one per layer, or face crops as openface_face."""
+    from mertool.exchange import export_store
+
+    folders = export_store(store, output)
+    if as_json:
+        print_json({"folders": {str(output / name): count for name, count in folders.items()}})
+    elif not quiet:
+        for name, count in folders.items():
+            echo(f"{output / name}: {count_of(count, 'clip')}")

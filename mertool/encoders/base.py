@@ -51,6 +51,10 @@ class Encoder(ABC):
             raise MertoolError(f"{type(self.model).__name__} has no window '{window}': valid: {valid}")
         self.window = window
 
+    def use_projection(self) -> None:
+        """Return image features after the projection of a CLIP. Raises MertoolError for any other encoder."""
+        raise MertoolError(f"{type(self.model).__name__} has no projection: image features are those of a CLIP")
+
     def adaptable(self) -> AdaptableModel:
         """Return the model as adaptation runs it. Raises MertoolError for an encoder that cannot be adapted."""
         raise MertoolError(f"{type(self.model).__name__} cannot be adapted: finetune adapts speech encoders")

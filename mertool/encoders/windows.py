@@ -10,6 +10,9 @@ FOLLOWS_CLIP = "clip"
 DEFAULT_WINDOW = FOLLOWS_CLIP
 # Training reads every frame of the window in each step, so windows of 30 s would take many times as long.
 ADAPTATION_WINDOW = FOLLOWS_CLIP
+# Chunks of 10 s, the last one filled up with zeros, as the scripts of MERTools cut waveforms.
+MERTOOLS_WINDOW = "mertools"
+MERTOOLS_SECONDS = 10
 
 
 def adaptation_window(checkpoint: CheckpointRef) -> str | None:
@@ -30,3 +33,17 @@ def audio_settings(checkpoint: CheckpointRef, window: str | None = None) -> dict
             "leave it out"
         )
     return {"sample_rate": SAMPLE_RATE, **({"window": window or DEFAULT_WINDOW} if valid else {})}
+
+
+def mertools_audio_settings(checkpoint: CheckpointRef) -> dict[str, Any]:
+    """Return the media settings of audio features as MERTools makes them.
+
+    Raises MertoolError for a Whisper, of which MERTools takes the decoder.
+    """
+    if checkpoint.family("audio").windows:
+        kind = checkpoint.config().get("model_type")
+        raise MertoolError(
+            f"--as-mertools: of '{checkpoint.name}' ({kind}) MERTools takes the decoder, which mertool does not run: "
+            "leave it out, or give an encoder of waveforms, such as hubert-large-zh"
+        )
+    return {"sample_rate": SAMPLE_RATE, "window": MERTOOLS_WINDOW}

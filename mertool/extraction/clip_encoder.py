@@ -20,6 +20,7 @@ from mertool.extraction.multi_adapter import MultiAdapterEncoder
 from mertool.extraction.plan import WorkItem
 from mertool.extraction.pooling import FeaturePooling
 from mertool.extraction.targets import StoreTarget
+from mertool.features import IMAGE_PROJECTION
 
 
 class PreparedClip(NamedTuple):
@@ -146,6 +147,8 @@ class EncoderAssets:
         )
         if (window := recipe.media.get("window")) is not None:
             encoder.set_window(window)
+        if recipe.media.get(IMAGE_PROJECTION):
+            encoder.use_projection()
         layers = tuple(sorted({layer for target in targets for layer in target.recipe.layers}))
         poolings = tuple(FeaturePooling(target.recipe, layers, _load_aligner(target, device)) for target in targets)
         adapted: Encoder | MultiAdapterEncoder = encoder

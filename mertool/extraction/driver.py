@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from mertool.errors import MertoolError
 from mertool.extraction.face_crops import FaceCropCache
+from mertool.extraction.items import list_job_items
 from mertool.extraction.job import ExtractionJob
-from mertool.extraction.plan import WorkItem, list_items, pending_items
+from mertool.extraction.plan import WorkItem, pending_items
 from mertool.extraction.progress import ExtractionStats, ProgressCallback
 from mertool.extraction.ray_backend import extract_on_ray
 from mertool.extraction.worker import ExtractionWorker
@@ -42,7 +43,7 @@ def extract_to_stores(manifest: Manifest, job: ExtractionJob, on_progress: Progr
         # All stores are opened, and so locked and checked, before the first clip is decoded. On an error the worker
         # ends first, and then each writer keeps what it has.
         writers = [stack.enter_context(target.open_writer()) for target in job.targets]
-        items = list_items(manifest, job.modality)
+        items = list_job_items(manifest, job)
         pending_of = [pending_items(items, writer.done, writer.failed) for writer in writers]
         pending_clips = {item.clip.clip for pending in pending_of for item in pending}
         cached = sum(item.clip.clip in writers[0].done for item in items if item.clip.clip not in pending_clips)

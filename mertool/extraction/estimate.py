@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mertool.extraction.face_crops import FaceCropCache
+from mertool.extraction.items import list_job_items
 from mertool.extraction.job import ExtractionJob
-from mertool.extraction.plan import WorkItem, list_items, pending_items
+from mertool.extraction.plan import WorkItem, pending_items
 from mertool.extraction.progress import ExtractionStats, no_progress
 from mertool.extraction.targets import StoreTarget
 from mertool.extraction.worker import ExtractionWorker
@@ -110,7 +111,7 @@ def _pending_items(manifest: Manifest, job: ExtractionJob) -> list[WorkItem]:
     """Return the items that a store of the job lacks; raise MertoolError for a store of another recipe."""
     for target in job.targets:
         target.check()
-    items = list_items(manifest, job.modality)
+    items = list_job_items(manifest, job)
     pending_of = [pending_items(items, *_stored_clips(target)) for target in job.targets]
     pending = {item.clip.clip for pending in pending_of for item in pending}
     return [item for item in items if item.clip.clip in pending]

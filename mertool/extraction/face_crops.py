@@ -10,7 +10,8 @@ import numpy as np
 from mertool.errors import ClipError, MertoolError
 from mertool.extraction.decoding import DecodedClip, DecodeResult
 from mertool.extraction.plan import WorkItem, is_known
-from mertool.features import Recipe
+from mertool.features import IMPORTED, Recipe
+from mertool.manifest import Manifest
 from mertool.store import ClipFeatures, Failure, FeatureStore, PartWriter, parts_folder
 
 
@@ -28,6 +29,13 @@ def crops_path_beside(output: Path, recipe: Recipe, shard: str = "") -> Path:
 def _fingerprint(path: Path) -> str:
     with FeatureStore(path) as store:
         return store.fingerprint
+
+
+def imported_items(manifest: Manifest, faces: Path) -> list[WorkItem]:
+    """Return a work item for each clip, whose digest is that of its imported face crops; no media are read."""
+    with FeatureStore(faces) as store:
+        signatures = store.signatures()
+    return [WorkItem(clip, signatures.get(clip.clip, ""), "video", reads_media=False) for clip in manifest.clips]
 
 
 class FaceCropCache:
@@ -67,13 +75,14 @@ class FaceCropCache:
                 yield self._stored(item)
             else:
                 missing.append(item)
-        for item, result in detect(missing):
+        for item, result in detect(missing) if missing else ():
             self._add(item, result)
             yield item, result
 
     def has(self, item: WorkItem) -> bool:
         """Return True if the store has crops of the clip, or the reason why there are none."""
-        return is_known(item, self._signatures, self._failures)
+        # Imported crops are all there is: those of other clips cannot be detected with the same settings.
+        return IMPORTED in self.recipe.media or is_known(item, self._signatures, self._failures)
 
     def has_all(self, items: Sequence[WorkItem]) -> bool:
         """Return True if no crop has to be detected and no part of a killed run waits to be merged."""
@@ -84,6 +93,8 @@ class FaceCropCache:
         if failure := self._failures.get(clip):
             return replace(item, digest=failure.digest), ClipError(failure.reason, failure.message)
         assert self._store is not None
+        if clip not in self._store.index:
+            return item, ClipError("no_face", f"{self.path} has no imported face crops of the clip")
         stats = self._media_stats[self._store.index[clip]]
         crops = DecodedClip(np.asarray(self._store.frames(clip)), **stats.to_dict())
         return replace(item, digest=self._signatures[clip]), crops

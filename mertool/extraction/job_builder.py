@@ -8,7 +8,7 @@ import torch
 
 from mertool import encoders
 from mertool.devices import dtype_name, resolve_device, resolve_dtype
-from mertool.encoders.windows import audio_settings
+from mertool.encoders.windows import audio_settings, mertools_audio_settings
 from mertool.errors import MertoolError
 from mertool.extraction.clip_encoder import EncoderAssets
 from mertool.extraction.decoding import DecoderLimits
@@ -16,6 +16,8 @@ from mertool.extraction.face_crops import crops_path_beside
 from mertool.extraction.job import ExtractionJob
 from mertool.extraction.targets import StoreTarget
 from mertool.features import (
+    IMAGE_PROJECTION,
+    IMPORTED,
     LAST_FOUR,
     PREPROCESSING_VERSIONS,
     Recipe,
@@ -101,7 +103,7 @@ def _faces_path(output: Path, options: ExtractOptions, suffix: str) -> Path | No
     with FeatureStore(options.faces) as store:
         if store.recipe.modality != "faces":
             raise MertoolError(f"{store.path} holds {store.recipe.modality}: --faces takes a store of `extract faces`")
-        if store.fingerprint != recipe.fingerprint:
+        if IMPORTED not in store.recipe.media and store.fingerprint != recipe.fingerprint:
             raise MertoolError(
                 f"{store.path} was made with other settings ({recipe.differences(store.recipe)}): give the same --fps, "
                 "or make it again with `mertool extract faces --overwrite`"
@@ -179,7 +181,7 @@ def _make_recipe(
     dtype = resolve_dtype(options.dtype, resolve_device(options.device))
     if options.dtype == "auto" and options.modality == "text" and encoders.stores_half_precision(checkpoint):
         dtype = torch.bfloat16  # a large language model in float32 would need twice the memory its authors used
-    layers = options.layers or DEFAULT_LAYERS[options.modality]
+    layers = options.layers or _default_layers(options)
     blocks = encoders.count_layers(checkpoint)
     sums_layers = layers == LAST_FOUR
     recipe = Recipe(
@@ -210,8 +212,12 @@ def _encoder_settings(
     options: ExtractOptions, checkpoint: encoders.CheckpointRef, adapter: Run | None
 ) -> dict[str, Any]:
     """Settings of decoding and of the encoder's window; an adapter needs the window on which it was trained."""
-    if options.modality != "audio":
+    if options.modality == "video":
+        return _video_settings(options, checkpoint)
+    if options.modality == "text":
         return _media_settings(options)
+    if options.as_mertools:
+        return mertools_audio_settings(checkpoint)
     window = options.whisper_window
     if adapter:
         trained_on = adapter.info["encoder"].get("window")
@@ -221,6 +227,27 @@ def _encoder_settings(
             )
         window = trained_on
     return audio_settings(checkpoint, window)
+
+
+def _default_layers(options: ExtractOptions) -> str:
+    is_mertools_audio = options.as_mertools and options.modality == "audio"
+    return LAST_FOUR if is_mertools_audio else DEFAULT_LAYERS[options.modality]
+
+
+def _video_settings(options: ExtractOptions, checkpoint: encoders.CheckpointRef) -> dict[str, Any]:
+    """Settings of the face crops, which are imported ones if `--faces` holds such, and of the image features."""
+    settings = _media_settings(options)
+    if options.faces and options.faces.exists():
+        with FeatureStore(options.faces) as store:
+            settings = dict(store.recipe.media) if IMPORTED in store.recipe.media else settings
+    if options.as_mertools:
+        if (kind := checkpoint.config().get("model_type")) != "clip":
+            raise MertoolError(
+                f"--as-mertools: encoder '{checkpoint.name}' ({kind}) is no CLIP with a projection: leave it out, or "
+                "give clip-vit-l14"
+            )
+        settings[IMAGE_PROJECTION] = True
+    return settings
 
 
 def _media_settings(options: ExtractOptions) -> dict[str, Any]:

@@ -14,20 +14,23 @@ class WorkItem:
     """A clip to extract.
 
     clip: the clip.
-    digest: of what is read of it: of its text, or the signature of its media, which the decoder process adds when it
-        has read the file.
+    digest: of what is read of it: of its text or its imported face crops, or the signature of its media, which the
+        decoder process adds when it has read the file.
     modality: which file of the clip is read.
+    reads_media: whether it is read from a file of the clip; texts and imported face crops are not.
     """
 
     clip: Clip
     digest: str = ""
     modality: str = "audio"
+    reads_media: bool = True
 
 
 def list_items(manifest: Manifest, modality: str) -> list[WorkItem]:
     """Return a work item for each clip; raise MertoolError if not one of the media files exists."""
     if modality == "text":
-        return [WorkItem(clip, digest_json(clip.text or "")[:32], modality) for clip in manifest.clips]
+        digests = (digest_json(clip.text or "")[:32] for clip in manifest.clips)
+        return [WorkItem(*pair, modality, reads_media=False) for pair in zip(manifest.clips, digests, strict=True)]
     _check_files_exist(manifest, modality)
     return [WorkItem(clip, modality=modality) for clip in manifest.clips]
 
@@ -59,7 +62,7 @@ def is_known(item: WorkItem, done: Mapping[str, str], failed: Mapping[str, Failu
 
 def is_unchanged(item: WorkItem, digest: str) -> bool:
     """Return True if what is read of a clip is what had this digest or signature, as a store keeps it."""
-    if item.modality == "text":
+    if not item.reads_media:
         return digest == item.digest
     return item.clip.is_unchanged(digest, item.modality)
 

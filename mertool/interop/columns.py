@@ -56,6 +56,13 @@ def read_label_table(path: Path) -> Annotations:
     return _read_rows(table, columns, ignored=("audio",))  # a manifest is a label table, too
 
 
+def read_annotations(table: Table) -> Annotations:
+    """Return whatever a table says of its clips; it needs no column but that of their names. Raises MertoolError."""
+    columns = find_columns(table)
+    require_columns(table, columns, "name")
+    return _read_rows(table, columns, ignored=("audio",))
+
+
 def read_transcript_table(path: Path, language: str | None = None) -> Annotations:
     """Read transcripts by clip from a CSV (`name,chinese,english`, `clip,text`, ...), without empty ones and NaN.
 

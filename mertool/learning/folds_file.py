@@ -9,7 +9,7 @@ import numpy as np
 
 from mertool.errors import MertoolError, combine_errors
 from mertool.files import digest_json, write_atomic
-from mertool.interop.emobox import read_emobox
+from mertool.interop.formats import emobox
 from mertool.learning.folds import Folds, make_folds, speaker_groups
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.options.shared import MAX_FOLDS
@@ -144,7 +144,7 @@ def _read_emobox_folders(folders: Iterable[Path]) -> list[dict[str, str]]:
     return [
         {"fold": folder.name.removeprefix(FOLD_FOLDER), "split": row.split or "", "file": row.name}
         for folder in folders
-        for row in read_emobox(folder).rows
+        for row in emobox.read_labels(folder).rows
     ]
 
 

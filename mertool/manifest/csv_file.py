@@ -58,8 +58,8 @@ def _read_row(cells: dict[str, str], folder: Path) -> tuple[Clip, list[str]]:
     name = normalize(cells["clip"])
     faults = clip_id_faults(name)
     paths = {column: folder / cells[column] if cells.get(column) else None for column in ("path", "audio")}
-    if not any(paths.values()) and not cells.get("text"):
-        faults.append("path is empty, and there is no text either")
+    if not any(paths.values()) and not any(cells.get(column) for column in ("text", "label", "split")):
+        faults.append("path is empty, and there is no text, label or split either")
     split = cells.get("split") or None
     if split and split not in SPLITS:
         faults.append(f"unknown split '{split}': {suggest(split, SPLITS)}valid: {', '.join(SPLITS)}")

@@ -60,6 +60,12 @@ class ExtractOptions(Options):
         only_for=("audio",),
         default_help="clip",
     )
+    as_mertools: bool = option(
+        False,
+        help="Features as the scripts of MERTools make them: of audio in chunks of 10 s, the last one filled up with "
+        "zeros, or of CLIP after its projection.",
+        only_for=("audio", "video"),
+    )
     adapter: Path | None = option(
         None,
         help="A finetune run; its training clips get the adapter that was trained without them.",
@@ -132,6 +138,12 @@ class ExtractOptions(Options):
             yield "--ray-address belongs to --engine ray"
         if self.engine == "ray" and self.device.startswith("cuda:"):
             yield f"--device {self.device} with --engine ray: each worker gets a GPU of its own, give cuda"
+        if self.as_mertools and self.adapter:
+            yield "--as-mertools: an adapter is used as it was trained, in windows of its own: leave out one of the two"
+        if self.as_mertools and self.whisper_window:
+            yield "--as-mertools: MERTools takes Whisper's decoder, which mertool does not run: leave it out"
+        if self.as_mertools and self.modality == "video" and self.layers not in (None, "last"):
+            yield f"--layers {self.layers}: the image features of --as-mertools follow the last layer: leave it out"
         if self.frames and self.pool == "none":
             yield "--frames: --pool none keeps frames in the output already; leave out one of the two"
         if self.aligner and self.pool != "mean":

@@ -26,7 +26,8 @@ class ManifestOptions(Options):
     partial: bool = option(False, help="Accept a corpus of which clips are missing.", group="Corpora")
     labels: Path | None = option(
         None,
-        help="Labels: CSV (name,label, ...), label-6way.npz of MERTools, or a .jsonl or fold folder of EmoBox.",
+        help="Labels: CSV (name,label, ...), label-6way.npz of MERTools, .pkl of MMSA, .jsonl or fold folder of "
+        "EmoBox, or a folder of Hugging Face datasets or audformat.",
     )
     transcripts: Path | None = option(None, help="Transcripts: CSV (name,chinese or clip,text).")
     language: str | None = option(

@@ -68,7 +68,7 @@ def test_every_fault_is_reported_at_once(tmp_path):
             "a,a.mp4,train,,\n"
             "a,b.mp4,tain,,\n"
             "x/y,c.mp4,,,\n"
-            "d,,test,,\n"
+            "d,,,,\n"
             "e,e.mp4,,soon,\n"
             "f,f.mp4,,3,2\n"
             "g,g.mp4,,-1,\n"
@@ -80,7 +80,7 @@ def test_every_fault_is_reported_at_once(tmp_path):
         "row 3: unknown split 'tain': did you mean 'train'? valid: train, dev, test, unlabelled",
         "row 3: clip id 'a' stands already in row 2",
         "row 4: clip id 'x/y' must be printable and hold no '/'",
-        "row 5: path is empty, and there is no text either",
+        "row 5: path is empty, and there is no text, label or split either",
         "row 6: start 'soon' is not a number of seconds",
         "row 7: start 3.0 and end 2.0: 0 <= start < end is needed",
         "row 8: start -1.0 and end None",

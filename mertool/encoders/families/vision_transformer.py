@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, CLIPVisionModel, SiglipVisionModel
+from transformers import AutoModel, CLIPVisionModelWithProjection, SiglipVisionModel
 
 from mertool.devices import to_device
 from mertool.encoders.base import Encoder
@@ -21,7 +21,7 @@ from mertool.encoders.pretrained import load_config, load_pretrained
 MODALITY = "video"
 MODEL_TYPES = ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "vit", "dinov2")
 OTHER_TYPES = True
-VISION_TOWERS: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+VISION_TOWERS: dict[str, Any] = {"clip": CLIPVisionModelWithProjection, "siglip": SiglipVisionModel}
 # More than a few frames do not fit a CPU's caches: a forward pass of 14 is a quarter slower per frame.
 MAX_FRAMES_PER_FORWARD = {"cpu": 4}
 MAX_FRAMES_PER_FORWARD_ON_GPU = 256
@@ -34,7 +34,12 @@ def load(folder: Path, *, device: torch.device, dtype: torch.dtype) -> "ImageEnc
     if not hasattr(getattr(config, "vision_config", config), "image_size"):
         raise ValueError(f"{config.model_type} does not take images")
     model_class = VISION_TOWERS.get(config.model_type, AutoModel)
-    model = load_pretrained(model_class, folder, device=device, dtype=dtype)
+    options: dict[str, Any] = {}
+    if model_class is CLIPVisionModelWithProjection:
+        # Of the two projection sizes in the configuration, the model as a whole has the one at its top.
+        options["config"] = config.vision_config
+        options["config"].projection_dim = config.projection_dim
+    model = load_pretrained(model_class, folder, device=device, dtype=dtype, **options)
     file = folder / "preprocessor_config.json"
     preprocessor = read_json(file) if file.exists() else {}
     return ImageEncoder(model, preprocessor=preprocessor, device=device, dtype=dtype)
@@ -57,6 +62,16 @@ class ImageEncoder(Encoder):
         self.mean = preprocessor.get("image_mean", DEFAULT_MEAN)
         self.std = preprocessor.get("image_std", DEFAULT_STD)
         self.dtype = dtype
+        self.projects = False
+
+    def use_projection(self) -> None:
+        """Return image features as CLIP compares them with texts: of the last layer, after LayerNorm and projection.
+
+        Raises MertoolError for a model without a projection.
+        """
+        if not hasattr(self.model, "visual_projection"):
+            super().use_projection()
+        self.projects, self.channels = True, int(self.model.visual_projection.out_features)
 
     def prepare(self, item: np.ndarray) -> torch.Tensor:
         """Resize crops (T, H, W, 3) to (T, 3, size, size), bicubic with antialiasing; all are uint8."""
@@ -88,8 +103,16 @@ class ImageEncoder(Encoder):
     def _forward(self, pixels: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
         with capture_hidden_states(self.blocks, layers) as states:
             self.model(self.normalize_pixels(pixels))
+        if self.projects:
+            class_token = self._final_norm(states[self.num_layers][:, 0])
+            return self.model.visual_projection(class_token).float()[None]
         tokens = stack_layers(states, layers)
         return tokens[:, :, 0] if self.has_class_token else tokens.mean(dim=2)
+
+    @property
+    def _final_norm(self) -> torch.nn.Module:
+        """The LayerNorm after the last block of a CLIP; its path differs between versions of transformers."""
+        return next(module for name, module in self.model.named_modules() if name.endswith("post_layernorm"))
 
 
 def _input_size(preprocessor: dict[str, Any]) -> int | None:

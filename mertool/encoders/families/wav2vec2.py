@@ -21,6 +21,7 @@ from mertool.encoders.families._wav2vec2_adaptable import AdaptableWav2Vec2
 from mertool.encoders.hidden_states import capture_hidden_states, remove_weight_norm, stack_layers
 from mertool.encoders.masked_group_norm import MaskedGroupNorm
 from mertool.encoders.pretrained import load_config, load_feature_extractor, load_pretrained
+from mertool.encoders.windows import MERTOOLS_SECONDS, MERTOOLS_WINDOW
 from mertool.errors import ClipError
 from mertool.features import SAMPLE_RATE
 
@@ -92,12 +93,25 @@ class Wav2Vec2FamilyEncoder(Encoder):
             samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + 1e-7)
         return samples
 
+    def set_window(self, window: str) -> None:
+        """Choose MERTOOLS_WINDOW in the place of the equal windows of `prepare`."""
+        if window == MERTOOLS_WINDOW:
+            self.window = window
+        else:
+            super().set_window(window)
+
     def prepare(self, item: np.ndarray) -> list[torch.Tensor]:
-        """Cut a waveform (n,) at 16 kHz into equal windows of at most 30 s. Raises ClipError too_short."""
+        """Cut a waveform (n,) at 16 kHz into equal windows of at most 30 s, or as MERTools does into chunks of 10 s.
+
+        Raises ClipError too_short.
+        """
         if self.num_frames(len(item)) < 1:
             raise ClipError("too_short", f"{len(item)} samples are too few for one frame")
         # Normalised before it is cut, so that loud and quiet windows keep their difference.
-        return list(self.normalize_waveform(item).tensor_split(-(-len(item) // (MAX_WINDOW_SECONDS * SAMPLE_RATE))))
+        samples = self.normalize_waveform(item)
+        if self.window == MERTOOLS_WINDOW:
+            return _zero_padded_chunks(samples, MERTOOLS_SECONDS * SAMPLE_RATE)
+        return list(samples.tensor_split(-(-len(item) // (MAX_WINDOW_SECONDS * SAMPLE_RATE))))
 
     def cost(self, prepared: list[torch.Tensor]) -> float:
         """Return seconds of audio."""
@@ -133,8 +147,23 @@ class Wav2Vec2FamilyEncoder(Encoder):
         finally:
             if self.masked_norm is not None:
                 self.masked_norm.lengths = None  # training calls the front end by itself, on clips of other lengths
+        if self.window == MERTOOLS_WINDOW and self.num_layers in states and self._has_final_norm:
+            # The scripts read `hidden_states` of transformers 4, whose last one has passed the final LayerNorm.
+            states[self.num_layers] = self.model.encoder.layer_norm(states[self.num_layers])
         stacked = stack_layers(states, layers)
         return [stacked[:, row, : self.num_frames(len(window))] for row, window in enumerate(windows)]
+
+    @property
+    def _has_final_norm(self) -> bool:
+        """Whether a LayerNorm follows the last block; in models of the other form it comes before the first one."""
+        return bool(getattr(self.model.config, "do_stable_layer_norm", False))
+
+
+def _zero_padded_chunks(samples: torch.Tensor, length: int) -> list[torch.Tensor]:
+    """Cut samples (n,) into chunks of `length`, the last one filled up with zeros; shorter samples stay as they are."""
+    if len(samples) <= length:
+        return [samples]
+    return list(torch.nn.functional.pad(samples, (0, -len(samples) % length)).split(length))
 
 
 def pad_waveforms(waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,7 @@
-"""Labels of MERTools (MER2023 to MER2026): `label-6way.npz` holds one pickled dict per corpus.
-
-While it is read, only the array constructors of NumPy are allowed, so that a manipulated file cannot run code.
-"""
+"""Labels of MERTools (MER2023 to MER2026): `label-6way.npz` holds one pickled dict per corpus."""
 
 import io
-import pickle
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +9,22 @@ import numpy as np
 
 from mertool.errors import MertoolError
 from mertool.interop.annotations import Annotation, Annotations
+from mertool.interop.pickles import UNREADABLE, load_pickle
 from mertool.manifest import SPLITS
 
+TITLE = "label-6way.npz of MERTools"
 TRAIN_CORPORA = ("train_corpus", "whole_corpus")
 CORPUS_SUFFIX = "_corpus"
 PLACEHOLDER = "neutral"
 MAX_CORPUS_BYTES = 256 << 20
-ALLOWED_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-# Raised by zipfile, zlib, the header of NumPy and the unpickler for a damaged file, or one of another kind.
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    OSError,
-    IndexError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    OverflowError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
-def read_npz(path: Path) -> Annotations:
+def recognises(path: Path) -> bool:
+    """Return whether a path is that of an npz file."""
+    return path.suffix.lower() == ".npz"
+
+
+def read_labels(path: Path) -> Annotations:
     """Return the labels and splits of an npz of MERTools: those of its training, validation and test corpora.
 
     Test clips whose labels are not public have the placeholder `neutral`; a test or validation corpus that has nothing
@@ -114,15 +89,6 @@ def _label_of(entry: dict[str, Any]) -> str:
     return str(label)
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    """An unpickler that knows ALLOWED_GLOBALS alone."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, which labels do not need: refused")
-        return super().find_class(module, name)
-
-
 def _unpickle_dict(data: bytes) -> dict[str, dict[str, Any]]:
     """Return the dict in a 0-d object array in npy form; `numpy.load` would run any code in it."""
     stream = io.BytesIO(data)
@@ -131,5 +97,5 @@ def _unpickle_dict(data: bytes) -> dict[str, dict[str, Any]]:
     shape, _, dtype = reader(stream)
     if shape != () or not dtype.hasobject:
         raise TypeError(f"an array of shape {shape} and type {dtype} where a dict was expected")
-    array = _RestrictedUnpickler(stream).load()
+    array = load_pickle(stream, "labels")
     return array.item() if isinstance(array, np.ndarray) else array

@@ -12,6 +12,7 @@ from mertool.manifest import SPLITS
 from mertool.tables import read_text
 from mertool.untrusted import parse_json
 
+TITLE = "a .jsonl or fold folder of EmoBox"
 SUFFIXES = (".jsonl", ".json")
 LABEL_MAP = "label_map.json"
 VALID = (
@@ -21,7 +22,12 @@ VALID = (
 SPLIT_IN_NAME = re.compile(r"_(train|valid|val|dev|test\d?)_fold_\w+$")
 
 
-def read_emobox(path: Path) -> Annotations:
+def recognises(path: Path) -> bool:
+    """Return whether a path is that of a JSON file or a folder."""
+    return path.is_dir() or path.suffix.lower() in SUFFIXES
+
+
+def read_labels(path: Path) -> Annotations:
     """Return the labels of a file, or the labels and splits of a fold's folder, or the labels of a corpus' folder.
 
     Clips are named by their `wav`, whose folders need not be those of this machine. Labels are mapped by
