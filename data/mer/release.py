@@ -149,7 +149,7 @@ def _find_audio(folder: Path, year: Year, names: Sequence[str]) -> tuple[dict[st
 
 def _read_label_of(path: Path, year: Year) -> dict[str, str]:
     """Return the label of each training clip in the words of the challenge."""
-    labels = {clip_id(name): label for name, label in read_labels(path).labelled().items()}
+    labels = {clip_id(name): row.label for name, row in read_labels(path).labelled().items() if row.label}
     if unknown := describe_unknown_labels(labels.values(), year.classes):
         raise MertoolError(f"{path}: {unknown}")
     return {name: str(canonical_label(label, year.classes)) for name, label in labels.items()}
