@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fixtures.run_files import files_of
 
 from mertool.adapters.blocks import AdaptableBlocks
 from mertool.adapters.methods import load_mean_offsets
@@ -367,10 +368,6 @@ def test_a_killed_run_resumes_and_equals_an_undisturbed_one(manifest, finetune, 
         assert same(adapter(tmp_path / "whole", name), adapter(tmp_path / "killed", name))
     assert (tmp_path / "whole" / "held_out.csv").read_text() == (tmp_path / "killed" / "held_out.csv").read_text()
     assert not (tmp_path / ".killed.unfinished").exists()
-
-
-def files_of(run):
-    return {str(file.relative_to(run)): file.read_bytes() for file in sorted(run.rglob("*")) if file.is_file()}
 
 
 @pytest.fixture

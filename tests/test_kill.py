@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from fixtures.run_files import files_of
 
 from mertool.features import Recipe
 from mertool.files import write_atomic
@@ -336,13 +337,13 @@ def test_finetune_of_a_whisper_killed_while_its_frozen_layers_are_written(warm, 
         (parts,) = cache.glob("*.parts")
         assert len(list(parts.glob("part-*.h5"))) == n_parts
     warm.done(*arguments)
-    resumed = {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    resumed = files_of(run)
     (store,) = cache.glob("*.h5")
     resumed_layers = content(store)
     for folder in (run, cache):
         shutil.rmtree(folder)
     warm.done(*arguments)
-    assert {file.relative_to(run): file.read_bytes() for file in run.rglob("*") if file.is_file()} == resumed
+    assert files_of(run) == resumed
     assert content(store) == resumed_layers
     assert not list(cache.glob("*.parts"))
 

@@ -12,6 +12,7 @@ from mertool.corpora import corpus_names
 from mertool.learning.folds_file import read_folds
 from mertool.learning.labelled_clips import LabelledClips
 from mertool.manifest import Manifest
+from mertool.targets import Classes
 
 RAVDESS = Path(__file__).parents[3] / "shared" / "data" / "ravdess"
 
@@ -27,7 +28,7 @@ def test_the_folds_of_a_corpus_are_read_by_folds(iemocap, tmp_path, call):
     summary = json.loads(result.stdout)
     assert summary["folds"] == str(tmp_path / "clips.folds.csv")
     assert summary["classes"] == ["angry", "happy", "neutral", "sad"]
-    examples = LabelledClips.from_manifest(Manifest.read(tmp_path / "clips.csv"), tuple(summary["classes"]))
+    examples = LabelledClips.from_manifest(Manifest.read(tmp_path / "clips.csv"), Classes(tuple(summary["classes"])))
     folds = read_folds(tmp_path / "clips.folds.csv", examples)
     assert folds.count == 2
     assert folds.fold_of.tolist() == [0, 0, 0, 1, 1]
@@ -117,7 +118,7 @@ def test_real_ravdess_has_the_labels_and_folds_of_its_tables(tmp_path, call):
         assert clip.label == names.get(row["label"], row["label"])
         assert (clip.speaker, clip.gender[0]) == (row["speaker"], row["gender"])
     classes = tuple(sorted({clip.label for clip in manifest.clips}))
-    examples = LabelledClips.from_manifest(manifest, classes)
+    examples = LabelledClips.from_manifest(manifest, Classes(classes))
     ours = read_folds(tmp_path / "clips.folds.csv", examples)
     emobox = read_folds(RAVDESS / "emobox_folds.csv", examples)
     assert np.array_equal(ours.fold_of, emobox.fold_of)
