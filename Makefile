@@ -16,7 +16,7 @@ WEIGHTS ?= ../weights
 help:
 	@echo "make setup   the environment .venv, from constraints.txt"
 	@echo "make demo    the whole pipeline on the clips of data/demo, into $(DEMO)"
-	@echo "make test    the quick tests (at most 8 minutes on two cores)"
+	@echo "make test    the quick tests (about 10 minutes on two cores)"
 	@echo "make test-slow   tests that kill processes, fill disks, start Ray or torchrun, or run for long"
 	@echo "make lint    style, format and types"
 	@echo "make docs    the command reference docs/reference.md, from the declarations of the options"
