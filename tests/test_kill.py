@@ -288,6 +288,20 @@ def all_clips(demo: Path) -> list[str]:
     return [line.split(",")[0] for line in lines]
 
 
+def extract_undisturbed_and_killed(warm, folder, modality, source, options, *, kills, seed):
+    """Return the content of a store that was extracted in one run, and of one whose runs were killed.
+
+    In between, a reader finds no clip of the killed store, or all of them.
+    """
+    undisturbed, path = folder / "undisturbed.h5", folder / "killed.h5"
+    seconds = warm.done("extract", modality, source, "-o", undisturbed, *options)
+    arguments = ["extract", modality, source, "-o", path, *options]
+    landed, readings = kill_until_done(warm, path, arguments, kills=kills, seed=seed, seconds=seconds)
+    assert landed >= 1
+    assert readings <= {(), tuple(ids_for_a_reader(path))}
+    return content(undisturbed), content(path)
+
+
 @pytest.mark.slow
 def test_extract_audio_killed(warm, tmp_path, demo, tiny_encoders):
     clips = [*all_clips(demo)[:30], "spk04_011", "spk05_001"]
@@ -311,13 +325,8 @@ def test_extract_audio_killed(warm, tmp_path, demo, tiny_encoders):
 def test_extract_audio_of_a_whisper_killed(window, warm, tmp_path, demo, tiny_encoders):
     source = manifest_of(tmp_path, demo, [*all_clips(demo)[:8], "spk04_011", "spk05_001"])
     options = ["--encoder", tiny_encoders["whisper"], "--whisper-window", window, "--max-failed", 1, "--workers", 1]
-    seconds = warm.done("extract", "audio", source, "-o", tmp_path / "undisturbed.h5", *options)
-    path = tmp_path / "killed.h5"
-    arguments = ["extract", "audio", source, "-o", path, *options]
-    landed, readings = kill_until_done(warm, path, arguments, kills=3, seed=4, seconds=seconds)
-    assert landed >= 1
-    assert readings <= {(), tuple(ids_for_a_reader(path))}
-    assert content(path) == content(tmp_path / "undisturbed.h5")
+    undisturbed, killed = extract_undisturbed_and_killed(warm, tmp_path, "audio", source, options, kills=3, seed=4)
+    assert killed == undisturbed
 
 
 @pytest.mark.slow
@@ -355,13 +364,7 @@ def test_extract_video_frames_killed(warm, tmp_path, demo, tiny_encoders):
     faces = tmp_path / "faces" / "faces.h5"
     warm.done("extract", "faces", source, "-o", faces, "--fps", 2, "--max-failed", 1)
     options = ["--encoder", tiny_encoders["clip"], "--pool", "none", "--faces", faces, "--fps", 2, "--max-failed", 1]
-    seconds = warm.done("extract", "video", source, "-o", tmp_path / "undisturbed.h5", *options)
-    path = tmp_path / "killed.h5"
-    arguments = ["extract", "video", source, "-o", path, *options]
-    landed, readings = kill_until_done(warm, path, arguments, kills=2, seed=2, seconds=seconds)
-    assert landed >= 1
-    assert readings <= {(), tuple(ids_for_a_reader(path))}
-    undisturbed, killed = content(tmp_path / "undisturbed.h5"), content(path)
+    undisturbed, killed = extract_undisturbed_and_killed(warm, tmp_path, "video", source, options, kills=2, seed=2)
     assert {row[3] for row in undisturbed["failures"]} == {"no_face", "unreadable"}
     assert killed == undisturbed
 

@@ -139,8 +139,8 @@ class Bundle:
         if IMPORTED in spec.recipe.media:
             raise MertoolError(
                 f"features '{spec.name}' of {self.run.folder} were imported from {spec.recipe.media[IMPORTED]}, which "
-                "says not how they were made: fuse predicts the clips of the split test from such features; for raw "
-                "clips, fuse features that `mertool extract` made"
+                "does not say how they were made: fuse predicts the clips of the split test from such features; for "
+                "raw clips, fuse features that `mertool extract` made"
             )
         return self._find(spec, "encoder", digest=spec.recipe.weights, modality=spec.modality)
 

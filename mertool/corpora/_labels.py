@@ -14,7 +14,7 @@ MER_CLASS_OF = {**{name: name for name in EMOTIONS}, "calm": "neutral", "excited
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """How labels become classes.
+    """The classes of a corpus, and the mapping of its labels to them.
 
     Attributes:
         classes: In index order.

@@ -61,7 +61,7 @@ class LabelledClips:
 
     @property
     def strata(self) -> np.ndarray:
-        """What folds are stratified by (N,): the class, or the fifth of the clips that a number is in."""
+        """Strata of the clips (N,) for folds: the class, or the fifth of the clips that a number is in."""
         if self.labels.dtype.kind != "f":
             return self.labels
         ends = np.quantile(self.labels, np.arange(1, N_STRATA) / N_STRATA)

@@ -12,7 +12,7 @@ from mertool.options.shared import check_classes
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestOptions(Options):
-    """What is known of the clips of a folder: a corpus by name, or files with labels, transcripts and speakers."""
+    """Sources of labels, transcripts and speakers for the clips of a folder: a corpus by name, or files of labels."""
 
     corpus: str | None = option(
         None,

@@ -15,7 +15,7 @@ from mertool.report.render import render_latex, render_markdown, render_page
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """What a report says, and where it is.
+    """The content of a report and the paths of its files.
 
     document: all of its content as JSON. files: the page, the JSON, LaTeX tables, the model card, the checklist.
     """
